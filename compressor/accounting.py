@@ -1,0 +1,75 @@
+"""What a model costs on paper: parameters, bytes and FLOPs, counted on the skeleton, without weights."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressor.loading import ModelFolder
+
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Theoretical size and work of a model.
+
+    Attributes:
+        parameters: all parameters, tied ones once.
+        bytes: bytes of those parameters in the dtype they are stored in.
+        flops: floating-point operations of one forward pass over one sample (`length` tokens, or one image).
+    """
+
+    parameters: int
+    bytes: int
+    flops: int
+
+
+def count_flops(model: ModelFolder, length: int) -> int:
+    """Return the FLOPs of one forward pass over one sample: matrix products, convolutions and attention.
+
+    A multiplication and an addition count as two. For images `length` is ignored.
+    """
+    skeleton = model.skeleton()
+    torch.nn.Module.to(skeleton, "meta")  # transformers wraps `to` without types
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        skeleton(**_meta_inputs(model, length))
+    return int(counter.get_total_flops())
+
+
+def _meta_inputs(model: ModelFolder, length: int) -> dict[str, torch.Tensor]:
+    if model.task == "image-classification":
+        size = model.config.image_size
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        return {"pixel_values": torch.empty(1, model.config.num_channels, height, width, device="meta")}
+    return {"input_ids": torch.zeros(1, length, dtype=torch.long, device="meta")}
+
+
+def count_cost(model: ModelFolder, length: int, dtype: str = "float32") -> Cost:
+    """Return all three figures for parameters stored as `dtype`."""
+    return Cost(model.parameters, model.parameters * _DTYPE_BYTES[dtype], count_flops(model, length))
+
+
+def default_length(model: ModelFolder, wanted: int | None) -> int:
+    """Return the tokens per sample: what is wanted, at most what the model's positions allow (512 when not stated)."""
+    limit = int(getattr(model.config, "max_position_embeddings", 0) or 512)
+    return min(wanted or 512, limit)
+
+
+def peak_memory() -> int:
+    """Return the highest resident memory of this process so far, bytes.
+
+    Linux tells it of the program itself; what `getrusage` tells there may be the parent's, inherited over fork.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

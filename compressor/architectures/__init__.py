@@ -1,0 +1,44 @@
+"""Model families as small tables of paths and facts; one file per family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from compressor.architectures import bert, llama, opt, vit
+from compressor.architectures.family import Attention, Family, FeedForward, Slot
+from compressor.architectures.shapes import LayerShape, Shapes, read_shapes, shape_section
+from compressor.errors import ModelError
+
+__all__ = [
+    "Attention",
+    "FAMILIES",
+    "Family",
+    "FeedForward",
+    "LayerShape",
+    "Shapes",
+    "Slot",
+    "family_of",
+    "read_shapes",
+    "shape_section",
+]
+
+FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *opt.FAMILIES, *bert.FAMILIES, *vit.FAMILIES)
+
+
+def family_of(config: Any) -> Family:
+    """Return the family that covers a transformers `config`.
+
+    Raises:
+        ModelError: no family does; the message lists those that are covered and what to add.
+    """
+    for family in FAMILIES:
+        if config.model_type in family.model_types:
+            if not getattr(config, "do_layer_norm_before", True):
+                return replace(family, residual="post", final_norm=None)
+            return family
+    covered = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
+    raise ModelError(
+        f"model_type {config.model_type!r} in config.json is not covered; covered are: {covered}",
+        hint="A new family is one table in compressor/architectures/ (see CONTRIBUTING.md, 'Add an architecture').",
+    )

@@ -1,0 +1,130 @@
+"""The words in which a model family is described: where its parts are, and how they are joined.
+
+A family is data. Paths are dotted module paths; those of a block are relative to the block, the others to the base
+model (`model`, `bert`, …), whose name a task model prepends. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+NormKind = Literal["rms", "layer"]
+Residual = Literal["pre", "post", "parallel"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One logical matrix; several can be stacked in one stored matrix.
+
+    Attributes:
+        path: module that holds the weight.
+        part: which of `parts` equal row groups of the stored matrix this is (Phi-3's gate_up: part 0 and 1 of 2).
+        parts: how many logical matrices share the stored one.
+    """
+
+    path: str
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention half of a block.
+
+    Attributes:
+        norm: norm before attention (`pre`, `parallel`) or after its residual sum (`post`).
+        module: the attention module itself.
+        query: reader of queries; key and value alike.
+        key: reader of keys.
+        value: reader of values.
+        output: the writer back to the residual stream.
+        layout: how fused readers are stacked: one after another, or per head (NeoX).
+    """
+
+    norm: str
+    module: str
+    query: Slot
+    key: Slot
+    value: Slot
+    output: str
+    layout: Literal["separate", "stacked", "per_head"] = "separate"
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Paths of the modules that read the normed stream, each once, in order."""
+        return tuple(dict.fromkeys(slot.path for slot in (self.query, self.key, self.value)))
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The feed-forward half of a block.
+
+    Attributes:
+        norm: norm before it (`pre`, `parallel`) or after its residual sum (`post`).
+        readers: matrices whose output rows are the channels; in a gated FFN the gate comes first.
+        writer: matrix whose input columns are the channels.
+        module: the module that maps the normed stream to the writer's output; without one, `activation` is set.
+        activation: activation module, where the block itself chains reader, activation and writer (OPT).
+    """
+
+    norm: str
+    readers: tuple[Slot, ...]
+    writer: str
+    module: str | None
+    activation: str | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether channels are products of a gate and an up projection."""
+        return len(self.readers) == 2
+
+    @property
+    def reader_paths(self) -> tuple[str, ...]:
+        """Paths of the modules that read the normed stream, each once, in order."""
+        return tuple(dict.fromkeys(slot.path for slot in self.readers))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: family name, as users see it.
+        model_types: values of `model_type` in config.json that it covers.
+        tasks: tasks that it is covered for; the first is what `auto` means without a head in config.json.
+        blocks: module list of the blocks.
+        embeddings: writers to the residual stream before the first block (token, position, class token).
+        embedding_biases: vector parameters and biases that write to the stream there (patch projection, class token).
+        final_norm: norm after the last block, None where there is none.
+        heads: modules, relative to the task model, that read the final stream.
+        attention: the attention half.
+        ffn: the feed-forward half.
+        norm: kind of norm.
+        norm_offset: what is added to a stored norm weight before use (Gemma: 1).
+        residual: where norms stand relative to the residual sums.
+        explicit_head_dim: whether config.json can state a head_dim different from hidden_size / heads.
+        width_key: config key of the FFN width.
+        head_count_attributes: attributes of the attention module that hold (heads, key-value heads), if it reads any.
+        transposed: whether linear weights are stored [in, out] (GPT-2's Conv1D).
+        rotary: whether positions enter by rotating queries and keys.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    tasks: tuple[str, ...]
+    blocks: str
+    embeddings: tuple[str, ...]
+    final_norm: str | None
+    heads: tuple[str, ...]
+    attention: Attention
+    ffn: FeedForward
+    norm: NormKind = "rms"
+    norm_offset: float = 0.0
+    residual: Residual = "pre"
+    explicit_head_dim: bool = True
+    width_key: str = "intermediate_size"
+    embedding_biases: tuple[str, ...] = ()
+    head_count_attributes: tuple[str | None, str | None] = (None, None)
+    transposed: bool = False
+    rotary: bool = True

@@ -1,0 +1,227 @@
+"""Tensors on disk: safetensors files read one tensor at a time and written without holding the model.
+
+The safetensors layout is eight bytes of header length (little endian), the JSON header, then the raw tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor._lazy import lazy
+from compressor.errors import ModelError
+
+torch = lazy("torch")
+safetensors = lazy("safetensors")
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+           "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
+_CODES = {name: code for code, name in _DTYPES.items()}
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: its file, its name there, its shape and its torch dtype name."""
+
+    file: Path
+    stored: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor on disk."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * int(getattr(torch, self.dtype).itemsize)
+
+
+class Checkpoint:
+    """The tensors of a model folder, under the names that the module gives them."""
+
+    def __init__(self, entries: Mapping[str, Entry], store_dtype: str | None = None) -> None:
+        """Take entries keyed by module name; `store_dtype` stands for the dtype of floating-point tensors."""
+        self._entries = dict(entries)
+        self._store_dtype = store_dtype
+        self._open: dict[Path, Any] = {}
+        self._stack = ExitStack()
+
+    def names(self) -> list[str]:
+        """Return all names, in the order of the files."""
+        return list(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a tensor of that name is there."""
+        return name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """Return where `name` lies.
+
+        Raises:
+            ModelError: there is no such tensor.
+        """
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ModelError(f"the checkpoint has no tensor {name!r}") from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of `name`."""
+        return self.entry(name).shape
+
+    def dtype(self, name: str) -> Any:
+        """Return the torch dtype in which `name` is stored, or will be once it is changed."""
+        stored = getattr(torch, self.entry(name).dtype)
+        return getattr(torch, self._store_dtype) if self._store_dtype and stored.is_floating_point else stored
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.bytes for entry in self._entries.values())
+
+    def tensor(self, name: str) -> Any:
+        """Read one tensor.
+
+        Raises:
+            ModelError: there is no such tensor, or its file is damaged.
+        """
+        entry = self.entry(name)
+        try:
+            if entry.file not in self._open:
+                handle = safetensors.safe_open(str(entry.file), framework="pt")
+                self._open[entry.file] = self._stack.enter_context(handle)
+            return self._open[entry.file].get_tensor(entry.stored)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise ModelError(f"{entry.file.name}: cannot read tensor {entry.stored!r}: {error}") from error
+
+    def close(self) -> None:
+        """Release the mapped files; a later read maps them again."""
+        self._open.clear()
+        self._stack.close()
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """Return the tensors that a safetensors file states, checked against its length.
+
+    Raises:
+        ModelError: the file is missing, truncated, or not safetensors.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(size - 8, _MAX_HEADER):
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = max((item["data_offsets"][1] for item in header.values()), default=0)
+        if 8 + length + end != size:
+            raise ValueError(f"the header promises {8 + length + end} bytes, the file has {size}")
+        return {name: Entry(file, name, tuple(item["shape"]), _DTYPES[item["dtype"]]) for name, item in header.items()}
+    except FileNotFoundError:
+        raise ModelError(f"{file.name}: no such file in {file.parent.name}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelError(
+            f"{file.name} is not a whole safetensors file: {error}", hint="Download or copy the model again."
+        ) from error
+
+
+def stored_entries(folder: Path) -> dict[str, Entry]:
+    """Return all tensors of a model folder under their stored names, from one file or from the shards of an index.
+
+    Raises:
+        ModelError: there is no safetensors file, a shard is missing or damaged, or the index points outside the folder.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE).is_file():
+            return read_header(folder / SINGLE)
+        others = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
+        raise ModelError(
+            f"{folder}: no {SINGLE} and no {INDEX}" + (f" (found {', '.join(others)})" if others else ""),
+            hint="Only safetensors weights are read; pickle files (.bin, .pt) never are. Convert the model first.",
+        )
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(file) for file in shards.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{INDEX} cannot be read: {error}") from error
+    if outside := [file for file in files if Path(file).name != file]:
+        raise ModelError(f"{INDEX} points outside the model folder: {outside[0]!r}")
+    entries: dict[str, Entry] = {}
+    for file in sorted(files):
+        entries.update(read_header(folder / file))
+    if missing := sorted(set(shards) - set(entries)):
+        raise ModelError(f"{INDEX} names tensors that no shard holds: {', '.join(missing[:3])}")
+    return entries
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One tensor to be written: its stored name, dtype, shape, and the function that makes it when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], Any]
+
+
+def write_safetensors(file: Path, plans: Iterable[Plan]) -> str:
+    """Write tensors one after another, sorted by name; return the sha256 of the file.
+
+    The file appears under its name only when it is whole. Same tensors give the same bytes.
+
+    Raises:
+        ModelError: a tensor turns out to have another shape than planned.
+    """
+    ordered = sorted(plans, key=lambda plan: plan.name)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for plan in ordered:
+        size = Entry(file, plan.name, plan.shape, plan.dtype).bytes
+        header[plan.name] = {
+            "dtype": _CODES[plan.dtype],
+            "shape": list(plan.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    part = file.with_name(file.name + ".part")
+    with part.open("wb") as stream:
+        for piece in (struct.pack("<Q", len(text)), text):
+            stream.write(piece)
+            digest.update(piece)
+        for plan in ordered:
+            raw = _raw(plan)
+            stream.write(raw)
+            digest.update(raw)
+    part.replace(file)
+    return digest.hexdigest()
+
+
+def _raw(plan: Plan) -> memoryview:
+    tensor = plan.make().detach().to("cpu", getattr(torch, plan.dtype)).contiguous()
+    if tuple(tensor.shape) != plan.shape:
+        raise ModelError(f"tensor {plan.name} has shape {tuple(tensor.shape)}, not {plan.shape} as planned")
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def sha256_of(file: Path) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

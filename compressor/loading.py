@@ -1,0 +1,312 @@
+"""From a folder or a hub id to a model: its config, family, tensors and skeleton. Nothing is unpickled or executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils import logging as transformers_logging
+
+from compressor.architectures import Family, Shapes, family_of, read_shapes, shape_section
+from compressor.checkpoint import Checkpoint, Entry, stored_entries
+from compressor.errors import ModelError
+from compressor.skeleton import build_skeleton
+
+TASK_OF_CLASS = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForImageClassification": "image-classification",
+    "ForImageClassificationWithTeacher": "image-classification",
+    "ForSequenceClassification": "text-classification",
+}
+HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/*"]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: a plain Hugging Face folder, or a compressed one of ours.
+
+    Attributes:
+        path: the folder.
+        config: its transformers config.
+        family: the table of its family.
+        task: what the model is loaded for.
+        shapes: true widths, layer by layer.
+        store_dtype: torch dtype name in which changed weights are stored; None keeps the dtype of each tensor.
+    """
+
+    path: Path
+    config: PretrainedConfig
+    family: Family
+    task: str
+    shapes: Shapes
+    store_dtype: str | None = None
+
+    @cached_property
+    def weights(self) -> Checkpoint:
+        """The tensors, under the names that the skeleton's state_dict gives them.
+
+        Raises:
+            ModelError: files are missing or damaged, tensors are missing, or shapes differ from config.json.
+        """
+        model = self.skeleton()
+        entries = module_entries(model, stored_entries(self.path))
+        check_entries(model, entries, tied=self.shapes.tied)
+        return Checkpoint(entries, self.store_dtype)
+
+    @cached_property
+    def parameters(self) -> int:
+        """The number of parameters that config.json describes, tied weights counted once; reads no weights."""
+        return sum(int(parameter.numel()) for parameter in self.skeleton().parameters())
+
+    def skeleton(self) -> PreTrainedModel:
+        """Return the module with meta parameters of the true shapes, buffers real, in eval mode."""
+        return build_skeleton(self.config, self.family, self.task, self.shapes)
+
+    def load(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """Return the whole model in memory with its weights in `dtype`."""
+        model = self.skeleton()
+        materialise(model, self.weights, dtype=dtype)
+        return model
+
+    def with_shapes(self, shapes: Shapes) -> ModelFolder:
+        """Return the same folder's description with other shapes: a model that is not there yet."""
+        return replace(self, shapes=shapes)
+
+
+def module_entries(model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
+    """Return checkpoint entries under module names; transformers' own renaming rules translate the stored ones.
+
+    Raises:
+        ModelError: the checkpoint stores tensors in a form that needs more than a renaming.
+    """
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    names = cast("dict[str, Any]", dict(model.state_dict()))
+    entries = {}
+    for name, entry in stored.items():
+        renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
+        if converter is not None:
+            raise ModelError(f"{entry.file.name}: tensor {name!r} is stored in a form that must be converted first")
+        if renamed in names:
+            entries[renamed] = entry
+    return entries
+
+
+def check_entries(model: PreTrainedModel, entries: dict[str, Entry], *, tied: bool) -> None:
+    """Compare a checkpoint with a skeleton.
+
+    Raises:
+        ModelError: tensors are missing, or have other shapes than config.json states.
+    """
+    missing, different = [], []
+    head = model.get_output_embeddings()
+    for name, tensor in model.state_dict().items():
+        if name not in entries:
+            if not (tied and head is not None and name == _name_of(model, head) + ".weight"):
+                missing.append(name)
+        elif entries[name].shape != tuple(tensor.shape):
+            different.append(f"{name} is {list(entries[name].shape)}, config.json says {list(tensor.shape)}")
+    if missing:
+        raise ModelError(
+            f"{len(missing)} tensors are missing from the checkpoint: {', '.join(missing[:4])}",
+            hint="The checkpoint is incomplete or of another task; set model.task.",
+        )
+    if different:
+        raise ModelError(f"{len(different)} tensors do not have the shape that config.json states: {different[0]}")
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    found: str = next(name for name, module in model.named_modules() if module is wanted)
+    return found
+
+
+def materialise(
+    module: nn.Module,
+    weights: Checkpoint,
+    *,
+    prefix: str = "",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    skip: Iterable[str] = (),
+) -> None:
+    """Read the tensors of `module`, known in the checkpoint under `prefix`, into its parameters, in place.
+
+    Tensors under a path in `skip` stay as they are. A tied head receives the embedding's parameter.
+
+    Raises:
+        ModelError: a tensor cannot be read or holds NaN or infinity.
+    """
+    skipped = tuple(skip)
+    for path, child in list(module.named_modules()):
+        if any(path == s or path.startswith(s + ".") for s in skipped):
+            continue
+        for name, old in list(child.named_parameters(recurse=False)):
+            full = f"{prefix}{path}.{name}" if path else f"{prefix}{name}"
+            if full not in weights:
+                continue
+            tensor = weights.tensor(full).to(device=device, dtype=dtype)
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"tensor {full} holds NaN or infinite values", hint="The checkpoint is damaged.")
+            child.register_parameter(name, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    if isinstance(module, PreTrainedModel):
+        _tie(module)
+
+
+def _tie(model: PreTrainedModel) -> None:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight.is_meta and not embedding.weight.is_meta:
+        head.weight = embedding.weight
+
+
+def release(module: nn.Module) -> None:
+    """Drop the weights of a module: its parameters go back to the meta device."""
+    for child in module.modules():
+        for name, old in list(child.named_parameters(recurse=False)):
+            child.register_parameter(name, nn.Parameter(old.data.to("meta"), requires_grad=False))
+
+
+def resolve_path(model: str, *, revision: str | None = None) -> Path:
+    """Return the local folder of a model: `demo`, a folder, or a hub id whose needed files are then downloaded.
+
+    Raises:
+        ModelError: there is no such folder, and the hub does not have it or cannot be reached.
+    """
+    if model == "demo":
+        from compressor.demo import MODEL_DIR
+
+        return Path(MODEL_DIR)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise ModelError(f"{model}: no such folder", hint="Give a local model folder or a hub id such as owner/name.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_PATTERNS))
+    except Exception as error:
+        raise ModelError(
+            f"{model}: neither a local folder nor a model that the hub gives: {type(error).__name__}",
+            hint="Check the name and the network; gated models need HF_TOKEN. A local folder works offline.",
+        ) from error
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Read config.json.
+
+    Raises:
+        ModelError: it is missing, is not a config, or asks for remote code that was not allowed.
+    """
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json", hint="Give the folder of a Hugging Face model.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file.name} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or "model_type" not in raw:
+        raise ModelError(f"{folder}: config.json names no model_type")
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        kind = raw.pop("model_type")
+        if trust_remote_code:
+            return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=True))
+        config: PretrainedConfig = AutoConfig.for_model(kind, **{k: v for k, v in raw.items() if k != "auto_map"})
+        return config
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError) as error:
+        raise ModelError(f"config.json is not a config that transformers understands: {error}") from error
+    except Exception as error:  # transformers validates configs with huggingface_hub's own error classes
+        raise ModelError(f"config.json: {type(error).__name__}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def task_of(config: PretrainedConfig, family: Family, task: str = "auto") -> str:
+    """Return the task a model is loaded for.
+
+    Raises:
+        ModelError: the family is not covered for the task that was asked for.
+    """
+    if task == "auto":
+        found = [
+            kind for name in config.architectures or [] for end, kind in TASK_OF_CLASS.items() if name.endswith(end)
+        ]
+        task = found[0] if found and found[0] in family.tasks else family.tasks[0]
+    if task not in family.tasks:
+        raise ModelError(
+            f"model.task: {task!r} is not covered for {family.name}; allowed: {', '.join(('auto', *family.tasks))}"
+        )
+    return task
+
+
+def open_model(
+    model: str | Path,
+    *,
+    task: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
+) -> ModelFolder:
+    """Open a model folder or hub id; reads config.json only, tensors when they are asked for.
+
+    `dtype` is the torch dtype name in which changed weights will be stored; `auto` keeps that of each tensor.
+
+    Raises:
+        ModelError: the model is missing, damaged or not covered.
+    """
+    folder = resolve_path(str(model), revision=revision)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    family = family_of(config)
+    store = None if dtype == "auto" else dtype
+    return ModelFolder(folder, config, family, task_of(config, family, task), read_shapes(config, family), store)
+
+
+def load(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a model folder, plain or compressed, as a torch module of its true shapes, in eval mode.
+
+    Raises:
+        ModelError: the folder does not hold a covered, undamaged model.
+    """
+    return open_model(path).load(dtype)
+
+
+def config_for(source: ModelFolder, shapes: Shapes, updates: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a model like `source` with other shapes.
+
+    Where the family's own keys can state the shapes, they do, and stock transformers loads the model; otherwise the
+    `compression` section states them beside unchanged stock keys.
+    """
+    config: dict[str, Any] = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    config.pop("compression", None)
+    config.update(updates)
+    family = source.family
+    if source.store_dtype:
+        config.pop("torch_dtype", None)
+        config["dtype"] = source.store_dtype
+    if "lm_head" in family.heads:
+        config["tie_word_embeddings"] = shapes.tied
+    same_hidden = shapes.hidden_size == int(source.config.hidden_size)
+    if shapes.uniform and (family.explicit_head_dim or same_hidden):
+        layer = shapes.layers[0]
+        config[family.width_key] = layer.intermediate_size
+        config["hidden_size"] = shapes.hidden_size
+        config["num_attention_heads"] = layer.num_attention_heads
+        if hasattr(source.config, "num_key_value_heads"):
+            config["num_key_value_heads"] = layer.num_key_value_heads
+        if family.explicit_head_dim:
+            config["head_dim"] = shapes.head_dim
+    else:
+        config["compression"] = shape_section(shapes)
+    return config

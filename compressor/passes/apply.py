@@ -1,0 +1,111 @@
+"""Runs one pass over one model: plan, survey, block walk, checkpoint; the result is a model folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from compressor.architectures import Shapes
+from compressor.blocks import OUTSIDE, Change, Walk, block_key
+from compressor.data import Batches
+from compressor.errors import ModelError
+from compressor.loading import ModelFolder, config_for, open_model
+from compressor.passes.base import Pass
+from compressor.shards import ShardWriter
+
+FINDINGS = "findings"
+# A survey that finds this number n has the blocks changed by every n-th calibration batch alone.
+EVERY = "every"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a pass runs.
+
+    Attributes:
+        work: folder of its checkpoint; becomes the resulting model folder.
+        fingerprint: names everything the result depends on; finished parts of another fingerprint are not reused.
+        cache_bytes: activations that may stay in memory.
+        device: torch device of the blocks.
+        advance: called with a note after each block.
+    """
+
+    work: Path
+    fingerprint: str
+    cache_bytes: int
+    device: str = "cpu"
+    advance: Callable[[str], None] = lambda note: None
+
+
+def apply_pass(
+    method: Pass, source: ModelFolder, batches: Batches, setting: Setting
+) -> tuple[ModelFolder, list[Change]]:
+    """Run `method` on `source`, going on from finished parts in `setting.work`; return the new model and the changes.
+
+    Raises:
+        ModelError: the pass changed nothing, or removed another number of channels than it planned.
+    """
+    planned = method.plan(source)
+    shards = ShardWriter(setting.work, source, setting.fingerprint)
+    walk = Walk(
+        source,
+        batches,
+        work=setting.work,
+        cache_bytes=setting.cache_bytes,
+        device=setting.device,
+        advance=setting.advance,
+    )
+    if FINDINGS not in shards.done:
+        shards.save(FINDINGS, {}, method.survey(walk, planned), findings=True)
+    findings = shards.read(FINDINGS)
+    found = {name: findings.tensor(name) for name in findings.names()}
+    method.begin(source, planned, found)
+    if EVERY in found:
+        walk.every = int(found[EVERY])
+    changes = walk.rewrite(method, planned, shards)
+    final = replace(planned, layers=tuple(change.layer for change in changes))
+    check_planned(method.name, planned, final)
+    config = config_for(source, final, method.config_updates(source))
+    folder = shards.finish(config, [OUTSIDE, *(block_key(i) for i in range(walk.count))])
+    return open_model(folder, task=source.task), changes
+
+
+def check_planned(name: str, planned: Shapes, final: Shapes) -> None:
+    """Compare what a pass did with what it planned.
+
+    Raises:
+        ModelError: the sums of channels or heads differ.
+    """
+
+    def sums(shapes: Shapes) -> tuple[int, ...]:
+        layers = shapes.layers
+        return (
+            sum(layer.intermediate_size for layer in layers),
+            sum(layer.num_attention_heads for layer in layers),
+            sum(layer.num_key_value_heads for layer in layers),
+            sum(sum(layer.residual) for layer in layers),
+        )
+
+    if sums(planned) != sums(final):
+        raise ModelError(
+            f"{name}: planned sums of widths {sums(planned)}, got {sums(final)}; this is a defect of the pass"
+        )
+
+
+def fingerprint_environment() -> dict[str, str]:
+    """Return what beside inputs and options can change bits: library versions and thread count."""
+    import transformers
+
+    import compressor
+
+    return {
+        "compressor": compressor.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "deterministic": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
+    }

@@ -1,0 +1,76 @@
+"""What a pass is: one file per method, which plans shapes without weights and changes blocks inside the walk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.architectures import Shapes
+    from compressor.blocks import BlockView, Change, Walk
+    from compressor.loading import ModelFolder
+
+PassFamily = Literal["structure", "tokens", "activation", "quantize"]
+PASS_FAMILIES: tuple[PassFamily, ...] = ("structure", "tokens", "activation", "quantize")
+
+
+class Options(BaseModel):
+    """Base of every method's options: unknown keys are errors, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pass(Protocol):
+    """A method. An instance serves one run over one model; the calls come in the order in which they stand here.
+
+    A method's file is imported for its name and options alone, so it binds torch through `compressor._lazy.lazy` and
+    imports `compressor.blocks` inside functions.
+
+    Attributes:
+        name: how recipes call it.
+        family: which of the four families it belongs to.
+        summary: one line for `compressor methods list`.
+        Options: pydantic model of its options; field descriptions are its help.
+        needs_dense: whether blocks must be shown the dense stream beside the current one.
+        walks: how often the blocks are walked, surveys included (for progress and time estimates).
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[PassFamily]
+    summary: ClassVar[str]
+    Options: ClassVar[type[BaseModel]]
+    needs_dense: bool
+    walks: int
+
+    def __init__(self, options: Any) -> None:
+        """Take validated options, an instance of `Options`."""
+
+    def plan(self, source: ModelFolder) -> Shapes:
+        """Return the shapes of `source` after the pass, from its config alone.
+
+        Where widths per layer depend on data, their sum is exact.
+
+        Raises:
+            RecipeError or ModelError: the options ask for what this model cannot give.
+        """
+
+    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+        """Return what the pass must know of the whole model before it changes the first block; kept for resuming."""
+
+    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+        """Receive the findings, just made or kept from the run that was killed."""
+
+    def change_stem(self, walk: Walk) -> None:
+        """Change the modules before the first block, in place on `walk.model`."""
+
+    def change_block(self, block: BlockView) -> Change:
+        """Change `block.module` and say what changed."""
+
+    def change_tail(self, walk: Walk) -> None:
+        """Change the modules after the last block, in place on `walk.model`."""
+
+    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
+        """Return config.json keys that the pass changes beside the shapes."""

@@ -1,0 +1,275 @@
+"""SliceGPT: a narrower residual stream, by a change of its coordinates (arXiv 2401.15024).
+
+The stream x [d] becomes z = √(k/d)·Pᵀ·x [k]; every matrix that reads or writes it loses rows or columns, embeddings and
+head included.
+
+* `rotation: per_layer`, as published: P is the PCA of the stream at each norm, and two shortcut matrices per block
+  carry the stream from one P to the next. They count as parameters and cost time.
+* `rotation: shared`: one P for the whole model, so no shortcuts: a stock model of a smaller hidden size results. Its
+  span is chosen for what the loss would see of the dropped part (see `SharedBasis`), not for variance alone.
+
+With `refit`, every matrix is then fitted by least squares while calibration runs through the changed blocks: readers to
+make of z what they made of x, writers to correct the error that has reached them. What it cannot do: models whose norms
+stand behind the residual sums (BERT), where no rotation commutes with the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compressor._lazy import lazy
+from compressor.errors import ModelError
+from compressor.passes.base import Options as BaseOptions
+from compressor.passes.base import PassFamily
+from compressor.passes.structure.rotation import (
+    Projection,
+    SharedBasis,
+    diagonalising,
+    fit_scale,
+    fold_scale,
+    normed,
+    ones_free,
+    principal_basis,
+    shared_covariance,
+)
+from compressor.passes.structure.slicing import sliced_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.architectures import Shapes
+    from compressor.blocks import BlockView, Change, Walk
+    from compressor.loading import ModelFolder
+    from compressor.passes.structure.reconstruction import Moments
+else:
+    torch = lazy("torch")
+
+
+class SliceGPTOptions(BaseOptions):
+    """Options of `slicegpt`."""
+
+    reduction: float = Field(gt=0, lt=1, description="Share of all parameters to remove, embeddings and head included.")
+    rotation: Literal["shared", "per_layer"] = Field(
+        "shared",
+        description="One basis for the whole model, which stays a stock model; or one per norm with shortcut matrices.",
+    )
+    split: Literal["auto", "hidden"] = Field(
+        "auto",
+        description="hidden: only the hidden size is cut. auto: FFN channels share it (rotation: shared with refit).",
+    )
+    round_to: int = Field(8, ge=1, le=1024, description="Hidden size and FFN width become multiples of this.")
+    refit: bool = Field(True, description="Fit every matrix by least squares to the dense model's activations.")
+    damping: float = Field(1e-3, gt=0, le=1, description="Pull of the fit towards the merely projected weights.")
+    survey_samples: int = Field(
+        32, ge=1, description="Calibration samples on which the shared basis is chosen; their gradients are needed."
+    )
+    basis_steps: int = Field(25, ge=0, le=1000, description="Steps of the search for the shared basis; 0: PCA.")
+
+
+class SliceGPT:
+    """See the module."""
+
+    name: ClassVar[str] = "slicegpt"
+    family: ClassVar[PassFamily] = "structure"
+    summary: ClassVar[str] = "narrower residual stream by rotation and slicing (SliceGPT), refitted by least squares"
+    Options: ClassVar[type[BaseOptions]] = SliceGPTOptions
+
+    def __init__(self, options: SliceGPTOptions) -> None:
+        """Take the options."""
+        self.options = options
+        self.needs_dense = options.refit
+        self.walks = 3 if options.rotation == "shared" else 2
+
+    @property
+    def _prunes_ffn(self) -> bool:
+        return self.options.split == "auto" and self.options.rotation == "shared" and self.options.refit
+
+    def plan(self, source: ModelFolder) -> Shapes:
+        """Return the widths that remove the share asked for.
+
+        Raises:
+            ModelError: the family cannot be rotated, or the share cannot be reached.
+        """
+        family, shapes = source.family, source.shapes
+        if family.residual != "pre" or family.norm_offset or family.transposed or family.attention.layout != "separate":
+            raise ModelError(
+                f"slicegpt rotates the residual stream, which needs separate projections behind pre-norms; family "
+                f"{family.name} has not got them",
+                hint="Prune its FFN with the `width` method instead.",
+            )
+        if shapes.shortcuts:
+            raise ModelError("slicegpt: the model already has shortcut matrices", hint="Slice the dense model instead.")
+        options = self.options
+        return sliced_shapes(
+            source,
+            options.reduction,
+            multiple=options.round_to,
+            ffn=self._prunes_ffn,
+            shortcuts=options.rotation == "per_layer",
+        )
+
+    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+        """Return the basis of all sites, or one for each."""
+        from compressor.passes.structure.sensitivity import limited, survey_principal, survey_sensitivity
+
+        centre = walk.source.family.norm == "layer"
+        width = planned.layers[0].residual[0] - (1 if centre else 0)
+        if self.options.rotation == "per_layer":
+            return self._survey_per_layer(walk, survey_principal(walk), width, planned.tied)
+        with limited(walk, self.options.survey_samples):
+            sites = survey_sensitivity(walk)
+        basis = _shared(sites.streams, sites.gradients, width, self.options.basis_steps, centre)
+        if planned.tied:
+            basis = diagonalising(basis, _final_norm(walk).weight)
+        return {"basis": basis}
+
+    @staticmethod
+    def _survey_per_layer(walk: Walk, moments: list[torch.Tensor], width: int, tied: bool) -> dict[str, torch.Tensor]:
+        """Return one basis per norm; a tied head reads in the coordinates in which the embedding writes."""
+        centre = walk.source.family.norm == "layer"
+        bases = [_principal([m], width, centre) for m in moments]
+        if tied:
+            outer = _principal([moments[0], moments[-1]], width, centre)
+            bases[0] = bases[-1] = diagonalising(outer, _final_norm(walk).weight)
+        return {f"basis.{i:04d}": basis.clone() for i, basis in enumerate(bases)}
+
+    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+        """Receive the bases."""
+        self._centre = source.family.norm == "layer"
+        self._planned = planned
+        count = 2 * len(planned.layers) + 1
+        per_layer = self.options.rotation == "per_layer"
+        names = [f"basis.{i:04d}" if per_layer else "basis" for i in range(count)]
+        made = {name: Projection.of(findings[name], centre=self._centre) for name in set(names)}
+        self._sites = [made[name] for name in names]
+
+    def change_stem(self, walk: Walk) -> None:
+        """Write embeddings, positions and class tokens in the narrow coordinates."""
+        from compressor.skeleton import base_of, optional_submodules, set_weight
+
+        base, site, family = base_of(walk.model), self._sites[0], walk.source.family
+        for module in optional_submodules(base, family.embeddings):
+            weight: torch.Tensor = module.weight.data  # type: ignore[assignment]
+            if isinstance(module, torch.nn.Embedding):
+                set_weight(module, site.stream(weight.double()).float())
+                continue
+            bias = getattr(module, "bias", None)
+            narrow = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
+            set_weight(module, narrow, None if bias is None else site.stream(bias.double()).float())
+        for path in family.embedding_biases:
+            parent, _, name = path.rpartition(".")
+            holder = base.get_submodule(parent)
+            vector = getattr(holder, name, None)
+            if vector is not None:
+                narrow = site.stream(vector.data.double()).float()
+                setattr(holder, name, torch.nn.Parameter(narrow, requires_grad=False))
+
+    def change_block(self, block: BlockView) -> Change:
+        """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
+        from compressor.blocks import Change
+        from compressor.passes.structure.slice_block import BlockSlicer
+
+        layer = self._planned.layers[block.index]
+        slicer = BlockSlicer(
+            block,
+            self._sites[2 * block.index : 2 * block.index + 3],
+            layer,
+            shortcuts=self._planned.shortcuts,
+            damping=self.options.damping,
+        )
+        return Change(layer, slicer.refit() if self.options.refit else slicer.project())
+
+    def change_tail(self, walk: Walk) -> None:
+        """Narrow the final norm and the heads; a tied head stays the embedding, the norm's weight is fitted to it."""
+        from compressor.passes.structure.slice_block import reader_fit, set_readers
+        from compressor.skeleton import optional_submodules
+
+        norm, site = _final_norm(walk), self._sites[-1]
+        heads = optional_submodules(walk.model, walk.source.family.heads)
+        matrix, moments = site.matrix, None
+        if self.options.refit:
+            found, moments = reader_fit(self._tail_pairs(walk, len(heads)), site, self.options.damping)
+            matrix = found.weight
+        if self._planned.tied:
+            self._tie(walk, norm, heads[0], moments)
+        else:
+            set_readers(norm, heads, matrix, site)
+
+    def _tail_pairs(self, walk: Walk, heads: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Yield dense and narrow normed tokens of the last block's output."""
+        from compressor.passes.structure.sensitivity import norm_eps, unmasked
+
+        eps = norm_eps(_final_norm(walk))
+        for k, mask in enumerate(walk.token_masks):
+            streams = (walk.dense[k].to(walk.device), walk.current[k].to(walk.device))
+            dense, current = (normed(unmasked(x, mask), eps, centre=self._centre) for x in streams)
+            weights = None
+            if walk.source.task == "image-classification":
+                # The heads read the first tokens only: these weigh as much as all others, which alone are many enough.
+                batch, tokens = streams[0].shape[:2]
+                weights = torch.ones(batch, tokens, device=walk.device)
+                weights[:, :heads] = tokens
+                weights = weights.flatten()
+            yield dense, current, weights
+
+    def _tie(self, walk: Walk, norm: Any, head: Any, moments: Moments | None) -> None:
+        """Let the head be the embedding again; the norm's weight takes over its own scale, in narrow coordinates."""
+        from compressor.skeleton import base_of, optional_submodules, set_weight
+
+        site, scale = self._sites[-1], norm.weight.double()
+        embedding: Any = optional_submodules(base_of(walk.model), walk.source.family.embeddings)[0]
+        # √(k/d)·E·P is tied, so the norm makes up for the factor twice: for the stream and for the head.
+        squares = site.matrix.square()
+        diagonal = (scale @ squares) / squares.sum(0) / site.scale**2
+        shift = getattr(norm, "bias", None)
+        narrow_shift = None if shift is None else (shift.double() / site.scale @ site.matrix).float()
+        if moments is not None:
+            wanted = fold_scale(head.weight, scale)
+            found = fit_scale(
+                embedding.weight, wanted, moments.gram, moments.cross.T, diagonal * site.scale, self.options.damping
+            )
+            diagonal = found / site.scale
+        head.weight = embedding.weight
+        set_weight(norm, diagonal.float(), narrow_shift)
+        head.in_features = embedding.embedding_dim
+
+    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
+        """Change nothing beside the shapes."""
+        return {}
+
+
+def _final_norm(walk: Walk) -> Any:
+    from compressor.skeleton import base_of
+
+    return base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
+
+
+def _inside(moment: torch.Tensor, centre: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a second moment in coordinates without the ones direction, and the matrix [d, d - 1] that leads back."""
+    size = len(moment)
+    frame = ones_free(size) if centre else torch.eye(size, dtype=torch.float64)
+    frame = frame.to(moment.device)
+    return frame.T @ moment @ frame, frame
+
+
+def _principal(moments: list[torch.Tensor], width: int, centre: bool) -> torch.Tensor:
+    """Return the PCA basis [d, width] of one site, or of several together."""
+    inner, frame = _inside(shared_covariance(moments), centre)
+    return frame @ principal_basis(inner, width)
+
+
+def _shared(
+    streams: list[torch.Tensor], gradients: list[torch.Tensor], width: int, steps: int, centre: bool
+) -> torch.Tensor:
+    """Return the shared basis [d, width]: PCA of all sites together, then improved for what the loss sees."""
+    inner = [_inside(m, centre)[0] for m in streams]
+    frame = _inside(streams[0], centre)[1]
+    start = principal_basis(shared_covariance(inner), width)
+    slopes = [_inside(m, centre)[0] for m in gradients]
+    return frame @ SharedBasis(inner, slopes).improve(start, steps)
+
+
+METHOD = SliceGPT

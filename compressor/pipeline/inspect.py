@@ -1,0 +1,73 @@
+"""The structure of a model folder or an artifact, from its config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compressor.accounting import count_flops, default_length
+from compressor.errors import CompressorError
+from compressor.loading import ModelFolder, open_model
+
+_INSPECT_TOKENS = 512
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Return what a model or artifact is: family, task, true widths of every layer, parameters, bytes, FLOPs, verdict.
+
+    Raises:
+        ModelError: it is neither, or its family is not covered.
+    """
+    model = open_model(path)
+    folder = model.path
+    onnx = (folder / "model.onnx").is_file()
+    length = default_length(model, _INSPECT_TOKENS)
+    return {
+        "path": str(path),
+        "kind": "artifact" if (folder / "compression.json").is_file() else "model",
+        "format": "onnx" if onnx else "safetensors",
+        "family": model.family.name,
+        "task": model.task,
+        "parameters": model.parameters,
+        "bytes": sum(file.stat().st_size for file in _weight_files(folder, onnx)),
+        "flops": count_flops(model, length),
+        "length": length,
+        "hidden_size": model.shapes.hidden_size,
+        "head_dim": model.shapes.head_dim,
+        "tied": model.shapes.tied,
+        "shortcuts": model.shapes.shortcuts,
+        "layers": _layers(model),
+        "verdict": _verdict(folder),
+    }
+
+
+def _weight_files(folder: Path, onnx: bool) -> list[Path]:
+    names = ("model.onnx", "model.onnx.data") if onnx else tuple(p.name for p in folder.glob("*.safetensors"))
+    return [folder / n for n in names if n != "reference.safetensors" and (folder / n).is_file()]
+
+
+def _layers(model: ModelFolder) -> list[dict[str, Any]]:
+    from compressor.skeleton import base_of
+
+    skeleton = model.skeleton()
+    blocks = base_of(skeleton).get_submodule(model.family.blocks)
+    return [
+        {
+            "index": index,
+            "intermediate_size": layer.intermediate_size,
+            "num_attention_heads": layer.num_attention_heads,
+            "num_key_value_heads": layer.num_key_value_heads,
+            "residual": list(layer.residual),
+            "parameters": sum(int(p.numel()) for p in block.parameters()),
+        }
+        for index, (layer, block) in enumerate(zip(model.shapes.layers, blocks.children(), strict=True))
+    ]
+
+
+def _verdict(folder: Path) -> str | None:
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return str(report["verdict"])
+    except (OSError, ValueError, KeyError, TypeError, CompressorError):
+        return None

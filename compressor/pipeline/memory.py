@@ -1,0 +1,100 @@
+"""Peak memory and time of a run, estimated before it."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import psutil
+import torch
+
+from compressor.architectures import Shapes
+from compressor.calibration import IMAGE_BATCH, SENTENCE_BATCH, TEXT_BATCH
+from compressor.pipeline.prepare import Prepared
+
+_FLOAT = 4
+_DOUBLE = 8
+_LIBRARIES = 100 << 20
+"""onnx, onnxscript and onnx_ir, which a run imports and a plan does not (measured)."""
+_TRACE = 40 << 20
+_TRACE_PER_BLOCK = 20 << 20
+"""A traced graph and what the tracer keeps beside it, whatever the width of the model (measured)."""
+_STATISTICS = 4
+"""Square float64 matrices over FFN channels that a structured pass holds at once: moments, inverse, work."""
+_WORKING = 6
+"""Tensors of a batch at the FFN's width that live at once in a block's forward pass."""
+
+
+def estimate_memory(prepared: Prepared) -> int:
+    """Return the bytes at the peak of a run: interpreter, stem and tail, two blocks, activations, statistics.
+
+    The interpreter is this process as it is now, with torch and transformers loaded.
+    """
+    interpreter = int(psutil.Process().memory_info().rss) + _LIBRARIES
+    trace = _TRACE + _TRACE_PER_BLOCK * len(prepared.shapes[0].layers)
+    export = trace + 3 * _FLOAT * _largest_matrix(prepared.shapes[0], _vocabulary(prepared))
+    # The export reuses only a part of what the passes have freed.
+    passes = [_pass_memory(prepared, shapes) + trace // 2 for shapes in prepared.shapes[:-1]]
+    return interpreter + max([export, *passes])
+
+
+def _vocabulary(prepared: Prepared) -> int:
+    return int(getattr(prepared.source.config, "vocab_size", 0) or 0)
+
+
+def _largest_matrix(shapes: Shapes, vocabulary: int) -> int:
+    widest = max((layer.intermediate_size for layer in shapes.layers), default=0)
+    return shapes.hidden_size * max(vocabulary, widest)
+
+
+def _pass_memory(prepared: Prepared, shapes: Shapes) -> int:
+    layer = max(shapes.layers, key=lambda item: item.intermediate_size)
+    hidden, width = shapes.hidden_size, layer.intermediate_size
+    attention = hidden * shapes.head_dim * (2 * layer.num_attention_heads + 2 * layer.num_key_value_heads)
+    block = attention + len(prepared.source.family.ffn.readers) * hidden * width + hidden * width
+    vocabulary = _vocabulary(prepared)
+    outside = hidden * vocabulary * (1 if shapes.tied or prepared.source.task != "text-generation" else 2)
+    batch_tokens, all_tokens = _tokens(prepared)
+    activations = 2 * all_tokens * hidden * _FLOAT
+    section = prepared.recipe.calibration
+    if section is not None:
+        activations = min(activations, section.cache_memory)
+    working = batch_tokens * _WORKING * max(width, hidden) * _FLOAT
+    statistics = _STATISTICS * (width * width + width * hidden) * _DOUBLE
+    return (outside + 2 * block) * _FLOAT + activations + working + statistics
+
+
+def _tokens(prepared: Prepared) -> tuple[int, int]:
+    """Return the tokens of one calibration batch and of all."""
+    request = prepared.calibration
+    if request is None or request.samples is None:
+        return 0, 0
+    if prepared.source.task == "image-classification":
+        config = prepared.source.config
+        patches = (int(config.image_size) // int(config.patch_size)) ** 2 + 1
+        return IMAGE_BATCH * patches, request.samples * patches
+    if prepared.source.task == "text-generation":
+        return TEXT_BATCH * request.length, request.samples * request.length
+    # Sentences are padded to the longest of their batch; a quarter of the limit is typical.
+    return SENTENCE_BATCH * request.length // 4, request.samples * request.length // 4
+
+
+@cache
+def _flops_per_second() -> float:
+    """Measure one matrix product on this machine, with the threads that a run uses."""
+    a = torch.ones(768, 768)
+    torch.mm(a, a)
+    start = time.perf_counter()
+    rounds = 8
+    for _ in range(rounds):
+        torch.mm(a, a)
+    return rounds * 2 * 768**3 / (time.perf_counter() - start)
+
+
+def estimate_seconds(prepared: Prepared, flops: int) -> float:
+    """Return roughly how long the passes take; `flops` are those of one dense sample."""
+    request = prepared.calibration
+    if request is None or request.samples is None:
+        return 0.0
+    passes = sum(method.walks + (2 if method.needs_dense else 1) for method in prepared.passes)
+    return passes * request.samples * flops / (0.5 * _flops_per_second())

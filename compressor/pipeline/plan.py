@@ -1,0 +1,78 @@
+"""What a recipe will do to a model, from config.json alone: exact sizes and FLOPs, estimated memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from compressor.accounting import Cost, count_cost
+from compressor.loading import ModelFolder
+from compressor.pipeline.memory import estimate_memory, estimate_seconds
+from compressor.pipeline.prepare import Prepared, planned_model, prepare
+from compressor.recipe import Recipe
+
+
+def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
+    """Return sizes before and after every pass, peak memory and a time estimate; loads no weights.
+
+    Parameters, bytes of the weights and FLOPs are exact; peak memory is a model of the run's own allocations; seconds
+    follow from FLOPs and a rate measured once on this machine.
+
+    Raises:
+        CompressorError: what `prepare` raises.
+    """
+    prepared = prepare(recipe, model)
+    dtype = artifact_dtype(prepared)
+    models = [planned_model(prepared, i) for i in range(len(prepared.shapes))]
+    costs = [count_cost(item, prepared.length, dtype) for item in models]
+    return {
+        "recipe": recipe.name,
+        "model": {"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task,
+                  "family": prepared.source.family.name},
+        "passes": [_pass_entry(prepared, models, costs, i) for i in range(len(prepared.passes))],
+        "dense": asdict(costs[0]),
+        "planned": asdict(costs[-1]),
+        "ratios": {key: getattr(costs[-1], key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
+        "length": prepared.length,
+        "peak_memory_bytes": estimate_memory(prepared),
+        "seconds_estimate": estimate_seconds(prepared, costs[0].flops),
+        "calibration": None if prepared.calibration is None else {
+            "data": prepared.calibration.data, "samples": prepared.calibration.samples,
+            "length": prepared.calibration.length, "seed": prepared.calibration.seed},
+        "export": {"format": recipe.export.format, "dtype": dtype},
+    }  # fmt: skip
+
+
+def artifact_dtype(prepared: Prepared) -> str:
+    """Return the dtype of the artifact's weights: the recipe's; else float32 in ONNX, the model's in safetensors."""
+    export = prepared.recipe.export
+    if export.dtype != "auto":
+        return str(export.dtype)
+    if export.format == "onnx":
+        return "float32"
+    if prepared.source.store_dtype:
+        return prepared.source.store_dtype
+    stated = str(getattr(prepared.source.config, "dtype", None) or "float32")
+    return stated.removeprefix("torch.")
+
+
+def _pass_entry(prepared: Prepared, models: list[ModelFolder], costs: list[Cost], index: int) -> dict[str, Any]:
+    method = prepared.passes[index]
+    before, after = models[index].shapes, models[index + 1].shapes
+    layers = [
+        {
+            "index": i,
+            "intermediate_size_before": old.intermediate_size,
+            "intermediate_size_after": new.intermediate_size,
+            "residual_before": old.residual[0],
+            "residual_after": new.residual[0],
+        }
+        for i, (old, new) in enumerate(zip(before.layers, after.layers, strict=True))
+    ]
+    return {
+        "name": method.name,
+        "family": method.family,
+        "parameters_before": costs[index].parameters,
+        "parameters_after": costs[index + 1].parameters,
+        "layers": layers,
+    }

@@ -1,0 +1,347 @@
+"""A recipe from end to end: load, calibrate, passes, export, verify, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compressor.accounting import Cost, count_cost, peak_memory
+from compressor.blocks import Change
+from compressor.calibration import find_data, model_batches
+from compressor.checkpoint import sha256_of
+from compressor.data import EvalData, TextData
+from compressor.loading import ModelFolder
+from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
+from compressor.pipeline.artifact import export_model
+from compressor.pipeline.plan import artifact_dtype
+from compressor.pipeline.prepare import Prepared, prepare
+from compressor.pipeline.work import check_target, locked, put_in_place, rejected_folder, work_folder
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.report import build_report, write_reports
+from compressor.streaming import measure_streamed
+from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
+from compressor.verification.probes import write_probes
+
+ATTRIBUTION_WINDOWS = 32
+"""Windows of text on which the loss of each pass is measured; other data is used whole."""
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("load", "calibrate", "passes", "export", "verify"), 0.0)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def total(self) -> dict[str, float]:
+        """Return the stages and the total."""
+        return {**self.seconds, "total": time.perf_counter() - self._start}
+
+
+def run(
+    recipe: Recipe, *, out: Path, progress: Progress, model: str | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Carry out a recipe; return the report, which also lies in the artifact folder.
+
+    The artifact is put at `out` when it is finished. If it fails verification and `out` holds one that passed, that one
+    stays and the new one goes to `<out>.rejected`; the report's `artifact` key says where it lies.
+
+    Args:
+        recipe: what to do.
+        out: the artifact folder.
+        progress: where to report how far the run is.
+        model: folder or hub id that takes the place of the recipe's.
+        resume: go on from the finished blocks of a run that was stopped.
+
+    Raises:
+        CompressorError: with the exit code for what went wrong; nothing is left at `out`.
+    """
+    clock = _Clock()
+    out = Path(os.path.abspath(out))
+    check_target(out)
+    with clock.stage("load"):
+        progress.stage("load")
+        prepared = prepare(recipe, model)
+        hashes = _input_hashes(prepared)
+    with locked(work_folder(out), resume=resume) as work:
+        return _run(prepared, hashes, out, work, progress, clock)
+
+
+def _run(
+    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: _Clock
+) -> dict[str, Any]:
+    evaluation = prepared.load_evaluation()
+    compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
+    with clock.stage("export"):
+        dense_folder = _export_dense(prepared, hashes, work, progress)
+        artifact = _export(prepared, compressed, hashes, work, progress)
+    with clock.stage("verify"):
+        progress.stage("verify")
+        costs = _costs(prepared, compressed)
+        verdict = run_fresh(_job(prepared, artifact, dense_folder, costs))
+    place = _place(out, verdict)
+    report = _report(prepared, costs, entries, verdict, clock)
+    report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
+    put_in_place(artifact, place)
+    shutil.rmtree(work, ignore_errors=True)
+    return {**report, "artifact": str(place)}
+
+
+def _run_passes(
+    prepared: Prepared,
+    hashes: dict[str, str],
+    evaluation: EvalData | None,
+    work: Path,
+    progress: Progress,
+    clock: _Clock,
+) -> tuple[ModelFolder, list[dict[str, Any]]]:
+    """Apply the passes one after another, each with its own checkpoint; return the last model and what each did."""
+    current = prepared.source
+    entries: list[dict[str, Any]] = []
+    if not prepared.passes:
+        return current, entries
+    with clock.stage("calibrate"):
+        progress.stage("calibrate")
+        batches = model_batches(prepared.load_calibration())
+    section = prepared.recipe.calibration
+    cache = section.cache_memory if section is not None else 0
+    for index, method in enumerate(prepared.passes):
+        start = time.perf_counter()
+        progress.stage(method.name, total=len(current.shapes.layers) * method.walks)
+        setting = Setting(
+            work=work / f"pass-{index}",
+            fingerprint=_fingerprint(prepared, hashes, index),
+            cache_bytes=cache,
+            device=_device(),
+            advance=progress.advance,
+        )
+        before = current
+        with clock.stage("passes"):
+            current, changes = apply_pass(method, before, batches, setting)
+        entry = _pass_entry(method, before, current, changes, time.perf_counter() - start)
+        if evaluation is not None:
+            with clock.stage("verify"):
+                entry |= _attribute(current, prepared.source, evaluation, work, cache)
+        entries.append(entry)
+    return current, entries
+
+
+def _attribute(
+    model: ModelFolder, dense: ModelFolder, data: EvalData, work: Path, cache: int
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of the model after a pass and of the dense one on the same samples, in PyTorch."""
+    if isinstance(data, TextData):
+        data = TextData(data.windows[:ATTRIBUTION_WINDOWS], data.source)
+    quality = measure_streamed(model, dense, data, work / "attribution", cache)
+    shutil.rmtree(work / "attribution", ignore_errors=True)
+    return {"quality_after": quality.ours, "quality_dense": quality.dense}
+
+
+def _pass_entry(method: Any, before: ModelFolder, after: ModelFolder, changes: list[Change], seconds: float) -> Any:
+    layers = []
+    for index, change in enumerate(changes):
+        old, new = before.shapes.layers[index], change.layer
+        layers.append(
+            {
+                "index": index,
+                "intermediate_size_before": old.intermediate_size,
+                "intermediate_size_after": new.intermediate_size,
+                "num_attention_heads_before": old.num_attention_heads,
+                "num_attention_heads_after": new.num_attention_heads,
+                "num_key_value_heads_before": old.num_key_value_heads,
+                "num_key_value_heads_after": new.num_key_value_heads,
+                "residual_before": old.residual[0],
+                "residual_after": new.residual[0],
+                **change.figures,
+            }
+        )
+    return {
+        "name": method.name,
+        "family": method.family,
+        "seconds": seconds,
+        "parameters_before": before.parameters,
+        "parameters_after": after.parameters,
+        "quality_after": {},
+        "layers": layers,
+    }
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _input_hashes(prepared: Prepared) -> dict[str, str]:
+    """Return sha256 of the weights, config and data files that the result depends on.
+
+    Raises:
+        ModelError: the checkpoint is missing or damaged.
+        DataError: data is missing.
+    """
+    weights = prepared.source.weights
+    files = {weights.entry(name).file for name in weights.names()}
+    hashes = {f"model/{file.name}": sha256_of(file) for file in sorted(files)}
+    hashes["model/config.json"] = sha256_of(prepared.source.path / "config.json")
+    for request in (prepared.calibration, prepared.evaluation):
+        if request is not None:
+            path = find_data(request)
+            if path.is_file():
+                hashes[f"data/{path.name}"] = sha256_of(path)
+            else:
+                listing = "\n".join(f"{p.name} {p.stat().st_size}" for p in sorted(path.iterdir()))
+                hashes[f"data/{path.name}/"] = hashlib.sha256(listing.encode()).hexdigest()
+    return hashes
+
+
+def _fingerprint(prepared: Prepared, hashes: dict[str, str], index: int) -> str:
+    """Name everything that the result of pass `index` depends on."""
+    recipe, request = prepared.recipe, prepared.calibration
+    basis = {
+        "hashes": {name: value for name, value in hashes.items()},
+        "passes": [[e.name, e.options.model_dump(mode="json")] for e in recipe.passes[: index + 1]],
+        "calibration": [request.samples, request.length, request.seed] if request is not None else None,
+        "dtype": recipe.model.dtype,
+        "environment": fingerprint_environment(),
+    }
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
+
+
+def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progress: Progress) -> Path:
+    """Export the model as it came, to compare with; a finished export of an earlier run of the same inputs is kept."""
+    export = prepared.recipe.export
+    if export.format == "safetensors":
+        return prepared.source.path
+    folder, mark = work / "dense", work / "dense.json"
+    basis = json.dumps({"hashes": hashes, "export": export.model_dump(mode="json")}, sort_keys=True)
+    if not (mark.is_file() and mark.read_text(encoding="utf-8") == basis and folder.is_dir()):
+        progress.stage("export dense")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        export_model(prepared.source, folder, export, artifact_dtype(prepared))
+        mark.write_text(basis, encoding="utf-8")
+    return folder
+
+
+def _export(
+    prepared: Prepared, compressed: ModelFolder, hashes: dict[str, str], work: Path, progress: Progress
+) -> Path:
+    """Write the artifact: model files, recipe, probes with their expected outputs, manifest."""
+    progress.stage("export")
+    folder = work / "artifact"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    dtype = artifact_dtype(prepared)
+    export_model(compressed, folder, prepared.recipe.export, dtype)
+    (folder / "recipe.yaml").write_text(prepared.recipe.text, encoding="utf-8")
+    write_probes(compressed.path, folder / REFERENCE)
+    layers = [{**asdict(layer), "residual": list(layer.residual)} for layer in compressed.shapes.layers]
+    seal(
+        folder,
+        {
+            "precision": dtype,
+            "task": compressed.task,
+            "parameters": compressed.parameters,
+            "layers": layers,
+            "model": prepared.model_id,
+            "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
+            "inputs": hashes,
+            "recipe": prepared.recipe.resolved(),
+            "data_folders": [str(base) for base in prepared.evaluation.bases] if prepared.evaluation else [],
+            "seed": prepared.calibration.seed if prepared.calibration is not None else None,
+            "versions": fingerprint_environment(),
+        },
+    )
+    return folder
+
+
+def _costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
+    dtype, length = artifact_dtype(prepared), prepared.length
+    return count_cost(prepared.source, length, dtype), count_cost(compressed, length, dtype)
+
+
+def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:
+    recipe = prepared.recipe
+    return Job(
+        artifact=artifact,
+        dense=dense,
+        bounds=recipe.bounds,
+        data=prepared.evaluation,
+        metrics=tuple(recipe.evaluation.metrics) if recipe.evaluation is not None else (),
+        passes=prepared.method_names,
+        flops=(costs[0].flops, costs[1].flops),
+    )
+
+
+def _place(out: Path, verdict: Verdict) -> Path:
+    if verdict.passed or not out.is_dir():
+        return out
+    try:
+        kept = json.loads((out / "report.json").read_text(encoding="utf-8")).get("verdict") == "passed"
+    except (OSError, ValueError, AttributeError):
+        kept = True
+    return rejected_folder(out) if kept else out
+
+
+def _report(
+    prepared: Prepared, costs: tuple[Cost, Cost], entries: list[dict[str, Any]], verdict: Verdict, clock: _Clock
+) -> dict[str, Any]:
+    sides = []
+    for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
+        sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
+    return build_report(
+        model={"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task},
+        dense=sides[0],
+        compressed=sides[1],
+        checks=verdict.to_json()["checks"],
+        passes=entries,
+        speedup=verdict.ratios.get("speedup"),
+        seconds=clock.total(),
+        peak_memory_bytes=peak_memory(),
+        environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
+    )
+
+
+def _timing_conditions(verdict: Verdict) -> dict[str, Any]:
+    phases = verdict.timing.get("phases", [])
+    shown = [f"{p['name']} batch {p['batch']} length {p['length']}" for p in phases]
+    return {
+        "threads": verdict.timing.get("threads"),
+        "rounds": verdict.timing.get("rounds"),
+        "clock": ", ".join(sorted({p["clock"] for p in phases})),
+        "phases": "; ".join(shown),
+    }
+
+
+def _environment(prepared: Prepared) -> dict[str, Any]:
+    import onnx
+    import onnxruntime
+
+    return {
+        **fingerprint_environment(),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": _device(),
+        "seed": prepared.calibration.seed if prepared.calibration is not None else None,
+    }

@@ -1,0 +1,263 @@
+"""The sections of a recipe as pydantic models: their fields are the schema, their descriptions the documentation."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+
+_UNITS = {"b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for suffix, base in (("b", 1000), ("ib", 1024))
+    for power, prefix in enumerate("kmgt", 1)
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[kmgt]i?)?b)", re.IGNORECASE)
+
+
+def parse_bytes(value: Any) -> Any:
+    """Return the bytes that `512MB` (10^6) or `512MiB` (2^20) stand for; other values as they are.
+
+    Raises:
+        ValueError: text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _BYTES.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("expected bytes as a number or as text with a unit such as 512MB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _opset(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 18 <= value <= 23):
+        return value
+    raise ValueError("expected auto, or an opset from 18 to 23")
+
+
+def _name(value: str) -> str:
+    if len(value) > 100 or not _NAME.fullmatch(value):
+        raise ValueError("expected letters, digits, '.', '_' and '-', at most 100, the first a letter or digit")
+    return value
+
+
+def _version(value: Any) -> Any:
+    if isinstance(value, bool) or value != 1:
+        raise ValueError("expected 1, the only version there is")
+    return value
+
+
+def _unique(values: list[str]) -> list[str]:
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"given twice: {', '.join(twice)}")
+    return values
+
+
+def _one_line(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError("must be one line of visible text")
+    return value
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    Field(ge=0, le=1 << 50),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.]+ ?([kKmMgGtT]i?)?[bB]$"}]}
+    ),
+]
+Opset = Annotated[
+    Any,
+    BeforeValidator(_opset),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 18, "maximum": 23}]}),
+]
+Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_one_line)]
+Metric = Literal["perplexity", "kl", "top1", "cosine", "cosine_min", "spearman", "accuracy"]
+Name = Annotated[
+    str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": 100})
+]
+
+
+class Section(BaseModel):
+    """Common settings: unknown keys are errors, nothing is converted silently, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which model to compress, and how it is opened."""
+
+    id: Line | None = Field(
+        default=None, description="Local model folder, hub id (owner/name) or `demo`; -m overrides it."
+    )
+    task: Literal["auto", "text-generation", "feature-extraction", "text-classification", "image-classification"] = (
+        Field(default="auto", description="What the model is for; auto reads it from its config.json.")
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="Type of the weights to compress and store; auto keeps that of the model."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that the model's repository brings; off unless asked."
+    )
+    revision: Line | None = Field(
+        default=None, description="Branch, tag or commit of a hub model; the default branch if absent."
+    )
+
+
+class CalibrationSection(Section):
+    """Inputs that show the passes which parts of the model matter."""
+
+    data: Line = Field(
+        description="Text (.txt, .jsonl), sentences or pairs (.csv, .tsv), an image folder with labels.csv, or"
+        " demo:train; looked for beside the recipe, then in the working folder."
+    )
+    samples: int = Field(
+        default=128, ge=1, description="Windows of text, sentences or images; too few there is an error."
+    )
+    length: int = Field(
+        default=512, ge=1, description="Tokens per window of text, at most per sentence; unused for images."
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=1 << 32, description="Of the choice of samples and all random decisions of passes."
+    )
+    cache_memory: Bytes = Field(
+        default=1_000_000_000,
+        description="Bytes of activations kept in memory, as a number or such as 512MB; the rest spills to disk.",
+    )
+
+
+class EvaluationSection(Section):
+    """Inputs on which the artifact is compared with the dense model."""
+
+    data: Line = Field(description="Held-out data, in the forms of calibration.data, or demo:valid.")
+    metrics: Annotated[list[Metric], AfterValidator(_unique)] = Field(
+        default_factory=list, description="What to report; all that task and data allow if absent."
+    )
+    samples: int | None = Field(
+        default=None, ge=1, description="How many windows, pairs, sentences or images; all if absent."
+    )
+    length: int = Field(
+        default=512, ge=1, description="Tokens per window of text, at most per sentence; unused for images."
+    )
+
+
+class ExportSection(Section):
+    """What is written, and how."""
+
+    format: Literal["onnx", "safetensors"] = Field(
+        default="onnx", description="onnx for ONNX Runtime; safetensors for PyTorch."
+    )
+    opset: Opset = Field(
+        default="auto", description="Version of the ONNX operator set, 18 to 23; auto takes the fastest."
+    )
+    graph: Literal["auto", "portable"] = Field(
+        default="auto",
+        description="auto uses ONNX Runtime's fused attention where it helps; portable uses standard operators alone"
+        " and allows left padding and batches that continue a cache.",
+    )
+    dtype: Literal["auto", "float32", "float16"] = Field(
+        default="auto", description="Type of the weights in the artifact."
+    )
+
+
+class Bound(Section):
+    """Limits for one measured value; at least one of them."""
+
+    min: float | None = Field(default=None, description="Smallest value that passes.")
+    max: float | None = Field(default=None, description="Largest value that passes.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Bound:
+        """Refuse bounds that bind nothing or that no value can meet."""
+        if self.min is None and self.max is None:
+            raise ValueError("needs min or max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"no value can be at least {self.min:g} and at most {self.max:g}")
+        return self
+
+    def to_json(self) -> dict[str, float]:
+        """Return the limits that are set."""
+        return {key: value for key, value in (("min", self.min), ("max", self.max)) if value is not None}
+
+
+BOUNDS: dict[str, tuple[float, float, str]] = {
+    "perplexity": (1, math.inf, "Perplexity of the artifact."),
+    "perplexity_increase": (-1, math.inf, "Perplexity over that of the dense model, minus 1: 0.15 is 15 % worse."),
+    "kl": (0, math.inf, "Mean KL divergence from the dense model, nats per token (per sample for labels)."),
+    "top1": (0, 1, "Share of most likely tokens or classes equal to the dense model's."),
+    "cosine": (-1, 1, "Mean cosine of embeddings with the dense model's."),
+    "cosine_min": (-1, 1, "Smallest cosine of an embedding with the dense model's."),
+    "spearman": (-1, 1, "Rank correlation of pair similarities with the gold scores."),
+    "spearman_drop": (-2, 2, "Spearman of the dense model minus ours."),
+    "accuracy": (0, 1, "Share of right classes."),
+    "accuracy_drop": (-1, 1, "Accuracy of the dense model minus ours, as a share of 1."),
+    "size_ratio": (0, math.inf, "Bytes of the model files over those of the dense export."),
+    "parameters_ratio": (0, math.inf, "Parameters over the dense model's."),
+    "flops_ratio": (0, math.inf, "Theoretical operations over the dense model's."),
+    "memory_ratio": (0, math.inf, "Peak memory of loading and running over the dense export's."),
+    "speedup": (0, math.inf, "Smallest measured speed-up over the dense export of all phases, batch 1."),
+    "speedup_prefill": (0, math.inf, "Measured speed-up of reading a prompt (decoders)."),
+    "speedup_decode": (0, math.inf, "Measured speed-up of generating one token (decoders)."),
+    "speedup_forward": (0, math.inf, "Measured speed-up of the forward pass (encoders, image models)."),
+    "latency_prefill_ms": (0, math.inf, "Median milliseconds of reading a prompt."),
+    "latency_decode_ms": (0, math.inf, "Median milliseconds of generating one token."),
+    "latency_forward_ms": (0, math.inf, "Median milliseconds of the forward pass."),
+    "bytes": (0, math.inf, "Bytes of the model files."),
+}
+"""What `verify` may bound: least and largest possible value, and what it is."""
+
+
+def _within(low: float, high: float) -> AfterValidator:
+    """Return a validator that refuses bounds outside of what the value can be."""
+
+    def check(bound: Bound) -> Bound:
+        if bound.min is not None and bound.min > high:
+            raise ValueError(f"min {bound.min:g} can never be reached: the value is at most {high:g}")
+        if bound.max is not None and bound.max < low:
+            raise ValueError(f"max {bound.max:g} can never be met: the value is at least {low:g}")
+        return bound
+
+    return AfterValidator(check)
+
+
+VerifySection: type[Section] = create_model(
+    "VerifySection",
+    __base__=Section,
+    __doc__="Bounds that the artifact must meet; a run that misses one ends with exit code 4.",
+    **{
+        name: (Annotated[Bound, _within(low, high)] | None, Field(default=None, description=text))
+        for name, (low, high, text) in BOUNDS.items()
+    },  # type: ignore[call-overload]
+)
+
+
+class Head(Section):
+    """A recipe: which model, what to do to it, and what the result must be worth. `passes` is checked by itself."""
+
+    version: Annotated[Literal[1], BeforeValidator(_version)] = Field(description="Version of the recipe format: 1.")
+    name: Name = Field(
+        description="Name of the recipe and default name of the artifact folder; letters, digits, '.', '_' and '-'."
+    )
+    model: ModelSection = Field(default_factory=ModelSection, description="The trained model to compress.")
+    calibration: CalibrationSection | None = Field(
+        default=None, description="Inputs that show the passes what matters; passes that need none run without."
+    )
+    evaluation: EvaluationSection | None = Field(
+        default=None, description="Inputs on which the artifact is compared with the dense model."
+    )
+    export: ExportSection = Field(default_factory=ExportSection, description="The form of the artifact.")
+    verify: VerifySection = Field(  # type: ignore[valid-type]
+        default_factory=VerifySection, description="Bounds that the artifact must meet (exit code 4 if not)."
+    )

@@ -1,0 +1,117 @@
+"""Code of the model card: how to load the artifact with each runtime that can."""
+
+from __future__ import annotations
+
+from compressor.report.facts import ArtifactFacts
+
+_AUTO = {
+    "text-generation": "AutoModelForCausalLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
+_ORT = {
+    "text-classification": "ORTModelForSequenceClassification",
+    "image-classification": "ORTModelForImageClassification",
+    "feature-extraction": "ORTModelForFeatureExtraction",
+}
+
+DECODER = """\
+import numpy as np
+import onnxruntime as ort
+from transformers import AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+
+ids = np.asarray([tokenizer("Once upon a time")["input_ids"]], dtype=np.int64)
+feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+for entry in session.get_inputs():
+    if entry.name.startswith("past_key_values."):  # an empty cache: [batch, heads, 0, head width]
+        kind = np.float16 if "float16" in entry.type else np.float32
+        feeds[entry.name] = np.zeros((1, entry.shape[1], 0, entry.shape[3]), kind)
+    elif entry.name == "position_ids":
+        feeds[entry.name] = np.arange(ids.shape[1], dtype=np.int64)[None]
+logits = session.run(["logits"], feeds)[0]  # [batch, tokens, vocabulary]
+print(tokenizer.decode([int(logits[0, -1].argmax())]))
+"""
+
+GENAI = """\
+import onnxruntime_genai as og
+
+model = og.Model(".")  # this folder
+tokenizer = og.Tokenizer(model)
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=64, do_sample=False)
+generator = og.Generator(model, params)
+generator.append_tokens(tokenizer.encode("Once upon a time"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+"""
+
+ENCODER = """\
+import onnxruntime as ort
+from transformers import AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+
+batch = tokenizer(["a first sentence", "a second one"], padding=True, return_tensors="np")
+names = {entry.name for entry in session.get_inputs()}
+outputs = session.run(None, {name: value for name, value in batch.items() if name in names})
+print(outputs[0].shape)
+"""
+
+IMAGE = """\
+import onnxruntime as ort
+from PIL import Image
+from transformers import AutoImageProcessor
+
+folder = "."  # this folder
+processor = AutoImageProcessor.from_pretrained(folder)
+session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+
+pixels = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="np")["pixel_values"]
+logits = session.run(None, {"pixel_values": pixels})[0]  # [batch, classes]
+print(logits.argmax(-1))
+"""
+
+OPTIMUM = """\
+from optimum.onnxruntime import {kind}
+
+model = {kind}.from_pretrained(".")  # this folder
+"""
+
+TRANSFORMERS = """\
+from transformers import {kind}
+
+model = {kind}.from_pretrained("."{remote})  # this folder
+"""
+
+LOAD = """\
+import compressor
+
+model = compressor.load(".")  # this folder; a torch module with its true widths
+"""
+
+
+def usage(task: str, facts: ArtifactFacts) -> str:
+    """Return the Markdown of the section that tells how to load the artifact."""
+    if facts.format == "safetensors":
+        kind = _AUTO.get(task, "AutoModel")
+        remote = ", trust_remote_code=True" if facts.shaped else ""
+        parts = [("transformers", TRANSFORMERS.format(kind=kind, remote=remote))]
+        if facts.shaped:
+            parts.insert(0, ("compressor, without code from the folder", LOAD))
+    elif facts.decoder:
+        parts = [("ONNX Runtime", DECODER)]
+        if facts.genai:
+            parts.insert(0, ("onnxruntime-genai, with a generation loop", GENAI))
+    else:
+        parts = [("ONNX Runtime", IMAGE if task == "image-classification" else ENCODER)]
+        if task in _ORT:
+            where = "optimum (package `optimum-onnx`, in an environment of its own)"
+            parts.append((where, OPTIMUM.format(kind=_ORT[task])))
+    return "\n".join(f"{title}:\n\n```python\n{code}```\n" for title, code in parts)

@@ -1,0 +1,313 @@
+"""Verification: reload an artifact in a fresh process, compare, time and judge it.
+
+`run_fresh(job)` starts `python -m compressor.verification JOB.json OUT.json`; `verify(job)` is what that process does.
+Every check that can still run does run after a failed one, so that a changed hash does not hide the numerical reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compressor.accounting import peak_memory
+from compressor.benchmark import Timing, compare, file_bytes
+from compressor.calibration import load_data
+from compressor.data import EvalData
+from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
+from compressor.evaluation import Quality, check_metrics, measure
+from compressor.runners import Runner, open_runner, read_config, task_of
+from compressor.verification.graph import check_graph, open_checked
+from compressor.verification.manifest import (
+    MANIFEST,
+    REFERENCE,
+    check_files,
+    check_shapes,
+    is_inside,
+    parameter_count,
+    read_manifest,
+    seal,
+)
+from compressor.verification.quality import (
+    BOUNDS,
+    check_bound_names,
+    check_bounds,
+    check_gain,
+    check_sanity,
+    derived,
+)
+from compressor.verification.reference import GATES, check_determinism, check_reference, write_reference
+from compressor.verification.tokens import check_tokenizer
+from compressor.verification.verdict import Check, Job, Verdict, failed, yes
+from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
+
+__all__ = [
+    "BOUNDS",
+    "GATES",
+    "MANIFEST",
+    "REFERENCE",
+    "Check",
+    "Job",
+    "Verdict",
+    "parameter_count",
+    "run_fresh",
+    "seal",
+    "verify",
+    "write_reference",
+]
+
+
+def verify(job: Job) -> Verdict:
+    """Verify an artifact in this process.
+
+    Returns:
+        The verdict; failed checks are in it, not raised.
+
+    Raises:
+        UsageError: unknown bounds or metrics, or a dense model for another task.
+        ModelError: there is no artifact folder, or the dense model cannot be loaded.
+        DataError: the evaluation data cannot be used.
+    """
+    start = time.perf_counter()
+    check_bound_names(job.bounds)
+    if not job.artifact.is_dir():
+        raise ModelError(f"{job.artifact}: no such artifact folder")
+    dense = _open_dense(job)
+    checks, runner, precision = _check_artifact(job)
+    quality: Quality | None = None
+    values: dict[str, float] = {}
+    if runner is not None:
+        checks += check_reference(runner, job.artifact / REFERENCE, precision)
+        checks.append(check_determinism(runner, job.artifact / REFERENCE))
+    comparable = runner is not None and _right_task(job, runner, dense, checks)
+    if job.data is not None and runner is not None and comparable:
+        data = load_data(job.data, runner.task, job.dense or job.artifact)
+        quality, found = _check_quality(job, runner, dense, data)
+        checks += found
+    elif job.data is not None:
+        checks.append(yes("quality.measured", False, "quality was not measured: see graph and files"))
+    timing, found = _time(job, comparable)
+    checks += found
+    report = _figures(job, quality, timing)
+    values = {**_quality_values(quality), **_cost_values(report, timing)}
+    checks += check_bounds(values, job.bounds)
+    best = max((p.speedup_range()[1] for p in timing.phases if p.other is not None), default=None) if timing else None
+    checks += check_gain(values, best, job.passes, timed=best is not None)
+    return Verdict(
+        checks=tuple(checks),
+        **report,
+        timing=timing.to_json() if timing else {},
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory(),
+    )
+
+
+def run_fresh(job: Job, *, timeout: float | None = None) -> Verdict:
+    """Verify in a process of its own, so that nothing of the compressing process can lend a hand.
+
+    Raises:
+        CompressorError: what `verify` raises, with its exit code; `ResourceError` when the process was killed for
+            memory, `VerificationError` when the artifact crashed it or it took longer than `timeout` seconds.
+    """
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    with tempfile.TemporaryDirectory(prefix="compressor-verify-") as folder:
+        request, answer = Path(folder) / "job.json", Path(folder) / "verdict.json"
+        resolved = {**job.to_json(), "artifact": str(job.artifact.resolve())}
+        resolved["dense"] = str(job.dense.resolve()) if job.dense else None
+        request.write_text(json.dumps(resolved), encoding="utf-8")
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "compressor.verification", str(request), str(answer)],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env={**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": path},
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise VerificationError(f"verification did not end within {timeout:.0f} s") from error
+        if not answer.is_file():
+            _raise_crash(done.returncode, done.stderr)
+        data = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in data:
+        errors: tuple[type[CompressorError], ...] = (UsageError, ModelError, VerificationError, ResourceError)
+        kinds = {kind.exit_code: kind for kind in errors}
+        kind = kinds.get(data["error"]["exit_code"], CompressorError)
+        raise kind(data["error"]["message"], hint=data["error"]["hint"])
+    return Verdict.from_json(data)
+
+
+def _raise_crash(code: int, stderr: str) -> None:
+    last = (stderr.strip().splitlines() or ["no message"])[-1]
+    if code == -9:
+        raise ResourceError("the verifying process was killed, most likely for want of memory")
+    if code < 0:
+        raise VerificationError(f"the verifying process crashed (signal {-code}): the artifact breaks its runtime")
+    raise CompressorError(f"the verifying process ended with exit code {code} and no verdict: {last}")
+
+
+def _open_dense(job: Job) -> Runner | None:
+    return open_runner(job.dense, job.threads) if job.dense is not None else None
+
+
+def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, str]:
+    """Check files, graph, weights and tokenizer; return the loaded artifact, or None, and its precision."""
+    folder = job.artifact
+    manifest: dict[str, Any] = {}
+    checks: list[Check] = []
+    try:
+        manifest = read_manifest(folder)
+        checks += _guard("files", lambda: check_files(folder, manifest))
+    except ModelError as error:
+        checks.append(failed("files.manifest", error))
+    escaping = sorted(path.name for path in folder.iterdir() if not is_inside(folder, path.name))
+    checks.append(yes("files.links", not escaping, f"links to outside of the folder: {', '.join(escaping)}"))
+    # A file that leads outside its folder is never handed to a runtime.
+    runner = None if escaping else _check_weights(job, manifest, checks)
+    checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
+    return checks, runner, str(manifest.get("precision", "float32"))
+
+
+def _right_task(job: Job, runner: Runner, dense: Runner | None, checks: list[Check]) -> bool:
+    """Add the check that the artifact does what its config.json and the dense model do; return whether it passed."""
+    try:
+        stated = dense.task if dense is not None else task_of(read_config(job.artifact))
+    except ModelError as error:
+        checks.append(failed("graph.task", error))
+        return False
+    reason = f"the artifact computes {runner.task}, the model is for {stated}"
+    checks.append(yes("graph.task", runner.task == stated, reason))
+    return runner.task == stated
+
+
+def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> Runner | None:
+    """Add the checks of graph and weights; return the loaded artifact, or None if it cannot or must not be loaded."""
+    folder = job.artifact
+    try:
+        weights = open_weights(folder)
+    except ModelError as error:
+        checks.append(failed("weights.readable", error))
+        return None
+    safe = True
+    if weights.is_onnx:
+        external = _guard("files.external", lambda: check_external(folder, weights, is_inside))
+        safe = all(check.passed for check in external if check.name != "files.external.length")
+        checks += external + _guard("graph", lambda: check_graph(weights))
+    checks += _guard("shapes", lambda: check_shapes(folder, manifest, weights))
+    checks += _guard("precision", lambda: _check_precision(manifest, weights))
+    if not safe:
+        checks.append(yes("graph.session", False, "the artifact was not loaded: its data is missing or outside"))
+        return None
+    checks += _guard("weights", lambda: check_values(weights))
+    runner, check = open_checked(folder, job.threads)
+    checks.append(check)
+    return runner
+
+
+def _check_precision(manifest: dict[str, Any], weights: StoredWeights) -> list[Check]:
+    stated = str(manifest.get("precision", "float32"))
+    wrong = weights.is_onnx and stated.startswith("int") != weights.quantized
+    reason = f"{MANIFEST} states {stated}, but the graph is {'' if weights.quantized else 'not '}quantized"
+    return [yes("precision.stated", not wrong, reason)]
+
+
+def _guard(name: str, run: Callable[[], list[Check]]) -> list[Check]:
+    """Run checks; whatever a library raises on a broken file becomes a failed check, and the others still run."""
+    try:
+        return run()
+    except Exception as error:
+        return [failed(name, error)]
+
+
+def _check_quality(
+    job: Job, runner: Runner, dense: Runner | None, data: EvalData
+) -> tuple[Quality | None, list[Check]]:
+    check_metrics(job.metrics, runner.task, data, dense is not None)
+    try:
+        quality = measure(runner, data, dense)
+    except (UsageError, DataError):
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+        return None, [failed("quality.measured", error)]
+    return quality, check_sanity(quality, data, job.bounds)
+
+
+def _quality_values(quality: Quality | None) -> dict[str, float]:
+    return derived(quality.ours, quality.dense) if quality is not None else {}
+
+
+def _time(job: Job, loaded: bool) -> tuple[Timing | None, list[Check]]:
+    if not job.timing or not loaded:
+        return None, []
+    same = job.dense is not None and _is_onnx(job.dense) == _is_onnx(job.artifact)
+    try:
+        timing = compare(
+            job.artifact,
+            job.dense if same else None,
+            threads=job.threads,
+            batch=job.batches,
+            length=job.length,
+            rounds=job.rounds,
+            seconds=job.seconds,
+            memory=job.memory,
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # a graph that fails at one shape is a verdict, not a crash
+        return None, [failed("speed.measured", error)]
+    return timing, []
+
+
+def _is_onnx(folder: Path) -> bool:
+    return (folder / "model.onnx").is_file()
+
+
+def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[str, dict[str, Any]]:
+    """Return report.json's `dense`, `compressed` and `ratios`."""
+    compressed = _side(job.artifact, quality.ours if quality else {}, timing.latency_ms() if timing else {}, job)
+    compressed["flops"] = job.flops[1] if job.flops else None
+    if job.dense is None:
+        return {"dense": {}, "compressed": compressed, "ratios": {}}
+    latency = timing.latency_ms("other") if timing else {}
+    dense = _side(job.dense, quality.dense if quality else {}, latency, job)
+    dense["flops"] = job.flops[0] if job.flops else None
+    keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
+    ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
+    ratios["speedup"] = timing.speedup() if timing else {}
+    return {"dense": dense, "compressed": compressed, "ratios": ratios}
+
+
+def _side(folder: Path, metrics: dict[str, float], latency: dict[str, float], job: Job) -> dict[str, Any]:
+    from compressor.loading import open_model
+
+    wanted = set(job.metrics) | ({"cosine_min"} if "cosine" in job.metrics else set())
+    shown = {name: value for name, value in metrics.items() if not wanted or name in wanted}
+    side: dict[str, Any] = {"bytes": file_bytes(folder), "metrics": shown, "latency_ms": latency}
+    try:
+        side["parameters"] = parameter_count(open_model(folder))
+    except CompressorError:
+        side["parameters"] = None  # `shapes.config` already says why
+    return side
+
+
+def _cost_values(report: dict[str, dict[str, Any]], timing: Timing | None) -> dict[str, float]:
+    values: dict[str, float] = {"bytes": float(report["compressed"]["bytes"])}
+    for name, key in (("size_ratio", "bytes"), ("parameters_ratio", "parameters"), ("flops_ratio", "flops")):
+        if key in report["ratios"]:
+            values[name] = report["ratios"][key]
+    if timing is None:
+        return values
+    values |= {f"latency_{phase}_ms": ms for phase, ms in timing.latency_ms().items()}
+    speedup = timing.speedup()
+    if speedup:
+        values |= {f"speedup_{phase}": ratio for phase, ratio in speedup.items()} | {"speedup": min(speedup.values())}
+    if timing.other is not None and timing.ours.memory_bytes and timing.other.memory_bytes:
+        values["memory_ratio"] = timing.ours.memory_bytes / timing.other.memory_bytes
+    return values

@@ -1,0 +1,42 @@
+"""The fresh process: `python -m compressor.verification JOB.json OUT.json`.
+
+OUT.json receives the verdict, or `{"error": {message, hint, exit_code}}`; the process ends with the exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import CompressorError, UsageError
+from compressor.verification import Job, verify
+from compressor.verification.verdict import read_json
+
+
+def main(arguments: list[str]) -> int:
+    """Read the job, verify, write the answer; return the exit code (see `compressor.errors`)."""
+    if len(arguments) != 2:
+        raise SystemExit("usage: python -m compressor.verification JOB.json OUT.json")
+    request, answer = Path(arguments[0]), Path(arguments[1])
+    data: dict[str, Any]
+    try:
+        verdict = verify(_read_job(request))
+        data, code = verdict.to_json(), verdict.exit_code
+    except CompressorError as error:
+        data = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
+        code = error.exit_code
+    answer.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+    return code
+
+
+def _read_job(path: Path) -> Job:
+    try:
+        return Job.from_json(read_json(path))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError(f"{path}: not a verification job: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,194 @@
+"""compression.json: what an artifact says about itself, and whether its files agree.
+
+`seal` writes it at export time; the keys below are the ones that verification reads, others are kept as they are.
+
+| key | meaning |
+|---|---|
+| `precision` | `float32`, `float16`, `bfloat16`, `int8-dynamic`, `int8-weights` or `int4`: chooses the parity gate |
+| `parameters` | parameters of the model, tied weights once |
+| `layers` | per layer: `intermediate_size`, `num_attention_heads`, `num_key_value_heads`, `residual` |
+| `outputs` | relative path -> sha256 of every file that the artifact consists of |
+| `weights` | stored tensor name -> [dtype, shape...] |
+| `tokenizer` | `text`, and the `ids` that the tokenizer gave for it |
+| `seal` | sha256 of all the rest of the manifest |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compressor.checkpoint import sha256_of
+from compressor.errors import ModelError
+from compressor.verification.tokens import probe_record
+from compressor.verification.verdict import Check, failed, read_json, yes
+from compressor.verification.weights import StoredWeights, open_weights
+
+MANIFEST = "compression.json"
+REFERENCE = "reference.safetensors"
+_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "report.xml", "junit.xml", "README.md"}
+"""Files that are written after the verdict, or that hold it: they cannot be part of what is sealed."""
+
+
+def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a manifest with what is in the folder, write it as compression.json and return it.
+
+    Call it last, when all files that belong to the artifact (`reference.safetensors` too) are there.
+
+    Raises:
+        ModelError: a file of the artifact cannot be read.
+    """
+    sealed = {"version": 1, "precision": "float32", **manifest}
+    sealed["outputs"] = {str(path): sha256_of(folder / path) for path in output_files(folder)}
+    sealed["weights"] = open_weights(folder).table()
+    sealed["tokenizer"] = probe_record(folder)
+    sealed["seal"] = _digest(sealed)
+    (folder / MANIFEST).write_text(json.dumps(sealed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return sealed
+
+
+def output_files(folder: Path) -> list[PurePosixPath]:
+    """Return the relative paths of the files that make up the artifact, sorted."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    relative = (PurePosixPath(path.relative_to(folder).as_posix()) for path in files)
+    return sorted(path for path in relative if str(path) not in _WRITTEN_LATER)
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
+    """Check that the manifest is whole, and that every file it lists is inside the folder, there, and unchanged."""
+    digest = _digest(manifest)
+    checks = [
+        yes("files.seal", manifest.get("seal") == digest, f"{MANIFEST} was edited: its seal does not match its content")
+    ]
+    outputs = manifest.get("outputs")
+    if not isinstance(outputs, dict) or not outputs:
+        return [*checks, yes("files.listed", False, f"{MANIFEST} lists no outputs with their sha256")]
+    outside = [str(name) for name in outputs if not is_inside(folder, str(name))]
+    checks.append(
+        yes("files.inside", not outside, f"{MANIFEST} names {', '.join(outside)}, which lies outside the folder")
+    )
+    model_files = [name for name in outputs if PurePosixPath(name).name.startswith("model")]
+    if not model_files:
+        checks.append(yes("files.listed", False, f"{MANIFEST} lists no model file"))
+    missing = [n for n in outputs if n not in outside and not (folder / n).is_file()]
+    checks.append(yes("files.present", not missing, f"missing from the folder: {', '.join(missing)}", damaged=True))
+    changed = [
+        name
+        for name, expected in outputs.items()
+        if name not in outside and name not in missing and sha256_of(folder / name) != expected
+    ]
+    checks.append(
+        yes("files.unchanged", not changed, f"sha256 differs from the one in {MANIFEST}: {', '.join(sorted(changed))}")
+    )
+    extra = sorted({str(path) for path in output_files(folder)} - set(outputs))
+    checks.append(yes("files.no_strangers", not extra, f"not listed in {MANIFEST}: {', '.join(extra)}"))
+    return checks
+
+
+def check_shapes(folder: Path, manifest: Mapping[str, Any], weights: StoredWeights) -> list[Check]:
+    """Check that manifest, config.json and the stored tensors state the same shapes."""
+    recorded, real = manifest.get("weights"), weights.table()
+    if not isinstance(recorded, dict):
+        checks = [yes("shapes.weights", False, f"{MANIFEST} records no weight shapes")]
+    else:
+        names = sorted(n for n in set(recorded) | set(real) if recorded.get(n) != real.get(n))
+        shown = names[0] if names else ""
+        reason = (
+            f"{len(names)} tensors differ from {MANIFEST}; {shown} is {real.get(shown)}, recorded {recorded.get(shown)}"
+        )
+        checks = [yes("shapes.weights", not names, reason)]
+    try:
+        checks += _check_config(folder, manifest, weights)
+    except ModelError as error:
+        checks.append(failed("shapes.config", error))
+    return checks
+
+
+def _check_config(folder: Path, manifest: Mapping[str, Any], weights: StoredWeights) -> list[Check]:
+    from compressor.loading import open_model
+
+    model = open_model(folder)
+    expected = parameter_count(model)
+    stated = manifest.get("parameters")
+    checks = [
+        Check(
+            "shapes.parameters",
+            stated == expected,
+            stated if isinstance(stated, int) else None,
+            {"equal": expected},
+            "parameters",
+            "" if stated == expected else f"{MANIFEST} states {stated} parameters, config.json describes {expected}",
+        )
+    ]
+    layers = manifest.get("layers")
+    if isinstance(layers, list):
+        differing = _differing_layers(layers, model.shapes.layers)
+        checks.append(
+            yes("shapes.layers", not differing, f"{MANIFEST} and config.json differ at layer {', '.join(differing)}")
+        )
+    if weights.is_onnx:
+        vocabulary = int(getattr(model.config, "vocab_size", 0) or 0)
+        problems = weights.disagreements(model.shapes, parameter_count(model, without="pooler."), vocabulary)
+    else:
+        problems = _module_disagreements(model)
+    checks.append(yes("shapes.graph", not problems, "; ".join(problems)))
+    return checks
+
+
+def _module_disagreements(model: Any) -> list[str]:
+    try:
+        model.weights.names()
+    except ModelError as error:
+        return [error.message]
+    return []
+
+
+def _differing_layers(stated: list[Any], real: Any) -> list[str]:
+    if len(stated) != len(real):
+        return [f"count ({len(stated)} against {len(real)})"]
+    differing = []
+    for index, (entry, layer) in enumerate(zip(stated, real, strict=True)):
+        for key in ("intermediate_size", "num_attention_heads", "num_key_value_heads", "residual"):
+            value = getattr(layer, key)
+            if isinstance(entry, dict) and key in entry and entry[key] != (list(value) if key == "residual" else value):
+                differing.append(f"{index} ({key} {entry[key]} against {value})")
+    return differing
+
+
+def parameter_count(model: Any, *, without: str | None = None) -> int:
+    """Return the parameters that a `ModelFolder` describes, tied weights counted once; reads no weights.
+
+    Args:
+        model: the folder.
+        without: leave out parameters with this in their name. An encoder's graph, for example, returns the hidden
+            states and so has no pooler.
+    """
+    total = int(model.parameters)
+    if without is not None:
+        total -= sum(int(p.numel()) for name, p in model.skeleton().named_parameters() if without in name)
+    return total
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Tell whether a relative path stays in the folder, also through symbolic links."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not name:
+        return False
+    return (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read compression.json.
+
+    Raises:
+        ModelError: it is missing or cannot be read.
+    """
+    return read_json(folder / MANIFEST)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

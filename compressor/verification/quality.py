@@ -1,0 +1,144 @@
+"""Bounds: what the recipe asks and what no artifact may fall below, on measured quality, size and speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from compressor.data import EvalData, LabelData
+from compressor.errors import UsageError, did_you_mean
+from compressor.evaluation import Quality
+from compressor.verification.verdict import Bounds, Check, bounded, yes
+
+BOUNDS = {
+    "perplexity": "perplexity of the artifact",
+    "perplexity_increase": "perplexity over dense, minus 1",
+    "kl": "mean KL divergence from dense, nats per token",
+    "top1": "share of most likely tokens or classes equal to dense",
+    "cosine": "mean cosine of embeddings with dense",
+    "cosine_min": "smallest cosine of embeddings with dense",
+    "spearman": "rank correlation with the gold scores",
+    "spearman_drop": "spearman of dense minus ours",
+    "accuracy": "share of right classes",
+    "accuracy_drop": "accuracy of dense minus ours, as a share of 1",
+    "size_ratio": "bytes over dense",
+    "parameters_ratio": "parameters over dense",
+    "flops_ratio": "theoretical operations over dense",
+    "memory_ratio": "peak memory over dense",
+    "speedup": "smallest speed-up over dense of all phases, batch 1",
+    "speedup_prefill": "speed-up of the prefill",
+    "speedup_decode": "speed-up of one decode step",
+    "speedup_forward": "speed-up of the forward pass (encoders, images)",
+    "latency_prefill_ms": "median prefill latency",
+    "latency_decode_ms": "median latency of one decode step",
+    "latency_forward_ms": "median latency of the forward pass",
+    "bytes": "bytes of the model files",
+}
+"""Names that a recipe's `verify` section may bound, and what they mean."""
+
+DEFAULTS: Bounds = {
+    "perplexity_increase": {"max": 2.0},
+    "top1": {"min": 0.3},
+    "cosine": {"min": 0.7},
+}
+"""Floors for garbage: far below any useful model, and replaced by the recipe's own bound of the same name."""
+
+_MIN_HITS = 10
+_UNIFORM = 0.9999
+
+
+def check_bound_names(bounds: Bounds) -> None:
+    """Refuse bounds that nothing measures.
+
+    Raises:
+        UsageError: an unknown name, or a bound that is not min and/or max.
+    """
+    for name, limits in bounds.items():
+        if name not in BOUNDS:
+            raise UsageError(
+                f"verify.{name}: unknown bound{did_you_mean(name, BOUNDS)}", hint="Allowed: " + ", ".join(BOUNDS)
+            )
+        if not limits or set(limits) - {"min", "max"} or any(not math.isfinite(v) for v in limits.values()):
+            raise UsageError(f"verify.{name}: expected min and/or max with finite numbers, got {dict(limits)}")
+
+
+def derived(ours: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of ours with the differences to dense that bounds may name."""
+    values = dict(ours)
+    if "perplexity" in ours and "perplexity" in dense:
+        values["perplexity_increase"] = ours["perplexity"] / dense["perplexity"] - 1.0
+    for name in ("spearman", "accuracy"):
+        if name in ours and name in dense:
+            values[f"{name}_drop"] = dense[name] - ours[name]
+    return values
+
+
+def check_bounds(values: Mapping[str, float], bounds: Bounds) -> list[Check]:
+    """Check measured values against the recipe's bounds and the default floors."""
+    checks = []
+    for name, limits in bounds.items():
+        why = "the recipe bounds it, but nothing here measures it" if name not in values else "the recipe's bound"
+        checks.append(_check("bounds", name, values.get(name), limits, why))
+    for name, limits in DEFAULTS.items():
+        if name in values and name not in bounds:
+            checks.append(_check("quality", name, values[name], limits, "no useful model is that far from dense"))
+    return checks
+
+
+def _check(group: str, name: str, value: float | None, limits: Mapping[str, float], why: str) -> Check:
+    unit = "ms" if name.startswith("latency") else "bytes" if name == "bytes" else ""
+    return bounded(f"{group}.{name}", value, least=limits.get("min"), most=limits.get("max"), unit=unit, why=why)
+
+
+def check_sanity(quality: Quality, data: EvalData, bounds: Bounds) -> list[Check]:
+    """Check what holds for every model that works: finite outputs that depend on the input and prefer something."""
+    checks = [
+        yes("quality.finite", quality.finite, "outputs on the evaluation data hold NaN or infinity"),
+        yes("quality.varies", quality.varies, "the output is the same for every input"),
+    ]
+    if quality.entropy is not None:
+        why = "all outcomes are equally likely: the model says nothing"
+        checks.append(bounded("quality.entropy", quality.entropy, most=_UNIFORM, why=why))
+    dense = quality.dense.get("accuracy")
+    judged = dense is not None and dense * quality.samples >= _MIN_HITS
+    if isinstance(data, LabelData) and dense is not None and judged and not {"accuracy", "accuracy_drop"} & set(bounds):
+        why = "less than half of the dense model's accuracy is left"
+        checks.append(bounded("quality.accuracy", quality.ours.get("accuracy"), least=dense / 2, why=why))
+    return checks
+
+
+def worse_than_dense(values: Mapping[str, float]) -> bool:
+    """Tell whether quality is below dense beyond noise; NaN counts as worse."""
+    limits = {"perplexity_increase": 1e-3, "spearman_drop": 1e-3, "accuracy_drop": 1e-3, "kl": 1e-5}
+    floors = {"cosine": 0.9999, "top1": 0.999}
+    return any(not values[n] <= limit for n, limit in limits.items() if n in values) or any(
+        not values[n] >= floor for n, floor in floors.items() if n in values
+    )
+
+
+def check_gain(values: Mapping[str, float], best: float | None, passes: Sequence[str], *, timed: bool) -> list[Check]:
+    """Refuse artifacts whose compression brought nothing.
+
+    Args:
+        values: measured quality, `size_ratio` and `parameters_ratio`.
+        best: the largest speed-up of any phase, upper quartile of its rounds: the benefit of the doubt.
+        passes: what was applied; a plain export (none) owes no gain.
+        timed: whether speed was measured against dense.
+
+    Returns:
+        `gain.dominated`: slower and worse than dense; `gain.effect`: neither smaller nor faster.
+    """
+    if not passes:
+        return []
+    checks = []
+    size = values.get("size_ratio", 1.0)
+    if timed and best is not None:
+        dominated = best < 0.95 and worse_than_dense(values)
+        reason = f"slower (at best {best:.2f} times dense's speed) and worse than dense: nobody wants it"
+        checks.append(yes("gain.dominated", not dominated, reason, value=best))
+    if size >= 0.999 and (best is None or best < 1.0) and timed:
+        reason = f"{', '.join(passes)} made nothing smaller ({size:.3f} of dense's bytes) and nothing faster"
+        checks.append(yes("gain.effect", False, reason, value=size))
+    elif timed:
+        checks.append(yes("gain.effect", True, "", value=size))
+    return checks

@@ -1,0 +1,1 @@
+"""Writers of artifacts: ONNX graphs and safetensors checkpoints. Import as `compressor.exporters`."""

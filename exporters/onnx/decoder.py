@@ -1,0 +1,162 @@
+"""Decoders as graphs: one graph for prefill and decode, with a key-value cache per layer.
+
+Inputs: `input_ids [batch, sequence]`, `attention_mask [batch, total]`, the portable form also `position_ids`, and
+`past_key_values.N.key / .value [batch, kv_heads, past, head_size]`. Outputs: `logits [batch, sequence, vocabulary]` in
+float32 and `present.N.key / .value`. Heads and head size are static and may differ from layer to layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from compressor.errors import ModelError
+from compressor.exporters.onnx.attention import (
+    CacheShape,
+    KeyValue,
+    NewTokensCache,
+    TracedAttention,
+    attention_of,
+)
+from compressor.exporters.onnx.norms import fused_rms_norms
+from compressor.exporters.onnx.rotary import check_rotary, rotary_inside
+from compressor.exporters.onnx.trace import trace
+
+_BATCH, _LENGTH, _PAST = 2, 3, 5  # all different: the tracer takes equal sizes for the same one
+
+
+class _Decoder(nn.Module):
+    """A decoder with its inputs and outputs laid flat."""
+
+    def __init__(self, model: nn.Module, attention: TracedAttention) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = attention
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=NewTokensCache(),
+            use_cache=True,
+        )
+        logits: Tensor = output.logits
+        return logits.to(torch.float32)
+
+
+class _GroupQueryDecoder(_Decoder):
+    """Counts valid tokens instead of looking at the mask; right padding only."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[KeyValue]) -> tuple[Tensor, list[KeyValue]]:
+        attention = self.attention
+        attention.start(past)
+        attention.last_token = (attention_mask.sum(dim=1) - 1).to(torch.int32)
+        attention.total = _length_of(attention_mask).to(torch.int32)
+        logits = self.run(input_ids, attention_mask, _positions(input_ids, attention_mask))
+        return logits, attention.present
+
+
+class _PortableDecoder(_Decoder):
+    """Takes positions as an input; the mask may hide any token."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[KeyValue]
+    ) -> tuple[Tensor, list[KeyValue]]:
+        attention = self.attention
+        attention.start(past)
+        attention.mask, attention.positions = attention_mask, position_ids
+        return self.run(input_ids, attention_mask, position_ids), attention.present
+
+
+def _length_of(mask: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic("::Shape", [mask], {"start": 1, "end": 2}, dtype=torch.int64, shape=[1])
+
+
+def _positions(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the positions of the new tokens, the last of those that the mask counts.
+
+    The past cannot tell them: its length is that of the buffer when past and present share one.
+    """
+    counted = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    end = _length_of(attention_mask)
+    start = end - _length_of(input_ids)
+    return torch.onnx.ops.symbolic(
+        "::Slice", [counted, start, end, torch.tensor([1])], dtype=torch.int64, shape=list(input_ids.shape)
+    )
+
+
+def trace_decoder(model: nn.Module, *, portable: bool, opset: int, dtype: torch.dtype) -> ir.Model:
+    """Trace a decoder of transformers, plain or compressed.
+
+    Args:
+        model: a `...ForCausalLM`, in eval mode, with parameters on the CPU (their contents are not looked at).
+        portable: plain operators instead of GroupQueryAttention.
+        opset: version of the ONNX operator set.
+        dtype: of the parameters, hence of the cache.
+
+    Returns:
+        The graph, unoptimised.
+
+    Raises:
+        ModelError: the model's attention cannot be expressed, or torch cannot trace it.
+    """
+    shapes = cache_shapes(model)
+    attention = TracedAttention("plain" if portable else "gqa")
+    wrapper = (_PortableDecoder if portable else _GroupQueryDecoder)(model, attention).eval()
+    ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
+    mask = torch.ones(_BATCH, _PAST + _LENGTH, dtype=torch.int64)
+    past = [tuple(torch.zeros(_BATCH, s.heads, _PAST, s.size, dtype=dtype) for _ in "kv") for s in shapes]
+    new, all_tokens = {0: "batch", 1: "sequence"}, {0: "batch", 1: "total_sequence"}
+    cache = [({0: "batch", 2: "past_sequence"},) * 2 for _ in shapes]
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    with attention_of(model, attention), fused_rms_norms(model):
+        if portable:
+            graph = trace(wrapper, (ids, mask, ids.clone(), past), (new, all_tokens, new, cache), opset)
+        else:
+            with rotary_inside(model, attention, int(positions)):
+                graph = trace(wrapper, (ids, mask, past), (new, all_tokens, cache), opset)
+    _name_ports(graph.graph, portable, len(shapes))
+    return graph
+
+
+def cache_shapes(model: nn.Module) -> list[CacheShape]:
+    """Return the cache shape of every attention layer, in call order, from a run that computes nothing.
+
+    Raises:
+        ModelError: no attention layer of the model goes through transformers' attention interface, or its rotation
+            cannot be exported.
+    """
+    check_rotary(model)
+    attention = TracedAttention("record")
+    with attention_of(model, attention), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        ids: Any = torch.zeros(1, 2, dtype=torch.int64)
+        _Decoder(model, attention).run(ids, torch.ones_like(ids), ids)
+    if not attention.shapes:
+        raise ModelError(f"{type(model).__name__} has no attention that can be exported")
+    return attention.shapes
+
+
+def _name_ports(graph: ir.Graph, portable: bool, layers: int) -> None:
+    """Give inputs and outputs their names and dimensions."""
+    names = ["input_ids", "attention_mask", *(["position_ids"] if portable else [])]
+    pairs = [f"{index}.{part}" for index in range(layers) for part in ("key", "value")]
+    for value, name in zip(graph.inputs, [*names, *(f"past_key_values.{p}" for p in pairs)], strict=True):
+        value.name = name
+    for value, name in zip(graph.outputs, ["logits", *(f"present.{p}" for p in pairs)], strict=True):
+        value.name = name
+    for value, cache in zip(graph.outputs[1:], graph.inputs[len(names) :], strict=True):
+        value.shape = ir.Shape(["batch", static_size(cache, 1), "total_sequence", static_size(cache, 3)])
+    graph.outputs[0].shape = ir.Shape(["batch", "sequence", static_size(graph.outputs[0], 2)])
+
+
+def static_size(value: ir.Value, axis: int) -> int:
+    """Return a dimension of a graph's input or output that is a number."""
+    assert value.shape is not None
+    size = value.shape[axis]
+    assert isinstance(size, int), f"{value.name}: dimension {axis} is {size}"
+    return size

@@ -1,0 +1,97 @@
+"""Encoders and image models as graphs: attention in plain operators, dynamic batch and length.
+
+A text encoder takes `input_ids`, `attention_mask` and, where it has token types, `token_type_ids`, all
+`[batch, sequence]`; an image model takes `pixel_values [batch, channels, height, width]` of static size. The output is
+`logits` for a model with a classification head, and `last_hidden_state` otherwise.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from compressor.errors import ModelError
+from compressor.exporters.onnx.attention import attention_of
+from compressor.exporters.onnx.norms import fused_rms_norms
+from compressor.exporters.onnx.plain import EncoderAttention, bias_of
+from compressor.exporters.onnx.trace import trace
+
+_BATCH, _LENGTH = 2, 7
+_OUTPUTS = ("logits", "last_hidden_state")
+
+
+class _Encoder(nn.Module):
+    """An encoder with named inputs in a row and one output."""
+
+    def __init__(self, model: nn.Module, attention: EncoderAttention, inputs: list[str], output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = attention
+        self.inputs = inputs
+        self.output = output
+        self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        inputs = dict(zip(self.inputs, tensors, strict=True))
+        if (mask := inputs.get("attention_mask")) is not None:
+            self.attention.bias = bias_of(mask[:, None, None, :].bool(), self.dtype)
+        result = self.model(**inputs)
+        tensor: Tensor = result[self.output]
+        return tensor.to(torch.float32)
+
+
+def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Model:
+    """Trace a text encoder, a text classifier or an image classifier of transformers.
+
+    Args:
+        model: in eval mode, with parameters on the CPU (their contents are not looked at).
+        opset: version of the ONNX operator set; 20 is the first with Gelu.
+        dtype: of the parameters, hence of `pixel_values`.
+
+    Returns:
+        The graph, unoptimised.
+
+    Raises:
+        ModelError: the model has neither kind of output, or torch cannot trace it.
+    """
+    inputs = example_inputs(model, dtype)
+    attention = EncoderAttention()
+    with attention_of(model, attention), fused_rms_norms(model):
+        output = _output_name(model, inputs)
+        wrapper = _Encoder(model, attention, list(inputs), output).eval()
+        dims: dict[int, str] = {0: "batch"} if "pixel_values" in inputs else {0: "batch", 1: "sequence"}
+        graph = trace(wrapper, tuple(inputs.values()), (tuple(dims for _ in inputs),), opset)
+    for value, name in zip(graph.graph.inputs, inputs, strict=True):
+        value.name = name
+    (result,) = graph.graph.outputs
+    result.name = output
+    return graph
+
+
+def example_inputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return example inputs in the order in which the graph takes them."""
+    config: Any = model.config
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(_BATCH, config.num_channels, height, width, dtype=dtype)}
+    ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    accepted = inspect.signature(model.forward).parameters
+    if "token_type_ids" in accepted and bool(getattr(config, "type_vocab_size", 0)):
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return inputs
+
+
+def _output_name(model: nn.Module, inputs: dict[str, Tensor]) -> str:
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        result = model(**inputs)
+    found = [name for name in _OUTPUTS if getattr(result, name, None) is not None]
+    if not found:
+        raise ModelError(f"{type(model).__name__} returns neither {' nor '.join(_OUTPUTS)}")
+    return found[0]

@@ -1,0 +1,144 @@
+"""Export a model to an ONNX folder: trace, attach weights, tidy, save, add the companion files."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from compressor.companions import copy_companions
+from compressor.errors import UsageError
+from compressor.exporters.onnx.decoder import cache_shapes, trace_decoder
+from compressor.exporters.onnx.encoder import trace_encoder
+from compressor.exporters.onnx.genai_config import write_genai_config
+from compressor.exporters.onnx.passes import tidy
+from compressor.exporters.onnx.saving import save, stamp
+from compressor.exporters.onnx.trace import quiet
+from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
+from compressor.exporters.result import ExportResult
+
+if TYPE_CHECKING:
+    from compressor.loading import ModelFolder
+
+_WRAPPED = "model."  # the tracing wrappers call the model so
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_OPSETS = {"gqa": 21, "portable": 20, "encoder": 20}
+_HEAD_MULTIPLE = 8
+_OLDEST, _NEWEST = 18, 23
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How to export.
+
+    Attributes:
+        graph: `auto` emits GroupQueryAttention for decoders (right padding only; several tokens after a past only at
+            batch 1); `portable` emits plain operators, which allow any mask, batch and chunk.
+        opset: version of the ONNX operator set; None for the best one (21 with GroupQueryAttention, else 20).
+        dtype: type of weights, activations and cache; outputs are float32.
+    """
+
+    graph: Literal["auto", "portable"] = "auto"
+    opset: int | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = None) -> ExportResult:
+    """Export a model folder, reading its weights one at a time.
+
+    Args:
+        source: the model.
+        out: existing folder; receives `model.onnx` (and `model.onnx.data`), config, tokenizer and processor files, and
+            `genai_config.json` for a decoder.
+        options: how; None for the defaults.
+
+    Returns:
+        The files, the time, and the names of inputs and outputs.
+
+    Raises:
+        ModelError: the model cannot be exported.
+        UsageError: the options are impossible.
+        ResourceError: the disk is full.
+    """
+    options = options or OnnxOptions()
+    start = time.perf_counter()
+    model = source.skeleton()
+    graph, files = _write(model, source.weights, source.task, out, options)
+    shutil.copyfile(source.path / "config.json", out / "config.json")
+    files += [out / "config.json", *copy_companions(source.path, out)]
+    if source.task == "text-generation":
+        files.append(write_genai_config(source.path, source.config, graph, out))
+    return _result(graph, files, time.perf_counter() - start)
+
+
+def export_module(
+    model: nn.Module,
+    out: Path,
+    options: OnnxOptions | None = None,
+    *,
+    task: str,
+    weights: Weights | None = None,
+) -> ExportResult:
+    """Export a transformers module; the graph files alone, without tokenizer and configuration.
+
+    Args:
+        model: in eval mode; parameters may lie on the meta device when `weights` has them.
+        out: existing folder.
+        options: how; None for the defaults.
+        task: `text-generation`, or anything else for an encoder or classifier.
+        weights: where the tensors come from; None for the module itself.
+
+    Raises:
+        ModelError: the model cannot be exported.
+        UsageError: the options are impossible.
+        ResourceError: the disk is full.
+    """
+    start = time.perf_counter()
+    graph, files = _write(model, weights or ModuleWeights(model), task, out, options or OnnxOptions())
+    return _result(graph, files, time.perf_counter() - start)
+
+
+def _write(
+    model: nn.Module, weights: Weights, task: str, out: Path, options: OnnxOptions
+) -> tuple[ir.Model, list[Path]]:
+    if options.dtype not in _DTYPES:
+        raise UsageError(f"export to ONNX in {options.dtype} is not covered; allowed: {', '.join(_DTYPES)}")
+    dtype = _DTYPES[options.dtype]
+    with weightless(model, weights, dtype) as aliases:
+        kind = _kind(model, task, options)
+        opset = _opset(kind, options)
+        if kind == "encoder":
+            graph = trace_encoder(model, opset=opset, dtype=dtype)
+        else:
+            graph = trace_decoder(model, portable=kind == "portable", opset=opset, dtype=dtype)
+    attach(graph.graph, weights, _WRAPPED, aliases)
+    with quiet():
+        tidy(graph)
+    stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
+    return graph, save(graph, out, weights.close)
+
+
+def _kind(model: nn.Module, task: str, options: OnnxOptions) -> str:
+    if task != "text-generation":
+        return "encoder"
+    # The kernel's limit; the portable graph has none.
+    fits = all(shape.size % _HEAD_MULTIPLE == 0 for shape in cache_shapes(model))
+    return "gqa" if options.graph == "auto" and fits else "portable"
+
+
+def _opset(kind: str, options: OnnxOptions) -> int:
+    opset = options.opset or _OPSETS[kind]
+    if not _OLDEST <= opset <= _NEWEST:
+        raise UsageError(f"export.opset: {opset} is not covered; allowed: auto, or {_OLDEST} to {_NEWEST}")
+    return opset
+
+
+def _result(graph: ir.Model, files: list[Path], seconds: float) -> ExportResult:
+    inputs, outputs = ([str(v.name) for v in values] for values in (graph.graph.inputs, graph.graph.outputs))
+    return ExportResult(sorted(files), seconds, inputs, outputs)

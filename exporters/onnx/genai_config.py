@@ -1,0 +1,102 @@
+"""`genai_config.json`: what onnxruntime-genai needs to run a decoder, laid out as its own builder does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from compressor.exporters.onnx.decoder import static_size
+from compressor.exporters.onnx.saving import GRAPH
+
+NAME = "genai_config.json"
+# "llama" is what the runtime calls any decoder with this set of inputs.
+_TYPE = "llama"
+_SEARCH: dict[str, Any] = {
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": True,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+
+
+def write_genai_config(source: Path, config: Any, model: ir.Model, out: Path) -> Path:
+    """Write the file for a decoder graph.
+
+    Args:
+        source: folder of the original model; its generation_config.json overrides the special tokens.
+        config: the model's transformers config.
+        model: the exported graph; heads and head size are those of its first cache input.
+        out: folder of the graph.
+
+    Returns:
+        The file written.
+    """
+    cache = next(value for value in model.graph.inputs if str(value.name).startswith("past_key_values."))
+    names = [str(value.name) for value in model.graph.inputs]
+    portable = "position_ids" in names
+    tokens = _special_tokens(source, config)
+    length = int(getattr(config, "max_position_embeddings", 2048))
+    inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in names}
+    document: dict[str, Any] = {
+        "model": {
+            "bos_token_id": tokens["bos_token_id"],
+            "context_length": length,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": GRAPH,
+                "head_size": static_size(cache, 3),
+                "hidden_size": int(config.hidden_size),
+                "inputs": {
+                    **inputs,
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+                "num_attention_heads": int(config.num_attention_heads),
+                "num_hidden_layers": sum(name.endswith(".key") for name in names),
+                "num_key_value_heads": static_size(cache, 1),
+            },
+            "eos_token_id": tokens["eos_token_id"],
+            "pad_token_id": tokens["pad_token_id"],
+            "type": _TYPE,
+            "vocab_size": int(config.vocab_size),
+        },
+        # Joining past and present makes a new buffer each step; only GroupQueryAttention can share one.
+        "search": {**_SEARCH, "max_length": length, "past_present_share_buffer": not portable},
+    }
+    path = out / NAME
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+def _special_tokens(source: Path, config: Any) -> dict[str, Any]:
+    """Return begin, end and padding token ids; the runtime wants numbers: the end token stands for missing ones."""
+    stated: dict[str, Any] = {}
+    file = source / "generation_config.json"
+    if file.is_file():
+        stated = json.loads(file.read_text(encoding="utf-8"))
+    found = {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = stated.get(name)
+        found[name] = value if value is not None else getattr(config, name, None)
+    end = found["eos_token_id"]
+    one_end = (end[0] if end else 0) if isinstance(end, list) else end if end is not None else 0
+    found["eos_token_id"] = one_end if end is None or end == [] else end
+    for name in ("bos_token_id", "pad_token_id"):
+        found[name] = one_end if found[name] is None else found[name]
+    return found

@@ -1,0 +1,304 @@
+"""Graph passes from the graph that torch traced to the graph that ONNX Runtime runs well.
+
+In the order of `tidy`: weights are stored the way their products read them; the heads' there-and-back reshapes around
+GroupQueryAttention go; constants are folded; three projections become one; a residual sum and the norm behind it become
+one operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.optimizer import _optimizer as optimizer
+
+from compressor.exporters.onnx.weights import joined, shifted, transposed
+
+_HEADS_AND_BACK = [0, 2, 1, 3]
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def tidy(model: ir.Model) -> None:
+    """Run all passes on `model`, in place."""
+    graph = model.graph
+    gemm_to_matmul(graph)
+    store_as_read(graph)
+    drop_head_reshapes(graph)
+    # Small shape arithmetic is folded; a node that reads a lazy weight never is.
+    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=lambda n: False if _reads_weight(n) else None)
+    move_query_scale(graph)
+    pack_projections(graph)
+    fuse_residual_norms(graph)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    ir.passes.common.RemoveUnusedOpsetsPass()(model)
+    name_nodes(graph)
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return value is not None and isinstance(value.const_value, ir.LazyTensor)
+
+
+def _reads_weight(node: ir.Node) -> bool:
+    return any(_is_weight(value) for value in node.inputs)
+
+
+def _by_type(graph: ir.Graph, *types: str) -> Iterator[ir.Node]:
+    return (node for node in list(graph) if node.op_type in types)
+
+
+def _new(
+    like: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    domain: str = "",
+    outputs: int = 1,
+    after: bool = False,
+    **attrs: Any,
+) -> ir.Node:
+    """Return a node before (or right after) `like`, and with its origin."""
+    node = ir.node(op_type, inputs, attrs or None, domain=domain, num_outputs=outputs)
+    node.metadata_props.update(like.metadata_props)
+    graph = like.graph
+    assert graph is not None
+    (graph.insert_after if after else graph.insert_before)(like, node)
+    return node
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` take the place of `old`, as a graph output too."""
+    new.shape, new.type = new.shape or old.shape, new.type or old.type
+    if old.is_graph_output():
+        new.name, old.name = old.name, None
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def gemm_to_matmul(graph: ir.Graph) -> None:
+    """Write a linear layer on rank-2 input as MatMul and Add, as all others are: quantizers overlook Gemm."""
+    for node in _by_type(graph, "Gemm"):
+        attributes = {name: a.value for name, a in node.attributes.items()}
+        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
+        if not plain or not _is_weight(node.inputs[1]):
+            continue
+        weight = node.inputs[1]
+        if attributes.get("transB", 0):
+            weight = _new(node, "Transpose", [weight], perm=[1, 0]).outputs[0]
+        product = _new(node, "MatMul", [node.inputs[0], weight])
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        last = product if bias is None else _new(node, "Add", [product.outputs[0], bias])
+        _replace(node.outputs[0], last.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def store_as_read(graph: ir.Graph) -> None:
+    """Transpose (or, for Gemma's norms, shift) a weight where it is stored, when all its readers want it so.
+
+    An embedding that is also the output head is read both ways; it stays, stored once, and the runtime transposes it.
+    """
+    for value in list(graph.initializers.values()):
+        readers = [use.node for use in value.uses()]
+        tensor = value.const_value
+        if not isinstance(tensor, ir.LazyTensor) or not readers:
+            continue
+        kinds = {(n.op_type, tuple(a.as_ints()) if (a := n.attributes.get("perm")) else _addend(n)) for n in readers}
+        if len(kinds) != 1:
+            continue
+        (kind, how) = kinds.pop()
+        if kind == "Transpose" and isinstance(how, tuple):
+            value.const_value = transposed(tensor, how)
+        elif kind == "Add" and isinstance(how, float):
+            value.const_value = shifted(tensor, how)
+        else:
+            continue
+        value.shape = value.const_value.shape
+        for node in readers:
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            graph.remove(node, safe=True)
+
+
+def _addend(node: ir.Node) -> float | None:
+    """Return the scalar constant that an Add adds to its other input."""
+    if node.op_type != "Add":
+        return None
+    return next((number for v in node.inputs if (number := _scalar(v)) is not None), None)
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    if value is None or _is_weight(value):
+        return None
+    tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+    return float(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
+
+
+def drop_head_reshapes(graph: ir.Graph) -> None:
+    """Remove what splits heads for the model and joins them again for GroupQueryAttention, which wants them joined."""
+    for node in _by_type(graph, "GroupQueryAttention"):
+        for index in range(3):
+            value = node.inputs[index]
+            assert value is not None
+            node.replace_input_with(index, _unsplit(value))
+        for use in list(node.outputs[0].uses()):
+            for again in list(use.node.outputs[0].uses()):
+                if use.node.op_type == again.node.op_type == "Reshape":
+                    ir.convenience.replace_all_uses_with(again.node.outputs[0], node.outputs[0])
+
+
+def _unsplit(value: ir.Value) -> ir.Value:
+    """Follow Reshape and two Transposes that cancel back to the joined heads, or to the split ones in between."""
+    join = value.producer()
+    if join is None or join.op_type != "Reshape":
+        return value
+    middle = join.inputs[0]
+    for _ in range(2):
+        node = middle.producer() if middle is not None else None
+        if node is None or node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != _HEADS_AND_BACK:
+            return value
+        middle = node.inputs[0]
+    assert middle is not None
+    split = middle.producer()
+    if split is not None and split.op_type == "Reshape" and split.inputs[0].shape == value.shape:  # type: ignore[union-attr]
+        source = split.inputs[0]
+        assert source is not None
+        return source
+    join.replace_input_with(0, middle)
+    return value
+
+
+def move_query_scale(graph: ir.Graph) -> None:
+    """Let GroupQueryAttention scale the queries where the model does it itself (OPT): the product commutes."""
+    for node in _by_type(graph, "GroupQueryAttention"):
+        query = node.inputs[0]
+        assert query is not None
+        product = query.producer()
+        if product is None or product.op_type != "Mul" or len(query.uses()) != 1:
+            continue
+        for source, factor in (product.inputs, reversed(product.inputs)):
+            if (number := _scalar(factor)) is not None and source is not None:
+                node.attributes["scale"] = ir.AttrFloat32("scale", node.attributes["scale"].as_float() * number)
+                node.replace_input_with(0, source)
+                graph.remove(product, safe=True)
+                break
+
+
+def pack_projections(graph: ir.Graph) -> None:
+    """Join the query, key and value projections of a GroupQueryAttention into one product, bias included.
+
+    Left alone where something stands between projection and attention (Qwen3's norms, a rotation outside the kernel)
+    or the projections read different inputs.
+    """
+    for node in _by_type(graph, "GroupQueryAttention"):
+        layers = [_linear(value) for value in node.inputs[:3]]
+        if any(layer is None for layer in layers):
+            continue
+        products, biases = zip(*(layer for layer in layers if layer is not None), strict=True)
+        if len({id(p.inputs[0]) for p in products}) != 1 or len({b is None for b in biases}) != 1:
+            continue
+        first, last = products[0], min(products, key=_after(graph))
+        weight = _joined_weight(graph, [p.inputs[1] for p in products])
+        packed = _new(last, "MatMul", [first.inputs[0], weight])
+        packed.metadata_props[_SCOPES] = _sibling_scope(first, "qkv_proj")
+        if biases[0] is not None:
+            packed = _new(packed, "Add", [packed.outputs[0], _joined_weight(graph, biases)], after=True)
+        for index, value in enumerate((packed.outputs[0], None, None)):
+            node.replace_input_with(index, value)
+
+
+def _after(graph: ir.Graph) -> Any:
+    place = {id(node): index for index, node in enumerate(graph)}
+    return lambda node: -place[id(node)]
+
+
+def _linear(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
+    """Return the MatMul with a weight, and the bias, that make `value` and nothing else."""
+    node = value.producer() if value is not None and len(value.uses()) == 1 else None
+    bias = None
+    if node is not None and node.op_type == "Add":
+        biases = [v for v in node.inputs if _is_weight(v)]
+        others = [v for v in node.inputs if not _is_weight(v)]
+        if len(biases) != 1 or others[0] is None or len(others[0].uses()) != 1:
+            return None
+        bias, node = biases[0], others[0].producer()
+    if node is None or node.op_type != "MatMul" or not _is_weight(node.inputs[1]):
+        return None
+    return node, bias
+
+
+def _joined_weight(graph: ir.Graph, parts: Sequence[ir.Value | None]) -> ir.Value:
+    values = [part for part in parts if part is not None]
+    names = [str(value.name) for value in values]
+    module, _, leaf = names[0].rpartition(".")
+    name = f"{module.rpartition('.')[0]}.qkv_proj.{leaf}"
+    tensor = joined([v.const_value for v in values if v.const_value is not None], name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def fuse_residual_norms(graph: ir.Graph) -> None:
+    """Make SkipSimplifiedLayerNormalization of a residual Add and the SimplifiedLayerNormalization of its sum."""
+    for node in _by_type(graph, "SimplifiedLayerNormalization"):
+        total = node.inputs[0]
+        add = total.producer() if total is not None else None
+        if add is None or add.op_type != "Add" or add.outputs[0].is_graph_output():
+            continue
+        a, b = add.inputs
+        if a is None or b is None or a.shape is None or a.shape != b.shape or len(a.shape) != 3:
+            continue
+        if any(v.producer() is None for v in (a, b)):  # an input or a weight may be broadcast
+            continue
+        fused = _new(
+            add,
+            "SkipSimplifiedLayerNormalization",
+            [a, b, node.inputs[1]],
+            domain="com.microsoft",
+            outputs=4,
+            epsilon=node.attributes["epsilon"].as_float(),
+        )
+        fused.metadata_props.update(node.metadata_props)
+        _replace(node.outputs[0], fused.outputs[0])
+        _replace(add.outputs[0], fused.outputs[3])
+        for old in (node, add):
+            graph.remove(old, safe=True)
+    graph.opset_imports.setdefault("com.microsoft", 1)
+
+
+def _module_of(node: ir.Node) -> list[str]:
+    """Return the path of the module that `node` was traced in."""
+    scopes = [part.strip("' ") for part in node.metadata_props.get(_SCOPES, "").strip("[]").split(",")]
+    path = scopes[-2].removeprefix("model").strip(".") if len(scopes) > 1 else ""
+    return path.split(".") if path and not path.startswith("_") else []
+
+
+def _sibling_scope(node: ir.Node, name: str) -> str:
+    """Return the recorded scopes of a module `name` beside the module of `node`."""
+    path = ".".join(["model", *_module_of(node)[:-1], name])
+    return f"['{path}', '']"
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Name nodes after the module that they come from, and values after their node; drop everything else recorded.
+
+    What torch records names absolute paths and source lines: without it the same model gives the same bytes anywhere.
+    """
+    taken: dict[str, int] = {}
+    ports = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        base = "/".join(["", *_module_of(node), node.op_type])
+        taken[base] = taken.get(base, -1) + 1
+        node.name = f"{base}_{taken[base]}" if taken[base] else base
+        node.metadata_props.clear()
+        node.doc_string = None
+        for index, value in enumerate(node.outputs):
+            value.metadata_props.clear()
+            if id(value) in ports:
+                continue
+            if value.name != "":
+                value.name = f"{node.name}/output_{index}"
+            value.shape = value.type = None
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    graph.name = "main"

@@ -1,0 +1,201 @@
+"""Results as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tests.bench.goals import Results, judge
+
+_MB = 1e6
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; every row must be as long as the head."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"a row of {len(row)} cells below a head of {len(head)}: {row}")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines)
+
+
+def goals_table(results: Results) -> str:
+    """Return all goals, with what was measured and whether it is enough."""
+    rows = [(j.key, j.what, j.goal, j.reference, j.ours, j.verdict) for j in judge(results)]
+    return table(("", "what", "goal", "reference", "ours", "verdict"), rows)
+
+
+def quality_table(quality: Results) -> str:
+    """Return one row per run."""
+    head = ("model", "pass", "quality", "parameters", "bytes", "speed-up", "CPU s", "peak MB", "verdict")
+    lines = [table(head, [_quality_row(row) for row in quality["rows"]]), ""]
+    for item in quality["settings"]:
+        length = f" of {item['length']} tokens" if item["length"] else ""
+        held_out = "all" if item["held_out"] is None else item["held_out"]
+        lines.append(f"* {item['name']}: calibration on {item['samples']} samples{length}, evaluation on {held_out}.")
+    if not quality["timed"]:
+        lines.append("* Speed-ups are those of each run's own report, taken while other runs went on beside it.")
+    return "\n".join(lines)
+
+
+def _quality_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "error" in row:
+        return (row["model"], f"`{row['pass']}`", f"failed: {row['error']}", *[""] * 6)
+    ratios, spent = row["ratios"], row["compression"]
+    return (
+        row["model"],
+        f"`{row['pass']}`" + (f" on {row['evaluated']} samples" if row.get("evaluated") else ""),
+        quality_text(row),
+        f"{ratios['parameters']:.3f} ×",
+        f"{ratios['bytes']:.3f} ×",
+        speedup_text(row.get("speedup") or row["run_speedup"]),
+        f"{spent['cpu_seconds']:.0f}",
+        f"{spent['peak_bytes'] / _MB:.0f}",
+        row["verdict"] + (f": {'; '.join(row['failed'])}" if row["failed"] else ""),
+    )
+
+
+def quality_text(row: Mapping[str, Any]) -> str:
+    """Return the quality of a run in the words of its task."""
+    ours, dense = row["metrics"], row["dense_metrics"]
+    if "perplexity_ratio" in row:
+        return f"perplexity {row['perplexity_ratio']:.4f} × ({dense['perplexity']:.2f} → {ours['perplexity']:.2f})"
+    parts = []
+    if "cosine" in ours:
+        parts.append(f"cosine {ours['cosine']:.4f} mean, {ours['cosine_min']:.4f} min")
+    for name in ("spearman", "accuracy"):
+        if name in ours:
+            parts.append(f"{name} {dense[name]:.4f} → {ours[name]:.4f}")
+    if "top1" in ours:
+        parts.append(f"agreement {ours['top1']:.1%}")
+    return ", ".join(parts)
+
+
+def speedup_text(speedup: Mapping[str, float]) -> str:
+    """Return speed-ups by phase."""
+    return ", ".join(f"{name} {value:.2f} ×" for name, value in speedup.items())
+
+
+def memory_table(memory: Results) -> str:
+    """Return peaks by depth."""
+    head = ("method", "blocks", "weights", "interpreter", "allowed", "passes", "with export", "over allowed", "CPU s")
+    rows = []
+    for row in memory["rows"]:
+        if "error" in row:
+            rows.append((row["method"], str(row["blocks"]), f"failed: {row['error']}", *[""] * 6))
+            continue
+        keys = ("weights_bytes", "interpreter_bytes", "allowed_bytes", "pass_peak_bytes", "peak_bytes")
+        sizes = [f"{row[key] / _MB:.0f} MB" for key in keys]
+        share = f"{row['peak_bytes'] / row['allowed_bytes']:.2f} ×"
+        rows.append((row["method"], str(row["blocks"]), *sizes, share, f"{row['pass_cpu_seconds']:.0f}"))
+    lines = [table(head, rows), ""]
+    for method, flat in memory["flatness"].items():
+        low, high = flat["blocks"]
+        lines.append(
+            f"{method}: from {low} to {high} blocks the peak grows by {flat['added_bytes'] / _MB:.0f} MB "
+            f"({flat['with_export']:.3f} ×), the weights by {flat['weights_added_bytes'] / _MB:.0f} MB."
+        )
+    return "\n".join(lines)
+
+
+def speed_table(speed: Results) -> str:
+    """Return speed-ups beside their ideals, and the two dense graphs beside each other."""
+    head = ("shape", "parameters", "phase", "tokens", "speed-up", "ideal", "share", "ms dense → ours")
+    rows = []
+    for row in speed["rows"]:
+        first = (row["shape"], f"{row['parameters_ratio']:.3f} ×")
+        if "error" in row:
+            rows.append((*first, f"failed: {row['error']}", *[""] * 5))
+        for phase in row.get("phases", ()):
+            rows.append((*first, *_phase_cells(phase)))
+    text = table(head, rows)
+    builder = speed.get("builder")
+    return f"{text}\n\n{_builder_table(builder)}" if builder else text
+
+
+def _phase_cells(phase: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = phase["quartiles"]
+    latency = phase["latency_ms"]
+    ideal, share = phase["ideal"], phase["share_of_ideal"]
+    return (
+        phase["name"],
+        str(phase["length"]),
+        f"{phase['speedup']:.2f} × ({low:.2f}–{high:.2f})",
+        f"{ideal:.2f} ×" if ideal else "–",
+        f"{share:.0%}" if share else "–",
+        f"{latency['other']:.1f} → {latency['ours']:.1f}",
+    )
+
+
+def _builder_table(builder: Mapping[str, Any]) -> str:
+    rows = []
+    for phase in builder["session"].get("phases", ()):
+        low, high = phase["speedup_quartiles"]
+        speeds = [f"{phase[side]['per_second']:.1f}" for side in ("ours", "other")]
+        where = f"plain session, {phase['name']} at {phase['length']}"
+        rows.append((where, *speeds, f"{phase['speedup']:.3f} × ({low:.3f}–{high:.3f})"))
+    decoded = builder["genai"]
+    if "speedup" in decoded:
+        per_second = decoded["tokens_per_second"]
+        where = f"onnxruntime-genai, {decoded['tokens']} tokens after {decoded['prompt']}"
+        speeds = [f"{per_second[side]:.1f}" for side in ("ours", "other")]
+        rows.append((where, *speeds, f"{decoded['speedup']:.3f} ×"))
+    else:
+        rows.append((f"onnxruntime-genai: failed: {decoded['error']}", "", "", ""))
+    return table(("dense graphs, fp32", "ours, tokens/s", "genai's builder, tokens/s", "ours over builder"), rows)
+
+
+def export_table(export: Results) -> str:
+    """Return what each exporter costs, and the latency of the encoder's graphs."""
+    head = ("model", "exporter", "seconds", "CPU s", "peak MB", "above libraries MB", "weights MB", "file MB")
+    rows = []
+    for row in export["rows"]:
+        if "error" in row:
+            rows.append((row["model"], row["exporter"], f"failed: {row['error']}", *[""] * 5))
+            continue
+        sizes = [
+            f"{row[key] / _MB:.0f}" if key in row else "–"
+            for key in ("peak_bytes", "added_bytes", "weights_bytes", "file_bytes")
+        ]
+        rows.append((row["model"], row["exporter"], f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", *sizes))
+    latency = [
+        (row["other"], str(row["batch"]), str(row["length"]), f"{row['latency_ms']['ours']:.2f}",
+         f"{row['latency_ms']['other']:.2f}", f"{row['latency_ratio']:.3f} ×")
+        for row in export["encoder"]
+    ]  # fmt: skip
+    text = table(head, rows)
+    if latency:
+        names = ("MiniLM beside", "batch", "tokens", "ours ms", "other ms", "ours over other")
+        text += "\n\n" + table(names, latency)
+    return text
+
+
+def cli_table(cli: Results) -> str:
+    """Return how long commands take to start."""
+    rows = [(f"`{r['command']}`", f"{r['seconds']:.3f}", f"{r['cpu_seconds']:.3f}") for r in cli["rows"]]
+    return table(("command", "seconds", "CPU s"), rows)
+
+
+def recipes_table(recipes: Results) -> str:
+    """Return what the shipped recipes gave."""
+    head = ("recipe", "model", "quality", "bytes", "speed-up", "s", "peak MB", "verdict")
+    rows = []
+    for row in recipes["rows"]:
+        if "error" in row:
+            rows.append((row["recipe"], row["model"], f"failed: {row['error']}", *[""] * 5))
+            continue
+        cost = (f"{row['total_seconds']:.0f}", f"{row['pipeline_peak_bytes'] / _MB:.0f}", row["verdict"])
+        size, speed = f"{row['ratios']['bytes']:.3f} ×", speedup_text(row["run_speedup"])
+        rows.append((row["recipe"], row["model"], quality_text(row), size, speed, *cost))
+    return table(head, rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "quality": ("Quality, size and speed", quality_table),
+    "memory": ("Memory over depth", memory_table),
+    "speed": ("Realised speed", speed_table),
+    "export": ("Export", export_table),
+    "cli": ("Starting up", cli_table),
+    "recipes": ("Shipped recipes", recipes_table),
+}

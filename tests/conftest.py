@@ -1,0 +1,65 @@
+"""Fixtures and rules that every test shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# One thread and no network: results do not depend on the machine. Set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def real_data() -> Path | None:
+    """Return the folder of real models and data, or None where there is none."""
+    folder = Path(os.environ.get("COMPRESSOR_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+    return folder.resolve() if (folder / "README.md").is_file() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `real` where their data is not there."""
+    if real_data() is not None:
+        return
+    skip = pytest.mark.skip(reason="real models and data are not here: set COMPRESSOR_TEST_DATA to their folder")
+    for item in items:
+        if item.get_closest_marker("real"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real models and data; skips the test where it is not there."""
+    folder = real_data()
+    if folder is None:
+        pytest.skip("real models and data are not here: set COMPRESSOR_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return `make_pico(family, **overrides)` with each model built once; treat its folder as read-only."""
+    from tests.pico import make_pico
+
+    root = tmp_path_factory.mktemp("pico")
+    built: dict[str, Path] = {}
+
+    def build(family: str, **overrides: Any) -> Path:
+        key = repr((family, sorted(overrides.items())))
+        if key not in built:
+            built[key] = make_pico(family, root / f"{len(built):03d}-{family}", **overrides)
+        return built[key]
+
+    return build

@@ -1,0 +1,161 @@
+"""What every method must do on every family: the options come from its shipped recipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+
+from compressor.errors import CompressorError
+from compressor.exporters.onnx import OnnxOptions, export_onnx
+from compressor.loading import ModelFolder, open_model
+from compressor.passes import methods
+from compressor.passes.apply import Setting, apply_pass
+from compressor.runners import OnnxRunner
+from tests.core.test_loading import COVERED, inputs_for
+from tests.core.toy import toy_batches
+
+Pico = Callable[..., Path]
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+PLENTY = 1 << 30
+
+
+def recipe_options() -> dict[str, dict[str, Any]]:
+    """Return method -> the options of the first shipped recipe that uses it."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(RECIPES.rglob("*.yaml")):
+        for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["passes"]:
+            for name, options in entry.items():
+                found.setdefault(name, options or {})
+    return found
+
+
+OPTIONS = recipe_options()
+CASES = [(name, family) for name in OPTIONS for family in COVERED]
+
+
+def compress(
+    pico: Pico, name: str, family: str, work: Path, cache: int = PLENTY
+) -> tuple[ModelFolder, ModelFolder, Any]:
+    """Return the source, the compressed model and its changes; skips families that the method refuses by name."""
+    method = methods()[name]
+    source = open_model(pico(family))
+    instance = method(method.Options(**OPTIONS[name]))
+    try:
+        instance.plan(source)
+    except CompressorError as error:
+        assert error.exit_code in (2, 3)
+        assert family in str(error) or source.task in str(error), "a refusal names the family or the task"
+        pytest.skip(f"{name} refuses {family}: {error.message}")
+    model, changes = apply_pass(
+        instance, source, toy_batches(source.task), Setting(work=work, fingerprint="contract", cache_bytes=cache)
+    )
+    return source, model, changes
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
+
+
+def test_every_method_has_a_recipe() -> None:
+    assert sorted(OPTIONS) == sorted(methods())
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_changes_what_it_planned_and_reports_it(pico: Pico, name: str, family: str, tmp_path: Path) -> None:
+    source, model, changes = compress(pico, name, family, tmp_path)
+    method = methods()[name]
+    planned = source.with_shapes(method(method.Options(**OPTIONS[name])).plan(source))
+    assert model.parameters == planned.parameters < source.parameters
+    assert model.parameters == sum(int(np.prod(model.weights.shape(n))) for n in model.weights.names())
+    assert len(changes) == len(source.shapes.layers)
+    assert all(np.isfinite(value) for change in changes for value in change.figures.values())
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_same_bytes_whatever_the_memory(pico: Pico, name: str, family: str, tmp_path: Path) -> None:
+    compress(pico, name, family, tmp_path / "a")
+    compress(pico, name, family, tmp_path / "b", cache=0)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_reloads_in_a_fresh_process(pico: Pico, name: str, family: str, tmp_path: Path) -> None:
+    source, model, _ = compress(pico, name, family, tmp_path)
+    inputs = inputs_for(source.task)
+    with torch.no_grad():
+        here = model.load()(**inputs)[0].numpy()
+    np.savez(tmp_path / "inputs.npz", **{key: value.numpy() for key, value in inputs.items()})
+    loader = "load" if "compression" in (tmp_path / "config.json").read_text() else "stock"
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path), source.task, loader], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here)
+
+
+FRESH = """
+import sys, numpy, torch
+folder, task, loader = sys.argv[1:]
+if loader == "load":
+    import compressor
+    model = compressor.load(folder)
+else:
+    import transformers
+    names = {"text-generation": "AutoModelForCausalLM", "image-classification": "AutoModelForImageClassification"}
+    model = getattr(transformers, names.get(task, "AutoModel")).from_pretrained(folder).eval()
+    assert not any(module.startswith("compressor") for module in sys.modules)
+inputs = {key: torch.from_numpy(value) for key, value in numpy.load(folder + "/inputs.npz").items()}
+with torch.no_grad():
+    numpy.save(folder + "/out.npy", model(**inputs)[0].numpy())
+"""
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_exports_with_parity(pico: Pico, name: str, family: str, tmp_path: Path) -> None:
+    source, model, _ = compress(pico, name, family, tmp_path / "work")
+    out = tmp_path / "onnx"
+    out.mkdir()
+    export_onnx(model, out, OnnxOptions())
+    inputs = inputs_for(source.task)
+    with torch.no_grad():
+        expected = model.load()(**inputs)[0].numpy()
+    actual = OnnxRunner(out).forward({key: value.numpy() for key, value in inputs.items()})
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_bad_options_are_refused(name: str) -> None:
+    options = methods()[name].Options
+    with pytest.raises(ValidationError):
+        options(**OPTIONS[name], no_such_option=1)
+    for key, value in OPTIONS[name].items():
+        if isinstance(value, float):
+            for bad in (-0.1, 1.0, 1.5, float("nan"), "much"):
+                with pytest.raises(ValidationError):
+                    options(**{**OPTIONS[name], key: bad})
+        if isinstance(value, str):
+            with pytest.raises(ValidationError):
+                options(**{**OPTIONS[name], key: "no-such-choice"})
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_option_is_documented(name: str) -> None:
+    method = methods()[name]
+    assert method.summary and method.__doc__
+    for key, field in method.Options.model_fields.items():
+        assert field.description, f"{name}.{key} has no description"
+    assert (RECIPES.parent / "docs" / "methods" / f"{name}.md").is_file()
+
+
+def test_importing_the_methods_does_not_import_torch() -> None:
+    code = "import sys; from compressor.passes import methods; methods(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

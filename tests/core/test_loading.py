@@ -1,0 +1,187 @@
+"""Our loader against stock transformers, for every covered family."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.accounting import count_flops
+from compressor.architectures import FAMILIES, family_of, read_shapes, shape_section
+from compressor.checkpoint import Plan, write_safetensors
+from compressor.errors import ModelError
+from compressor.exporters.remote_code import add_remote_code
+from compressor.loading import config_for, open_model, read_config
+from compressor.skeleton import AUTO_CLASSES
+
+COVERED = ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "deit"]
+Pico = Callable[..., Path]
+
+
+def inputs_for(task: str, vocabulary: int = 320, image: int = 32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    if task == "image-classification":
+        return {"pixel_values": torch.randn(2, 3, image, image)}
+    return {"input_ids": torch.randint(2, vocabulary, (2, 11))}
+
+
+def stock(folder: Path, task: str, **options: Any) -> Any:
+    return AUTO_CLASSES[task].from_pretrained(folder, **options).eval()
+
+
+def test_every_covered_family_has_a_pico_model() -> None:
+    assert sorted(kind for family in FAMILIES for kind in family.model_types) == sorted(COVERED)
+
+
+@pytest.mark.parametrize("family", COVERED)
+def test_same_outputs_and_parameters_as_stock(pico: Pico, family: str) -> None:
+    folder = open_model(pico(family))
+    ours, theirs = folder.load(), stock(folder.path, folder.task)
+    with torch.no_grad():
+        inputs = inputs_for(folder.task)
+        assert torch.equal(ours(**inputs)[0], theirs(**inputs)[0])
+    assert folder.parameters == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize("family", COVERED)
+def test_skeleton_holds_no_weights(pico: Pico, family: str) -> None:
+    assert all(p.is_meta for p in open_model(pico(family)).skeleton().parameters())
+
+
+@pytest.mark.parametrize("family", COVERED)
+def test_flops_scale_with_the_matrices(pico: Pico, family: str) -> None:
+    folder = open_model(pico(family))
+    narrow = replace(folder, shapes=folder.shapes.with_widths([50] * len(folder.shapes.layers)))
+    matrices = len(folder.family.ffn.readers) + 1
+    tokens = 17 if folder.task == "image-classification" else 32
+    tokens += 1 if family == "deit" else 0
+    removed = 2 * tokens * matrices * 48 * 50 * len(folder.shapes.layers)
+    assert count_flops(folder, 32) - count_flops(narrow, 32) == removed
+
+
+@pytest.mark.parametrize(
+    ("family", "shortcuts"), [(f, s) for f in COVERED for s in (False, True) if not (s and f == "bert")]
+)
+def test_per_layer_shapes_reload_here_and_with_the_modelling_file(
+    pico: Pico, family: str, shortcuts: bool, tmp_path: Path
+) -> None:
+    source = open_model(pico(family))
+    shapes = source.shapes.with_widths([100, 92, 61])
+    if shortcuts:
+        widths = [(48, 40, 40), (40, 32, 40), (40, 40, 24)]
+        layers = [replace(layer, residual=w) for layer, w in zip(shapes.layers, widths, strict=True)]
+        shapes = replace(shapes, layers=tuple(layers), shortcuts=True, tied=False)
+    model = replace(source, shapes=shapes)
+    write_random(model, tmp_path)
+    config = config_for(source, shapes, {})
+    add_remote_code(model, config, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    reopened = open_model(tmp_path)
+    assert reopened.shapes == shapes
+    ours, theirs = reopened.load(), stock(tmp_path, source.task, trust_remote_code=True)
+    with torch.no_grad():
+        inputs = inputs_for(source.task)
+        assert torch.equal(ours(**inputs)[0], theirs(**inputs)[0])
+
+
+def write_random(model: Any, folder: Path) -> None:
+    """Write random weights of the model's shapes."""
+    torch.manual_seed(1)
+    source = open_model(model.path).weights
+    plans = []
+    for name, parameter in model.skeleton().state_dict().items():
+        if model.shapes.tied and name == "lm_head.weight":
+            continue
+        stored = source.entry(name).stored if name in source else name
+        value = torch.randn(parameter.shape) * 0.1
+        plans.append(Plan(stored, "float32", tuple(parameter.shape), lambda value=value: value))
+    write_safetensors(folder / "model.safetensors", plans)
+
+
+def test_shapes_survive_config_json(pico: Pico) -> None:
+    source = open_model(pico("llama"))
+    shapes = source.shapes.with_widths([8, 16, 24])
+    config = replace(source, shapes=shapes).config
+    config.compression = shape_section(shapes)
+    assert read_shapes(config, family_of(config)) == shapes
+
+
+def broken(pico: Pico, tmp_path: Path, **config: Any) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(pico("llama"), folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **config}))
+    return folder
+
+
+def test_shape_that_config_contradicts(pico: Pico, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="do not have the shape that config.json states"):
+        open_model(broken(pico, tmp_path, intermediate_size=64)).weights.names()
+
+
+def test_missing_tensor(pico: Pico, tmp_path: Path) -> None:
+    folder = broken(pico, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="1 tensors are missing.*layers.1.mlp.up_proj"):
+        open_model(folder).weights.names()
+
+
+def test_nan_in_weights(pico: Pico, tmp_path: Path) -> None:
+    folder = broken(pico, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="layers.1.mlp.up_proj.weight holds NaN"):
+        open_model(folder).load()
+
+
+def test_uncovered_family_lists_what_is_covered(pico: Pico, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'gpt2'.*bert.*llama") as caught:
+        open_model(broken(pico, tmp_path, model_type="gpt2"))
+    assert "compressor/architectures" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"a": 1}', '{"model_type": 3}', '{"model_type": "llama", "hidden_size": "x"}']
+)
+def test_bad_config(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError):
+        family_of(read_config(tmp_path))
+
+
+def test_remote_code_is_not_run(pico: Pico, tmp_path: Path) -> None:
+    folder = broken(pico, tmp_path, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
+    (folder / "evil.py").write_text("raise SystemExit('executed')")
+    assert open_model(folder).load() is not None
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "nowhere"])
+def test_missing_model(name: str) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        open_model(name)
+
+
+def test_wrong_task(pico: Pico) -> None:
+    with pytest.raises(ModelError, match="model.task"):
+        open_model(pico("llama"), task="image-classification")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["llama-wt2", "stories260K-llama", "vit-tiny-patch16-224-imagenet1k"])
+def test_real_models_like_stock(data_root: Path, name: str) -> None:
+    folder = open_model(data_root / "models" / name)
+    ours, theirs = folder.load(), stock(folder.path, folder.task)
+    inputs = inputs_for(folder.task, vocabulary=500, image=224)
+    with torch.no_grad():
+        assert torch.equal(ours(**inputs)[0], theirs(**inputs)[0])

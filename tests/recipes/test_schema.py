@@ -1,0 +1,83 @@
+"""The JSON Schema for editors, and names that other parts must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from compressor.cli._models import MetricName
+from compressor.recipe import BOUNDS, json_schema
+from compressor.recipe._sections import Metric
+
+
+def properties(schema: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every key of a schema with its own schema."""
+    if isinstance(schema, dict):
+        for name, field in (schema.get("properties") or {}).items():
+            yield f"{where}.{name}", field
+        for key, inner in schema.items():
+            yield from properties(inner, f"{where}.{key}")
+    elif isinstance(schema, list):
+        for position, inner in enumerate(schema):
+            yield from properties(inner, f"{where}[{position}]")
+
+
+def test_every_key_is_described(toys):
+    schema = json_schema(toys, {"width": "Removes channels."})
+    keys = list(properties(schema))
+    assert len(keys) > 50
+    assert [where for where, field in keys if not field.get("description")] == []
+    assert schema["properties"]["passes"]["items"]["properties"]["width"]["description"] == "Removes channels."
+
+
+def test_keys_of_shipped_methods_are_described():
+    from compressor.passes import methods
+
+    schema = json_schema({name: method.Options for name, method in methods().items()})
+    assert [where for where, field in properties(schema) if not field.get("description")] == []
+
+
+def test_top_level(toys):
+    schema = json_schema(toys)
+    assert list(schema["properties"]) == [
+        "version",
+        "name",
+        "model",
+        "calibration",
+        "evaluation",
+        "passes",
+        "export",
+        "verify",
+    ]
+    assert schema["required"] == ["version", "name", "passes"]
+    assert schema["additionalProperties"] is False
+    entries = schema["properties"]["passes"]["items"]
+    assert (entries["minProperties"], entries["maxProperties"], entries["additionalProperties"]) == (1, 1, False)
+    assert "null" not in str(entries["properties"]["width"]), "a method with required options cannot stand alone"
+    assert {"type": "null"} in entries["properties"]["int8-dynamic"]["anyOf"]
+
+
+def test_references_resolve(toys):
+    schema = json_schema(toys)
+
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                yield value["$ref"]
+            for inner in value.values():
+                yield from references(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from references(inner)
+
+    found = set(references(schema))
+    assert found
+    assert {name.removeprefix("#/$defs/") for name in found} <= set(schema["$defs"])
+
+
+def test_bounds_and_metrics_are_those_of_verification():
+    from compressor import evaluation, verification
+
+    assert set(BOUNDS) == set(verification.BOUNDS)
+    assert get_args(Metric) == evaluation.METRICS
+    assert tuple(MetricName) == evaluation.METRICS

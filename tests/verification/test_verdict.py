@@ -1,0 +1,218 @@
+"""Bounds, floors, gains, exit codes and the fresh process."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.calibration import DataRequest
+from compressor.data import Batches, LabelData
+from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
+from compressor.evaluation import Quality
+from compressor.verification import BOUNDS, Check, Job, Verdict, run_fresh, verify
+from compressor.verification.__main__ import main
+from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived
+from compressor.verification.verdict import bounded
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"),
+    [
+        (0.5, True),
+        (0.0, True),
+        (1.0, True),
+        (1.1, False),
+        (-0.1, False),
+        (None, False),
+        (math.nan, False),
+        (math.inf, False),
+    ],
+)
+def test_bounds_hold_only_for_finite_values_within(value: float | None, passed: bool) -> None:
+    check = bounded("x", value, least=0.0, most=1.0, unit="bytes")
+    assert check.passed is passed
+    assert bool(check.reason) is not passed
+    assert check.bound == {"min": 0.0, "max": 1.0}
+    assert check.value is None or math.isfinite(float(check.value))
+
+
+def test_the_recipe_replaces_the_floors() -> None:
+    values = {"top1": 0.2, "perplexity_increase": 5.0}
+    assert [c.passed for c in check_bounds(values, {})] == [False, False]
+    assert [c.passed for c in check_bounds(values, {"top1": {"min": 0.1}, "perplexity_increase": {"max": 6}})] == [
+        True,
+        True,
+    ]
+
+
+def test_a_bound_that_nothing_measured_fails() -> None:
+    (check,) = check_bounds({}, {"speedup": {"min": 1.0}})
+    assert not check.passed
+    assert "not measured" in check.reason
+
+
+def test_derived_values() -> None:
+    found = derived({"perplexity": 11.0, "accuracy": 0.6}, {"perplexity": 10.0, "accuracy": 0.8})
+    assert found["perplexity_increase"] == pytest.approx(0.1)
+    assert found["accuracy_drop"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("size", "best", "increase", "failing"),
+    [
+        (0.7, 0.8, 0.1, {"gain.dominated"}),
+        (0.7, 0.8, math.nan, {"gain.dominated"}),
+        (0.7, 0.8, 0.0, set()),
+        (0.7, 1.2, 0.1, set()),
+        (1.0, 1.2, 0.1, set()),
+        (1.0, 0.98, 0.0, {"gain.effect"}),
+        (1.0, 0.8, 0.1, {"gain.dominated", "gain.effect"}),
+    ],
+)
+def test_gain(size: float, best: float, increase: float, failing: set[str]) -> None:
+    values = {"size_ratio": size, "perplexity_increase": increase}
+    checks = check_gain(values, best, ["cfsp"], timed=True)
+    assert {c.name for c in checks if not c.passed} == failing
+    assert check_gain(values, best, [], timed=True) == []
+
+
+def quality(**changes: object) -> Quality:
+    base = Quality({"accuracy": 0.8}, {"accuracy": 0.9}, True, True, 0.5, 100)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({}, set()),
+        ({"finite": False}, {"quality.finite"}),
+        ({"varies": False}, {"quality.varies"}),
+        ({"entropy": 1.0}, {"quality.entropy"}),
+        ({"entropy": math.nan}, {"quality.entropy"}),
+        ({"ours": {"accuracy": 0.44}}, {"quality.accuracy"}),
+        ({"ours": {"accuracy": math.nan}}, {"quality.accuracy"}),
+        ({"ours": {"accuracy": 0.0}, "dense": {"accuracy": 0.05}}, set()),
+    ],
+)
+def test_sanity(changes: dict[str, object], failing: set[str]) -> None:
+    data = LabelData(Batches(lambda: iter(()), 0), np.zeros(100, np.int64))
+    assert {c.name for c in check_sanity(quality(**changes), data, {}) if not c.passed} == failing
+
+
+def test_exit_codes() -> None:
+    good, bad, broken = Check("a", True), Check("b", False), Check("c", False, damaged=True)
+    assert [Verdict(c).exit_code for c in ((good,), (good, bad), (bad, broken), ())] == [0, 4, 3, 4]
+    assert isinstance(Verdict((bad,)).error(), VerificationError)
+    assert isinstance(Verdict((broken,)).error(), ModelError)
+    assert Verdict((good,)).error() is None
+
+
+def test_verdicts_survive_json() -> None:
+    verdict = Verdict((Check("a", False, None, {"max": 1.0}, "ms", "why", True),), {"metrics": {"kl": math.nan}})
+    data = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert data["dense"] == {"metrics": {"kl": None}}
+    assert Verdict.from_json(data).checks == verdict.checks
+
+
+def test_jobs_survive_json(text: DataRequest) -> None:
+    job = Job(Path("a"), Path("b"), {"kl": {"max": 1.0}}, text, ("kl",), ("cfsp",), (10, 5), batches=(2,))
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [{"perplexity_increas": {"max": 1.0}}, {"kl": {}}, {"kl": {"most": 1.0}}, {"kl": {"max": math.nan}}],
+)
+def test_impossible_bounds_are_refused(bounds: dict[str, dict[str, float]], artifact: Path) -> None:
+    with pytest.raises(UsageError, match="verify"):
+        verify(Job(artifact, bounds=bounds))
+
+
+def test_missing_things_raise(artifact: Path, tmp_path: Path, text: DataRequest) -> None:
+    with pytest.raises(ModelError):
+        verify(Job(tmp_path / "nothing"))
+    with pytest.raises(ModelError):
+        verify(Job(artifact, dense=tmp_path))
+    with pytest.raises(DataError):
+        verify(Job(artifact, data=replace(text, data="nowhere.txt"), timing=False))
+    with pytest.raises(UsageError):
+        verify(Job(artifact, data=text, metrics=("accuracy",), timing=False))
+
+
+def test_a_plain_export_is_verified_in_full(artifact: Path, text: DataRequest) -> None:
+    """The fresh process: all kinds of checks, figures of both sides, ratios and speed-ups, in report.json's keys."""
+    bounds = {"perplexity_increase": {"max": 0.01}, "size_ratio": {"max": 1.0}, "speedup": {"min": 0.3}}
+    job = Job(artifact, artifact, bounds, text, flops=(100, 50), rounds=5, seconds=0.5, batches=(1,))
+    verdict = run_fresh(job)
+    assert verdict.failures == []
+    assert {"bounds.speedup", "bounds.size_ratio", "parity.greedy", "determinism.bits"} <= {
+        c.name for c in verdict.checks
+    }
+    assert set(verdict.dense) == set(verdict.compressed) == {"bytes", "metrics", "latency_ms", "parameters", "flops"}
+    assert set(verdict.ratios) == {"bytes", "parameters", "flops", "speedup"}
+    assert verdict.ratios["flops"] == 0.5
+    assert set(verdict.compressed["latency_ms"]) == {"prefill", "decode"}
+    assert verdict.timing["footprint"]["ours"]["memory_bytes"] > 0
+
+
+def test_missed_bounds_fail(artifact: Path, text: DataRequest) -> None:
+    job = Job(artifact, artifact, {"size_ratio": {"max": 0.5}, "kl": {"max": 1e-6}}, text, timing=False)
+    verdict = verify(job)
+    assert [c.name for c in verdict.failures] == ["bounds.size_ratio"]
+    assert "allowed is at most 0.5" in verdict.failures[0].reason
+
+
+def test_the_process_answers_errors(tmp_path: Path) -> None:
+    request, answer = tmp_path / "job.json", tmp_path / "out.json"
+    for content, code in (
+        ("{", ModelError.exit_code),
+        ('{"artifact": "x", "colour": 1}', UsageError.exit_code),
+        ("{}", UsageError.exit_code),
+        (json.dumps({"artifact": str(tmp_path / "none")}), ModelError.exit_code),
+    ):
+        request.write_text(content)
+        assert main([str(request), str(answer)]) == code
+        assert json.loads(answer.read_text())["error"]["message"]
+
+
+def test_errors_cross_the_process_border(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such artifact"):
+        run_fresh(Job(tmp_path / "nothing"))
+
+
+def test_a_process_without_an_answer_is_an_error(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(CompressorError, match="no verdict"):
+        run_fresh(Job(artifact))
+
+
+def test_bounds_are_those_of_the_recipe() -> None:
+    from compressor.recipe._sections import BOUNDS as RECIPE
+
+    assert BOUNDS.keys() == RECIPE.keys()
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_other_tasks_pass(family: str, pico: Callable[..., Path], tmp_path: Path) -> None:
+    from tests.verification.conftest import export
+
+    folder = export(pico(family), tmp_path / family)
+    verdict = verify(Job(folder, dense=folder, rounds=3, seconds=0.5, batches=(1, 2), memory=False))
+    assert verdict.failures == []
+    assert set(verdict.compressed["latency_ms"]) == {"forward"}
+    assert any(c.name == "parity.batch.max_abs" for c in verdict.checks)
+
+
+def test_portable_graphs_are_checked_with_left_padding(pico: Callable[..., Path], tmp_path: Path) -> None:
+    from tests.verification.conftest import export
+
+    folder = export(pico("llama"), tmp_path / "portable", graph="portable")
+    verdict = verify(Job(folder, timing=False))
+    assert verdict.failures == []
+    assert "parity.left_padding.max_abs" in {c.name for c in verdict.checks}
