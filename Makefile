@@ -45,7 +45,11 @@ demo-model: setup
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
-check: setup-test
+build/typings:
+	mkdir -p $@/compressor
+	ln -sfn ../../../exporters $@/compressor/exporters
+
+check: setup-test build/typings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +18,7 @@ class Cost:
 
     Attributes:
         parameters: all parameters, tied ones once.
-        bytes: bytes of those parameters in the dtype they are stored in.
+        bytes: bytes of those parameters as they are stored: in a dtype, or as codes and scales.
         flops: floating-point operations of one forward pass over one sample (`length` tokens, or one image).
     """
 
@@ -52,24 +49,22 @@ def _meta_inputs(model: ModelFolder, length: int) -> dict[str, torch.Tensor]:
 
 
 def count_cost(model: ModelFolder, length: int, dtype: str = "float32") -> Cost:
-    """Return all three figures for parameters stored as `dtype`."""
-    return Cost(model.parameters, model.parameters * _DTYPE_BYTES[dtype], count_flops(model, length))
+    """Return all three figures for parameters stored as `dtype`, but for those that lie on grids."""
+    return Cost(model.parameters, stored_bytes(model, _DTYPE_BYTES[dtype]), count_flops(model, length))
+
+
+def stored_bytes(model: ModelFolder, itemsize: int) -> int:
+    """Return the bytes of all parameters: `itemsize` each, but for weights on grids, which are codes and scales."""
+    total = model.parameters * itemsize
+    if model.grids:
+        skeleton = model.skeleton()
+        for name, spec in model.grids.items():
+            outputs, inputs = skeleton.get_parameter(f"{name}.weight").shape
+            total += spec.bytes(outputs, inputs) - outputs * inputs * itemsize
+    return total
 
 
 def default_length(model: ModelFolder, wanted: int | None) -> int:
     """Return the tokens per sample: what is wanted, at most what the model's positions allow (512 when not stated)."""
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 512)
     return min(wanted or 512, limit)
-
-
-def peak_memory() -> int:
-    """Return the highest resident memory of this process so far, bytes.
-
-    Linux tells it of the program itself; what `getrusage` tells there may be the parent's, inherited over fork.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

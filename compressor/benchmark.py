@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from compressor import process
 from compressor.data import Inputs
 from compressor.errors import ModelError, UsageError
-from compressor.runners import Runner, open_runner, read_config
+from compressor.runners import Runner, open_runner, read_config, runtime_model
 
 MIN_ROUNDS = 5
 _CALL_SECONDS = 0.03
@@ -219,9 +220,10 @@ def compare(
 
 
 def file_bytes(folder: Path) -> int:
-    """Return the bytes of a folder's model and weight files (`model.onnx`, its external data, or safetensors)."""
+    """Return the bytes of what runs: `model.ort`, or `model.onnx` and its external data, or safetensors."""
     files = [f for f in Path(folder).iterdir() if f.is_file() and not f.is_symlink()]
-    onnx = [f for f in files if f.name.startswith("model.onnx")]
+    graph = runtime_model(Path(folder))
+    onnx = [f for f in files if graph is not None and f.name.startswith(graph.name)]
     weights = onnx or [f for f in files if f.suffix == ".safetensors" and f.name != "reference.safetensors"]
     return sum(f.stat().st_size for f in weights)
 
@@ -329,26 +331,17 @@ def _interleave(calls: list[Callable[[], Any]], rounds: int, seconds: float) -> 
 
 def _measure_memory(job: dict[str, Any]) -> int:
     """Load and run a model in this (fresh) process; return how far its resident memory rose above the bare imports."""
-    import resource
-
     folder = Path(job["folder"])
-    if (folder / "model.onnx").is_file():
+    if runtime_model(folder) is not None:
         import onnxruntime  # noqa: F401
     else:
         import transformers  # noqa: F401
-    before = _resident_bytes()
+    before = process.reset_peak()
     runner = open_runner(folder, job["threads"])
     calls = _phases(runner, job["batch"], job["length"], _vocabulary(folder), 0)
     for call in calls.values():
         call()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
+    return max(0, process.peak_memory() - before)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import nn
 from compressor.activations import ActivationStore
 from compressor.architectures import Family, LayerShape
 from compressor.calls import Call, input_of, run_block
+from compressor.grids import Grid, GridSpec
 from compressor.skeleton import ShortcutBlock, run_ffn
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ class Change:
     Attributes:
         layer: widths after the change.
         figures: measured numbers by name, such as `reconstruction_error` (relative) or `kept_channels`.
+        grids: the grids of quantized weights, by the path of their module in the block.
     """
 
     layer: LayerShape
     figures: dict[str, float] = field(default_factory=dict)
+    grids: dict[str, GridSpec] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the change as JSON-able data."""
@@ -37,7 +40,7 @@ class Change:
     def from_json(cls, data: dict[str, Any]) -> Change:
         """Return the change that `to_json` described."""
         layer = {**data["layer"], "residual": tuple(data["layer"]["residual"])}
-        return cls(LayerShape(**layer), dict(data["figures"]))
+        return cls(LayerShape(**layer), dict(data["figures"]), {p: GridSpec(**g) for p, g in data["grids"].items()})
 
 
 class BlockView:
@@ -48,6 +51,7 @@ class BlockView:
         module: the block, to be changed in place; float32.
         dense: the same block with its weights as they came (the same object while nothing may change it).
         layer: its widths before the change.
+        grids: by path in the block: the grids on which a pass has put weights, which are then kept in float32.
     """
 
     def __init__(self, walk: Walk, index: int, module: nn.Module, dense: nn.Module) -> None:
@@ -58,10 +62,15 @@ class BlockView:
         self.family: Family = walk.source.family
         self.layer: LayerShape = walk.source.shapes.layers[index]
         self.head_dim = walk.source.shapes.head_dim
+        self.grids: dict[str, Grid] = {}
         self._dense_done: set[int] = set()
         self._current_done: set[int] = set()
         self._dense_middle: set[int] = set()
         self._current_middle: set[int] = set()
+
+    def name_of(self, path: str) -> str:
+        """Return the name in the whole model of the block's submodule at `path`."""
+        return f"{self._walk.prefix}.{self.index}.{path}"
 
     def __len__(self) -> int:
         """Number of calibration batches."""
@@ -108,7 +117,7 @@ class BlockView:
         self._dense_middle.add(k)
 
     def put_current_middle(self, k: int, middle: torch.Tensor) -> None:
-        """Keep what `to_middle` made of `current_in(k)` in its place; all before the middle must be sealed by then."""
+        """Keep what `to_middle` makes of `current_in(k)`, to the bit, in its place; all before it must be sealed."""
         self._walk.put(self._walk.current, k, middle, self.index)
         self._current_middle.add(k)
 
@@ -124,7 +133,7 @@ class BlockView:
 
     def seal(self) -> None:
         """Round the changed weights to their stored dtype; to be called before the changed block's outputs are used."""
-        self._walk.round_to_storage(self.module, self.index)
+        self._walk.round_to_storage(self.module, self.index, {f"{path}.weight" for path in self.grids})
 
     def to_middle(self, module: nn.Module, hidden: torch.Tensor, k: int) -> torch.Tensor:
         """Return the residual stream between attention and FFN: what the FFN half of `module` starts from.

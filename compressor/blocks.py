@@ -12,7 +12,7 @@ import ctypes
 import gc
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,8 @@ from compressor.architectures import LayerShape, Shapes
 from compressor.block_view import BlockView, Change
 from compressor.calls import Call, Injector, Recorder, Stop, replaced
 from compressor.data import Batches
-from compressor.errors import DataError, ModelError
+from compressor.errors import ModelError
+from compressor.grids import Grid
 from compressor.loading import ModelFolder, materialise, release
 from compressor.shards import ShardWriter
 from compressor.skeleton import ShortcutBlock, base_of, base_prefix, resize_block
@@ -64,6 +65,11 @@ def _trim_heap() -> None:
         trim(0)
 
 
+def _finite(tensor: torch.Tensor) -> bool:
+    """Tell whether all entries are finite: by the extremes, which hold every NaN, at a tenth of the time of a mask."""
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 class Walk:
     """A model, streamed block by block over calibration batches.
 
@@ -72,6 +78,7 @@ class Walk:
         model: its skeleton; the stem and the tail have weights, the blocks only while they are walked.
         calls: per batch and block, the arguments of the block.
         every: the walk uses every n-th batch of the calibration data.
+        grids: by module name: grids on which a pass has put weights outside the blocks (embedding, head).
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class Walk:
         self.dense, self.current = self.scratch(), self.scratch()
         self.streams_dense = self.streams_current = True
         self.every = 1
+        self.grids: dict[str, Grid] = {}
         self.calls: list[list[Call]] = []
         self.token_masks: list[torch.Tensor | None] = []
         materialise(self.model, source.weights, skip=[self.prefix], device=self.device)
@@ -124,14 +132,12 @@ class Walk:
         self.calls, self.token_masks = [], []
         for k, inputs in enumerate(itertools.islice(self.batches, 0, None, every)):
             hidden, calls = self._run_stem(inputs)
-            if not bool(torch.isfinite(hidden).all()):
+            if not _finite(hidden):
                 raise ModelError("the embeddings give NaN or infinite activations", hint="The checkpoint is damaged.")
             store[k] = hidden
             self.calls.append(calls)
             mask = inputs.get("attention_mask")
             self.token_masks.append(None if mask is None else torch.as_tensor(mask).bool())
-        if not self.calls:
-            raise DataError("calibration.data: there is no batch to calibrate on")
 
     def _run_stem(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[Call]]:
         calls: list[Call] = []
@@ -174,12 +180,14 @@ class Walk:
         gc.collect()  # hooks that end a forward pass leave cycles behind, which hold activations
         _trim_heap()
 
-    def round_to_storage(self, module: nn.Module, index: int) -> None:
-        """Round a changed block's parameters to the dtype in which they are stored."""
+    def round_to_storage(self, module: nn.Module, index: int, exact: Collection[str] = ()) -> None:
+        """Round a changed block's parameters, but for those named in `exact`, to the dtype in which they are stored."""
         dtype = self.source.weights.dtype(self.source.weights.names()[0])
         prefix = f"{self.prefix}.{index}."
         for name, parameter in module.named_parameters():
             full = prefix + name
+            if name in exact:
+                continue
             stored = self.source.weights.dtype(full) if full in self.source.weights else dtype
             if stored != parameter.dtype:
                 parameter.data = parameter.data.to(stored).to(parameter.dtype)
@@ -219,7 +227,7 @@ class Walk:
         self.start(self.current)
         changes = [self._rewrite_block(changer, planned, shards, index) for index in range(self.count)]
         changer.change_tail(self)
-        shards.save(OUTSIDE, {}, self._outside(planned.tied))
+        shards.save(OUTSIDE, {}, self._outside(planned.tied), grids=self.grids)
         self.dense.clear()
         self.current.clear()
         return changes
@@ -237,7 +245,8 @@ class Walk:
             change = changer.change_block(view)
             view.seal()
             parameters = dict(view.module.named_parameters(prefix=prefix.rstrip(".")))
-            shards.save(key, change.to_json(), parameters)
+            grids = {prefix + path: grid for path, grid in view.grids.items()}
+            shards.save(key, change.to_json(), parameters, grids=grids)
         view.finish()
         self.blocks[index] = view.module
         self.close_block(index)
@@ -265,7 +274,7 @@ class Walk:
         Raises:
             ModelError: it holds NaN or infinity.
         """
-        if not bool(torch.isfinite(out).all()):
+        if not _finite(out):
             raise ModelError(
                 f"block {index} gives NaN or infinite activations",
                 hint="The model overflows, or the pass is unstable on it; more calibration data or damping helps.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -28,6 +29,11 @@ _CODES = {name: code for code, name in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
 
 
+def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    """Return the bytes of a tensor of that shape and torch dtype name."""
+    return math.prod(shape) * int(getattr(torch, dtype).itemsize)
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where one tensor lies: its file, its name there, its shape and its torch dtype name."""
@@ -40,10 +46,11 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Bytes of the tensor on disk."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * int(getattr(torch, self.dtype).itemsize)
+        return bytes_of(self.shape, self.dtype)
+
+    def value(self, read: Callable[[Entry], Any]) -> Any:
+        """Return the tensor; `read` gives what one stored entry holds."""
+        return read(self)
 
 
 class Checkpoint:
@@ -95,7 +102,14 @@ class Checkpoint:
         Raises:
             ModelError: there is no such tensor, or its file is damaged.
         """
-        entry = self.entry(name)
+        return self.entry(name).value(self.read)
+
+    def read(self, entry: Entry) -> Any:
+        """Read what one stored entry holds.
+
+        Raises:
+            ModelError: its file is damaged.
+        """
         try:
             if entry.file not in self._open:
                 handle = safetensors.safe_open(str(entry.file), framework="pt")
@@ -175,6 +189,11 @@ class Plan:
     shape: tuple[int, ...]
     make: Callable[[], Any]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor on disk."""
+        return bytes_of(self.shape, self.dtype)
+
 
 def write_safetensors(file: Path, plans: Iterable[Plan]) -> str:
     """Write tensors one after another, sorted by name; return the sha256 of the file.
@@ -188,7 +207,7 @@ def write_safetensors(file: Path, plans: Iterable[Plan]) -> str:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for plan in ordered:
-        size = Entry(file, plan.name, plan.shape, plan.dtype).bytes
+        size = plan.bytes
         header[plan.name] = {
             "dtype": _CODES[plan.dtype],
             "shape": list(plan.shape),

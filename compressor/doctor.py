@@ -9,10 +9,11 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from compressor.processor import cpu, has_byte_products
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,26 +25,9 @@ EXTRAS = {
 }
 """Extra of the package -> the distribution that shows whether it is there, its module, and what for."""
 
-_FLAGS = {
-    "avx2": {"avx2"},
-    "avx512": {"avx512f"},
-    "avx512_vnni": {"avx512_vnni"},
-    "avx_vnni": {"avx_vnni"},
-    "avx512_bf16": {"avx512_bf16"},
-    "amx_int8": {"amx_int8"},
-    "amx_bf16": {"amx_bf16"},
-    "neon": {"asimd", "neon", "AdvSIMD"},
-    "dotprod": {"asimddp", "FEAT_DotProd"},
-    "i8mm": {"i8mm", "FEAT_I8MM"},
-    "bf16": {"bf16", "FEAT_BF16"},
-}
-"""Feature that matters to inference -> the flags by which systems name it."""
-
 _BARE = ("torch", "transformers", "safetensors", "onnx", "onnxruntime", "numpy", "pydantic", "pyyaml", "rich", "typer")
 """What to look for in a checkout that is not installed and so states no requirements."""
 
-_X86 = ("avx2", "avx512", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-_ARM = ("neon", "dotprod", "i8mm", "bf16")
 _LOW_BYTES = 2_000_000_000
 
 
@@ -139,47 +123,6 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """Return model, cores and the features that matter to inference.
-
-    Args:
-        cpuinfo: Linux' description of the processor; where it is absent, other systems are asked in their ways.
-    """
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else _sysctl()
-    flags = set(re.findall(r"[A-Za-z0-9_]+", " ".join(re.findall(r"(?im)^(?:flags|features)\s*:(.*)$", text))))
-    names = re.findall(r"(?m)^(?:model name|Model|Processor)\s*:\s*(.+)$", text)
-    arm = platform.machine().lower() in ("arm64", "aarch64") or "asimd" in flags
-    features = {name: bool(_FLAGS[name] & flags) for name in (_ARM if arm else _X86)}
-    return {
-        "model": names[0].strip() if names else platform.processor() or platform.machine(),
-        "cores": _cores(),
-        "features": features if flags else None,
-    }
-
-
-def _sysctl() -> str:
-    """Return what macOS says of its processor in the form of /proc/cpuinfo; nothing elsewhere."""
-    if sys.platform != "darwin":
-        return ""
-    import subprocess
-
-    try:
-        done = subprocess.run(["sysctl", "-a"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    brand = re.findall(r"(?m)^machdep\.cpu\.brand_string: (.+)$", done.stdout)
-    intel = re.findall(r"(?m)^machdep\.cpu\.(?:leaf7_)?features: (.+)$", done.stdout)
-    arm = re.findall(r"(?m)^hw\.optional\.(?:arm\.)?(\w+): 1$", done.stdout)
-    return f"model name : {(brand or ['?'])[0]}\nflags : {' '.join([*intel, *arm]).replace('AVX', 'avx')}\n"
-
-
-def _cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _runtime() -> tuple[dict[str, Any], list[str]]:
     """Return what the runtimes themselves say, and which of them do not even start."""
     problems: list[str] = []
@@ -229,8 +172,7 @@ def _advice(
     for place in disk.values():
         if place["free_bytes"] < _LOW_BYTES:
             advice.append(f"little room is left on the disk of {place['path']}")
-    features = processor["features"] or {}
-    if features and not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")):
+    if processor["features"] and not has_byte_products(processor["features"]):
         advice.append("this processor has no 8-bit dot products: quantized models become smaller here, not much faster")
     return advice
 

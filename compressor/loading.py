@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 from compressor.architectures import Family, Shapes, family_of, read_shapes, shape_section
 from compressor.checkpoint import Checkpoint, Entry, stored_entries
 from compressor.errors import ModelError
+from compressor.grids import SCALE, SECTION, ZERO_POINT, Grid, GridSpec, read_section
+from compressor.packing import PACKED, PackedEntry, packed_entry
 from compressor.skeleton import build_skeleton
 
 TASK_OF_CLASS = {
@@ -28,6 +30,8 @@ TASK_OF_CLASS = {
     "ForImageClassificationWithTeacher": "image-classification",
     "ForSequenceClassification": "text-classification",
 }
+QUANTIZATION = "quantization_config"
+"""Key of config.json by which transformers knows a checkpoint whose weights are codes."""
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/*"]
 
 
@@ -42,6 +46,7 @@ class ModelFolder:
         task: what the model is loaded for.
         shapes: true widths, layer by layer.
         store_dtype: torch dtype name in which changed weights are stored; None keeps the dtype of each tensor.
+        grids: specs of the grids that quantized weights lie on, by module name; empty for a float model.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class ModelFolder:
     task: str
     shapes: Shapes
     store_dtype: str | None = None
+    grids: Mapping[str, GridSpec] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Checkpoint:
@@ -59,9 +65,41 @@ class ModelFolder:
             ModelError: files are missing or damaged, tensors are missing, or shapes differ from config.json.
         """
         model = self.skeleton()
-        entries = module_entries(model, stored_entries(self.path))
+        entries = self._unpacking(model, stored_entries(self.path))
         check_entries(model, entries, tied=self.shapes.tied)
         return Checkpoint(entries, self.store_dtype)
+
+    def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
+        """Return entries under module names; codes of quantized weights are read as the weights that they stand for."""
+        names = {_codes_as_weight(name): entry for name, entry in stored.items()}
+        entries = module_entries(model, names)
+        numbers = Checkpoint({})
+        for module, spec in self.grids.items():
+            entry = entries.get(f"{module}.weight")
+            if entry is not None and (entry.stored.endswith(PACKED) or entry.dtype == "int8"):
+                entries[f"{module}.weight"] = packed_entry(entry, spec, stored, numbers.read)
+        numbers.close()
+        return entries
+
+    def grid(self, module: str) -> Grid:
+        """Return the grid of a quantized module, numbers included.
+
+        Raises:
+            ModelError: its tensors are missing.
+        """
+        spec = self.grids[module]
+        entry = self.weights.entry(f"{module}.weight")
+        if isinstance(entry, PackedEntry):
+            return entry.grid(self.weights.read)
+        names = [f"{module}.{SCALE}"] if spec.symmetric else [f"{module}.{SCALE}", f"{module}.{ZERO_POINT}"]
+        if missing := [name for name in names if name not in self._grid_tensors]:
+            raise ModelError(f"{module} is quantized, but the checkpoint has no {' and no '.join(missing)}")
+        return Grid(spec, *(self._grid_tensors.tensor(name) for name in names))
+
+    @cached_property
+    def _grid_tensors(self) -> Checkpoint:
+        stored = stored_entries(self.path)
+        return Checkpoint({name: entry for name, entry in stored.items() if name.endswith((SCALE, ZERO_POINT))})
 
     @cached_property
     def parameters(self) -> int:
@@ -81,6 +119,16 @@ class ModelFolder:
     def with_shapes(self, shapes: Shapes) -> ModelFolder:
         """Return the same folder's description with other shapes: a model that is not there yet."""
         return replace(self, shapes=shapes)
+
+    def with_grids(self, grids: Mapping[str, GridSpec]) -> ModelFolder:
+        """Return the same folder's description with weights on grids: a model that is not there yet."""
+        return replace(self, grids=grids)
+
+
+def _codes_as_weight(stored: str) -> str:
+    """Return the stored name of the weight that codes stand for; renaming rules know weights alone."""
+    stem, _, leaf = stored.rpartition(".")
+    return f"{stem}.weight" if leaf == PACKED else stored
 
 
 def module_entries(model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
@@ -270,7 +318,8 @@ def open_model(
     config = read_config(folder, trust_remote_code=trust_remote_code)
     family = family_of(config)
     store = None if dtype == "auto" else dtype
-    return ModelFolder(folder, config, family, task_of(config, family, task), read_shapes(config, family), store)
+    shapes, grids = read_shapes(config, family), read_section(config)
+    return ModelFolder(folder, config, family, task_of(config, family, task), shapes, store, grids)
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -290,6 +339,8 @@ def config_for(source: ModelFolder, shapes: Shapes, updates: dict[str, Any]) -> 
     """
     config: dict[str, Any] = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
     config.pop("compression", None)
+    config.pop(SECTION, None)
+    config.pop(QUANTIZATION, None)
     config.update(updates)
     family = source.family
     if source.store_dtype:

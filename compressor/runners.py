@@ -7,6 +7,7 @@ that `extend` returns and takes back. Encoders return `last_hidden_state` [B, T,
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(bool)": np.bool_,
 }
+ORT_MODEL, ONNX_MODEL = "model.ort", "model.onnx"
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Runner(Protocol):
@@ -71,25 +74,27 @@ class Runner(Protocol):
 
 
 class OnnxRunner:
-    """A folder's `model.onnx` in a plain ONNX Runtime session."""
+    """A folder's `model.ort` or `model.onnx` in a plain ONNX Runtime session."""
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
-        """Open the session.
+    def __init__(self, folder: Path, threads: int = 1, graph: bytes | None = None) -> None:
+        """Open the session; `graph` stands for what is in the file, its external data are those of the folder.
 
         Raises:
-            ModelError: there is no `model.onnx`, or ONNX Runtime refuses it.
+            ModelError: there is no such file, or ONNX Runtime refuses it.
         """
         self.folder = Path(folder)
-        path = self.folder / "model.onnx"
-        if not path.is_file():
+        path = runtime_model(self.folder)
+        if path is None:
             raise ModelError(f"{self.folder}: no model.onnx there", hint="Export the model to ONNX first.")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4
+        if graph is not None:
+            options.add_session_config_entry(_DATA_FOLDER, str(self.folder))
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph or str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
         self._inputs: dict[str, Any] = {i.name: i for i in self._session.get_inputs()}
@@ -190,9 +195,14 @@ class TorchRunner:
 
 
 def open_runner(folder: Path, threads: int = 1) -> Runner:
-    """Return an `OnnxRunner` when the folder holds `model.onnx`, else a `TorchRunner`."""
+    """Return an `OnnxRunner` when the folder holds a graph, else a `TorchRunner`."""
     folder = Path(folder)
-    return OnnxRunner(folder, threads) if (folder / "model.onnx").is_file() else TorchRunner(folder, threads)
+    return OnnxRunner(folder, threads) if runtime_model(folder) is not None else TorchRunner(folder, threads)
+
+
+def runtime_model(folder: Path) -> Path | None:
+    """Return the file that ONNX Runtime is to load: `model.ort` before `model.onnx`; None without either."""
+    return next((folder / name for name in (ORT_MODEL, ONNX_MODEL) if (folder / name).is_file()), None)
 
 
 def complete(inputs: Inputs, wanted: set[str], past: int = 0) -> Inputs:
@@ -264,11 +274,14 @@ def task_of(config: dict[str, Any]) -> str:
 def load_torch(folder: Path) -> Any:
     """Load a model folder in float32: our loader for per-layer shapes, stock transformers for all others.
 
+    Stock transformers reads quantized weights with the library compressed-tensors. Where that is not installed, our
+    loader does, to the same bits; products in 8-bit integers need the library.
+
     Raises:
         ModelError: the folder cannot be loaded, or weights are missing from it or left over.
     """
     config = read_config(folder)
-    if "compression" in config:
+    if "compression" in config or ("quantization_config" in config and not _library(config)):
         from compressor.loading import load
 
         return load(folder)
@@ -289,6 +302,23 @@ def load_torch(folder: Path) -> Any:
         if names := [str(name) for name in sorted(info.get(kind) or []) if "pooler." not in str(name)]:
             raise ModelError(f"{folder}: {kind.replace('_', ' ')} in the weights: {names[0]} and {len(names) - 1} more")
     return model
+
+
+def _library(config: dict[str, Any]) -> bool:
+    """Tell whether compressed-tensors is installed.
+
+    Raises:
+        ModelError: it is not, and the model cannot do without it.
+    """
+    if importlib.util.find_spec("compressed_tensors") is not None:
+        return True
+    groups = config["quantization_config"].get("config_groups", {})
+    if any(group.get("input_activations") for group in groups.values()):
+        raise ModelError(
+            "the model computes in 8-bit integers, for which compressed-tensors must be installed",
+            hint="pip install 'compressor[compressed]'",
+        )
+    return False
 
 
 @contextmanager

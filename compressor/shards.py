@@ -15,6 +15,7 @@ import torch
 from compressor.checkpoint import INDEX, Checkpoint, Entry, Plan, read_header, sha256_of, write_safetensors
 from compressor.companions import copy_companions
 from compressor.errors import ModelError, ResourceError
+from compressor.grids import Grid
 from compressor.loading import ModelFolder
 
 STATE = "state.json"
@@ -57,17 +58,29 @@ class ShardWriter:
         return self.folder / f"{key}.safetensors"
 
     def save(
-        self, key: str, note: dict[str, Any], tensors: Mapping[str, torch.Tensor], *, findings: bool = False
+        self,
+        key: str,
+        note: dict[str, Any],
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        grids: Mapping[str, Grid] | None = None,
+        findings: bool = False,
     ) -> None:
         """Write one finished part under module names, in the dtype of the source, and note it as done.
+
+        A weight with a grid is stored in float32, and the grid's tensors beside it; `grids` has the modules' names.
 
         Raises:
             ResourceError: the disk is full.
         """
         plans = []
-        for name, tensor in tensors.items():
+        grids = grids or {}
+        exact = {f"{module}.weight" for module in grids}
+        beside = {f"{m}.{leaf}": tensor for m, grid in grids.items() for leaf, tensor in grid.tensors().items()}
+        for name, tensor in {**tensors, **beside}.items():
             stored = name if findings else self._stored_name(name)
-            dtype = str(tensor.dtype if findings else self._stored_dtype(name)).removeprefix("torch.")
+            as_it_is = findings or name in exact or name in beside
+            dtype = str(tensor.dtype if as_it_is else self._stored_dtype(name)).removeprefix("torch.")
             plans.append(Plan(stored, dtype, tuple(tensor.shape), lambda tensor=tensor: tensor))  # type: ignore[misc]
         try:
             digest = write_safetensors(self._file(key), plans)

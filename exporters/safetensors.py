@@ -1,14 +1,15 @@
 """safetensors artifacts: the tensors of a model folder, one at a time, with everything that makes it loadable.
 
 Where all blocks have the same widths, config.json says so and stock `AutoModel.from_pretrained` loads the folder; other
-folders state their widths in config.json under `compression`, and `compressor.load` reads them.
+folders state their widths in config.json under `compression`, and `compressor.load` reads them. Quantized weights are
+written as compressed-tensors has them (`compressor.exporters.compressed_tensors`).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from compressor.checkpoint import INDEX, SINGLE, Entry, Plan, write_safetensors
 from compressor.companions import copy_companions
 from compressor.errors import ResourceError
+from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.release import PeriodicRelease
 from compressor.exporters.remote_code import add_remote_code
 from compressor.exporters.result import ExportResult
+from compressor.loading import QUANTIZATION
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -38,7 +41,8 @@ def export_safetensors(
         source: the model.
         out: existing folder; receives the weights, config, tokenizer and processor files, and the modelling file where
             widths differ from layer to layer.
-        dtype: torch name of the type that floating-point tensors are stored in; None keeps each as it is.
+        dtype: torch name of the type that floating-point tensors are stored in; None keeps each as it is. Scales of
+            quantized weights are float32 always, and so is the model when it is loaded.
         shard_bytes: files larger than this are split; a single tensor never is.
 
     Returns:
@@ -49,25 +53,34 @@ def export_safetensors(
         ResourceError: the disk is full.
     """
     start = time.perf_counter()
-    names_of = {source.weights.entry(name).stored: name for name in source.weights.names()}
-    entries = {stored: _stored_as(source.weights.entry(names_of[stored]), dtype) for stored in sorted(names_of)}
-    shards = list(_shards(entries, shard_bytes))
+    layout = Layout(source) if source.grids else None
+    shards = list(_shards(_plans(source, dtype, layout), shard_bytes))
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    mapped = PeriodicRelease(source.weights.close)
     files = []
     try:
         for name, shard in zip(names, shards, strict=True):
-            write_safetensors(out / name, (_plan(source.weights, names_of[s], entries[s], mapped) for s in shard))
+            write_safetensors(out / name, shard)
             source.weights.close()
             files.append(out / name)
         if len(shards) > 1:
-            total = sum(entry.bytes for entry in entries.values())
-            files.append(_write_index(out, dict(zip(names, shards, strict=True)), total))
-        files += _write_config(source, out, dtype)
+            files.append(_write_index(out, dict(zip(names, shards, strict=True))))
+        files += _write_config(source, out, dtype, layout)
     except OSError as error:
         raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space and run again.") from error
     files += copy_companions(source.path, out)
-    return ExportResult(sorted(files), time.perf_counter() - start)
+    codes = layout.codes if layout is not None else {}
+    return ExportResult(sorted(files), time.perf_counter() - start, codes=codes)
+
+
+def _plans(source: ModelFolder, dtype: str | None, layout: Layout | None) -> list[Plan]:
+    """Return what is written, sorted by name: codes and grids of quantized weights, all other tensors as they are."""
+    mapped = PeriodicRelease(source.weights.close)
+    quantized = {f"{module}.weight" for module in source.grids}
+    plans = list(layout.plans()) if layout is not None else []
+    for name in source.weights.names():
+        if name not in quantized:
+            plans.append(_plan(source.weights, name, _stored_as(source.weights.entry(name), dtype)))
+    return sorted((_released(plan, mapped) for plan in plans), key=lambda plan: plan.name)
 
 
 def _shard_name(index: int, count: int) -> str:
@@ -78,9 +91,13 @@ def _stored_as(entry: Entry, dtype: str | None) -> Entry:
     return replace(entry, dtype=dtype) if dtype is not None and "float" in entry.dtype else entry
 
 
-def _write_config(source: ModelFolder, out: Path, dtype: str | None) -> list[Path]:
+def _write_config(source: ModelFolder, out: Path, dtype: str | None, layout: Layout | None) -> list[Path]:
     """Write config.json, and what `trust_remote_code` needs where the widths are not uniform."""
     config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    if layout is not None:
+        # Scales take this type when transformers loads them: any other would move the weights off their grids.
+        dtype = "float32"
+        config[QUANTIZATION] = layout.config()
     if dtype is not None:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     files = [out / "config.json"]
@@ -90,29 +107,36 @@ def _write_config(source: ModelFolder, out: Path, dtype: str | None) -> list[Pat
     return files
 
 
-def _shards(entries: Mapping[str, Entry], limit: int) -> Iterator[list[str]]:
-    """Yield lists of names whose tensors together take at most `limit` bytes, or one larger tensor."""
-    shard: list[str] = []
+def _shards(plans: list[Plan], limit: int) -> Iterator[list[Plan]]:
+    """Yield lists of tensors that together take at most `limit` bytes, or one larger tensor."""
+    shard: list[Plan] = []
     size = 0
-    for name, entry in entries.items():
-        if shard and size + entry.bytes > limit:
+    for plan in plans:
+        if shard and size + plan.bytes > limit:
             yield shard
             shard, size = [], 0
-        shard.append(name)
-        size += entry.bytes
+        shard.append(plan)
+        size += plan.bytes
     yield shard
 
 
-def _plan(weights: Checkpoint, name: str, entry: Entry, mapped: PeriodicRelease) -> Plan:
+def _plan(weights: Checkpoint, name: str, entry: Entry) -> Plan:
+    return Plan(entry.stored, entry.dtype, entry.shape, lambda: weights.tensor(name))
+
+
+def _released(plan: Plan, mapped: PeriodicRelease) -> Plan:
+    """Return the plan of a tensor that counts as read when it is made."""
+
     def make() -> Any:
-        mapped.read(entry.bytes)
-        return weights.tensor(name)
+        mapped.read(plan.bytes)
+        return plan.make()
 
-    return Plan(entry.stored, entry.dtype, entry.shape, make)
+    return replace(plan, make=make)
 
 
-def _write_index(out: Path, shards: dict[str, list[str]], total: int) -> Path:
-    where = {name: file for file, names in shards.items() for name in names}
+def _write_index(out: Path, shards: dict[str, list[Plan]]) -> Path:
+    where = {plan.name: file for file, plans in shards.items() for plan in plans}
+    total = sum(plan.bytes for plans in shards.values() for plan in plans)
     document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     path = out / INDEX
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from compressor.architectures import Shapes
 from compressor.blocks import OUTSIDE, Change, Walk, block_key
 from compressor.data import Batches
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
+from compressor.grids import SECTION, section
 from compressor.loading import ModelFolder, config_for, open_model
 from compressor.passes.base import Pass
 from compressor.shards import ShardWriter
@@ -47,8 +49,11 @@ def apply_pass(
     """Run `method` on `source`, going on from finished parts in `setting.work`; return the new model and the changes.
 
     Raises:
+        DataError: the pass is calibrated and there is no batch.
         ModelError: the pass changed nothing, or removed another number of channels than it planned.
     """
+    if method.calibrated and not len(batches):
+        raise DataError("calibration.data: there is no batch to calibrate on")
     planned = method.plan(source)
     shards = ShardWriter(setting.work, source, setting.fingerprint)
     walk = Walk(
@@ -69,9 +74,17 @@ def apply_pass(
     changes = walk.rewrite(method, planned, shards)
     final = replace(planned, layers=tuple(change.layer for change in changes))
     check_planned(method.name, planned, final)
-    config = config_for(source, final, method.config_updates(source))
+    config = config_for(source, final, {**method.config_updates(source), **_grid_section(method, walk, changes)})
     folder = shards.finish(config, [OUTSIDE, *(block_key(i) for i in range(walk.count))])
     return open_model(folder, task=source.task), changes
+
+
+def _grid_section(method: Pass, walk: Walk, changes: list[Change]) -> dict[str, Any]:
+    """Return config.json's section on the grids of the weights that the pass has quantized, if it has."""
+    specs = {name: grid.spec for name, grid in walk.grids.items()}
+    for index, change in enumerate(changes):
+        specs |= {f"{walk.prefix}.{index}.{path}": spec for path, spec in change.grids.items()}
+    return {SECTION: section(specs, method.name)} if specs else {}
 
 
 def check_planned(name: str, planned: Shapes, final: Shapes) -> None:

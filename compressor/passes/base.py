@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from compressor.architectures import Shapes
     from compressor.blocks import BlockView, Change, Walk
+    from compressor.grids import GridSpec
     from compressor.loading import ModelFolder
 
 PassFamily = Literal["structure", "tokens", "activation", "quantize"]
@@ -34,6 +35,7 @@ class Pass(Protocol):
         family: which of the four families it belongs to.
         summary: one line for `compressor methods list`.
         Options: pydantic model of its options; field descriptions are its help.
+        calibrated: whether it looks at calibration data; a recipe of methods that do not needs none.
         needs_dense: whether blocks must be shown the dense stream beside the current one.
         walks: how often the blocks are walked, surveys included (for progress and time estimates).
     """
@@ -42,6 +44,7 @@ class Pass(Protocol):
     family: ClassVar[PassFamily]
     summary: ClassVar[str]
     Options: ClassVar[type[BaseModel]]
+    calibrated: ClassVar[bool]
     needs_dense: bool
     walks: int
 
@@ -56,6 +59,9 @@ class Pass(Protocol):
         Raises:
             RecipeError or ModelError: the options ask for what this model cannot give.
         """
+
+    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
+        """Return the grids that weights of `source` will lie on, by module name; quantization alone makes any."""
 
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return what the pass must know of the whole model before it changes the first block; kept for resuming."""

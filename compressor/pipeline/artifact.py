@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from compressor.exporters.result import ExportResult
 from compressor.loading import ModelFolder
 from compressor.recipe import ExportSection
+from compressor.verification.codes import digest
 
 
-def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype: str) -> None:
+def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype: str) -> ExportResult:
     """Write the model files of `model` into the existing `folder`; `dtype` is that of the stored weights.
 
     Raises:
@@ -17,9 +20,37 @@ def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype
     if section.format == "safetensors":
         from compressor.exporters.safetensors import export_safetensors
 
-        export_safetensors(model, folder, dtype=dtype)
-        return
+        return export_safetensors(model, folder, dtype=dtype)
     from compressor.exporters.onnx import OnnxOptions, export_onnx
+    from compressor.exporters.ort import export_ort
 
     opset = None if section.opset == "auto" else int(section.opset)
-    export_onnx(model, folder, OnnxOptions(graph=section.graph, opset=opset, dtype=dtype))  # type: ignore[arg-type]
+    options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype)  # type: ignore[arg-type]
+    return (export_ort if section.format == "ort" else export_onnx)(model, folder, options)
+
+
+def code_digests(model: ModelFolder, codes: Mapping[str, list[str]]) -> dict[str, str]:
+    """Return name of stored codes -> sha256 of the float weights that they stand for, read from the model folder.
+
+    Args:
+        model: the compressed model.
+        codes: name of stored codes -> modules (`ExportResult.codes`).
+    """
+    weights = model.weights
+    found = {
+        name: digest(weights.tensor(f"{module}.weight").float().numpy() for module in modules)
+        for name, modules in codes.items()
+    }
+    weights.close()
+    return found
+
+
+def accuracy_levels(model: ModelFolder, codes: Mapping[str, list[str]]) -> dict[str, int]:
+    """Return name of stored codes -> the accuracy level chosen for its product; weight-only products alone have one.
+
+    Args:
+        model: the compressed model.
+        codes: name of stored codes -> modules (`ExportResult.codes`).
+    """
+    specs = {name: model.grids[modules[0]] for name, modules in codes.items()}
+    return {name: spec.accuracy_level for name, spec in specs.items() if spec.activations == "float"}

@@ -24,7 +24,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     prepared = prepare(recipe, model)
     dtype = artifact_dtype(prepared)
     models = [planned_model(prepared, i) for i in range(len(prepared.shapes))]
-    costs = [count_cost(item, prepared.length, dtype) for item in models]
+    costs = [count_cost(item, prepared.length, artifact_dtype(prepared, after=i)) for i, item in enumerate(models)]
     return {
         "recipe": recipe.name,
         "model": {"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task,
@@ -43,12 +43,18 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def artifact_dtype(prepared: Prepared) -> str:
-    """Return the dtype of the artifact's weights: the recipe's; else float32 in ONNX, the model's in safetensors."""
+def artifact_dtype(prepared: Prepared, after: int | None = None) -> str:
+    """Return the dtype of the artifact's weights after some passes (None: all; 0: of the dense artifact).
+
+    That of a pass that sets one; else the recipe's; else float32 in ONNX, the model's in safetensors.
+    """
+    for method in reversed(prepared.passes[:after]):
+        if stated := getattr(method, "artifact_dtype", None):
+            return str(stated)
     export = prepared.recipe.export
     if export.dtype != "auto":
         return str(export.dtype)
-    if export.format == "onnx":
+    if export.format != "safetensors":
         return "float32"
     if prepared.source.store_dtype:
         return prepared.source.store_dtype

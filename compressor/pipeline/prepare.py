@@ -12,6 +12,7 @@ from compressor.architectures import Shapes
 from compressor.calibration import DataRequest, load_data
 from compressor.data import EvalData
 from compressor.errors import DataError, ModelError, Problem, RecipeError, UsageError
+from compressor.grids import GridSpec
 from compressor.loading import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.base import Pass
@@ -28,6 +29,7 @@ class Prepared:
         source: the model.
         passes: instances of the recipe's methods, in order.
         shapes: the shapes before the first pass and after each.
+        grids: the grids of quantized weights before the first pass and after each, by module name.
         calibration: request for calibration data, None when the recipe has none.
         evaluation: request for evaluation data, None when the recipe has none.
     """
@@ -37,6 +39,7 @@ class Prepared:
     source: ModelFolder
     passes: tuple[Pass, ...]
     shapes: tuple[Shapes, ...]
+    grids: tuple[Mapping[str, GridSpec], ...]
     calibration: DataRequest | None
     evaluation: DataRequest | None
 
@@ -50,6 +53,12 @@ class Prepared:
         """Tokens per sample for FLOPs and timing."""
         request = self.evaluation or self.calibration
         return request.length if request is not None else default_length(self.source, None)
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether a pass looks at calibration data: it must, or it may and the recipe has some."""
+        given = self.calibration is not None
+        return any(m.calibrated or (given and getattr(m, "takes_calibration", False)) for m in self.passes)
 
     def load_calibration(self) -> EvalData:
         """Read the calibration data.
@@ -96,17 +105,56 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     )
     known: Mapping[str, type[Pass]] = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
-    shapes = [source.shapes]
+    models = [source]
     for index, method in enumerate(passes):
+        if hasattr(method, "export_format"):
+            method.export_format = recipe.export.format
         try:
-            shapes.append(method.plan(source.with_shapes(shapes[-1])))
+            _check_export(method, recipe, quantized=bool(models[-1].grids))
+            models.append(_planned(method, models[-1]))
         except (UsageError, ModelError) as error:
             problem = Problem(f"passes[{index}].{method.name}", error.message)
             raise RecipeError([problem], source=recipe.source) from error
+    shapes, grids = tuple(m.shapes for m in models), tuple(m.grids for m in models)
     section = recipe.calibration
     calibration = _request(section, "calibration", recipe, source) if section is not None else None
     evaluation = _request(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
-    return Prepared(recipe, name, source, passes, tuple(shapes), calibration, evaluation)
+    return Prepared(recipe, name, source, passes, shapes, grids, calibration, evaluation)
+
+
+def _check_export(method: Pass, recipe: Recipe, *, quantized: bool) -> None:
+    """Refuse a pass that sets the artifact's dtype where the export cannot have it.
+
+    Raises:
+        UsageError: the format, the dtype that the recipe states, or weights on grids are in the way.
+    """
+    dtype = getattr(method, "artifact_dtype", None)
+    if dtype is None:
+        return
+    export, formats = recipe.export, getattr(method, "formats", ())
+    if export.format not in formats:
+        raise UsageError(
+            f"{dtype} cannot be exported as {export.format}: ONNX Runtime's CPU kernels do not compute in it; "
+            f"set export.format to {' or '.join(formats)}, or use fp16"
+        )
+    if export.dtype not in ("auto", dtype):
+        raise UsageError(f"the pass makes the artifact {dtype}, export.dtype says {export.dtype}; leave it auto")
+    if quantized:
+        raise UsageError(f"the weights lie on integer grids, whose scales are float32: {dtype} has nothing to add")
+
+
+def _planned(method: Pass, model: ModelFolder) -> ModelFolder:
+    """Return the description of `model` after a pass.
+
+    Raises:
+        UsageError: the model is quantized already.
+        ModelError: the pass does not fit it.
+    """
+    if model.grids:
+        raise UsageError(
+            "the weights are quantized already, and any change would take them off their grids; put it first"
+        )
+    return model.with_shapes(method.plan(model)).with_grids(method.plan_grids(model))
 
 
 def _located(name: str, recipe: Recipe) -> str:
@@ -136,4 +184,4 @@ def _request(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) ->
 
 def planned_model(prepared: Prepared, after: int) -> ModelFolder:
     """Return the description of the model after `after` passes; there is no folder of it yet."""
-    return replace(prepared.source, shapes=prepared.shapes[after])
+    return replace(prepared.source, shapes=prepared.shapes[after], grids=prepared.grids[after])

@@ -14,23 +14,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.accounting import Cost, count_cost, peak_memory
+from compressor.accounting import Cost, count_cost
 from compressor.blocks import Change
 from compressor.calibration import find_data, model_batches
 from compressor.checkpoint import sha256_of
-from compressor.data import EvalData, TextData
+from compressor.data import Batches, EvalData, TextData
+from compressor.grids import precision_of
 from compressor.loading import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
-from compressor.pipeline.artifact import export_model
+from compressor.pipeline.artifact import accuracy_levels, code_digests, export_model
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.work import check_target, locked, put_in_place, rejected_folder, work_folder
+from compressor.process import peak_memory
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import build_report, write_reports
 from compressor.streaming import measure_streamed
 from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
+from compressor.verification.codes import KEY as CODES
+from compressor.verification.exact import LEVELS
 from compressor.verification.probes import write_probes
+from compressor.verification.quality import STEP
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""
@@ -93,7 +98,7 @@ def _run(
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
     with clock.stage("export"):
         dense_folder = _export_dense(prepared, hashes, work, progress)
-        artifact = _export(prepared, compressed, hashes, work, progress)
+        artifact = _export(prepared, compressed, entries, hashes, work, progress)
     with clock.stage("verify"):
         progress.stage("verify")
         costs = _costs(prepared, compressed)
@@ -119,9 +124,11 @@ def _run_passes(
     entries: list[dict[str, Any]] = []
     if not prepared.passes:
         return current, entries
-    with clock.stage("calibrate"):
-        progress.stage("calibrate")
-        batches = model_batches(prepared.load_calibration())
+    batches = Batches(tuple, 0)
+    if prepared.uses_calibration:
+        with clock.stage("calibrate"):
+            progress.stage("calibrate")
+            batches = model_batches(prepared.load_calibration())
     section = prepared.recipe.calibration
     cache = section.cache_memory if section is not None else 0
     for index, method in enumerate(prepared.passes):
@@ -221,6 +228,7 @@ def _fingerprint(prepared: Prepared, hashes: dict[str, str], index: int) -> str:
         "passes": [[e.name, e.options.model_dump(mode="json")] for e in recipe.passes[: index + 1]],
         "calibration": [request.samples, request.length, request.seed] if request is not None else None,
         "dtype": recipe.model.dtype,
+        "format": recipe.export.format,
         "environment": fingerprint_environment(),
     }
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
@@ -237,13 +245,18 @@ def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progre
         progress.stage("export dense")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        export_model(prepared.source, folder, export, artifact_dtype(prepared))
+        export_model(prepared.source, folder, export, artifact_dtype(prepared, after=0))
         mark.write_text(basis, encoding="utf-8")
     return folder
 
 
 def _export(
-    prepared: Prepared, compressed: ModelFolder, hashes: dict[str, str], work: Path, progress: Progress
+    prepared: Prepared,
+    compressed: ModelFolder,
+    entries: list[dict[str, Any]],
+    hashes: dict[str, str],
+    work: Path,
+    progress: Progress,
 ) -> Path:
     """Write the artifact: model files, recipe, probes with their expected outputs, manifest."""
     progress.stage("export")
@@ -251,14 +264,17 @@ def _export(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     dtype = artifact_dtype(prepared)
-    export_model(compressed, folder, prepared.recipe.export, dtype)
+    result = export_model(compressed, folder, prepared.recipe.export, dtype)
     (folder / "recipe.yaml").write_text(prepared.recipe.text, encoding="utf-8")
     write_probes(compressed.path, folder / REFERENCE)
     layers = [{**asdict(layer), "residual": list(layer.residual)} for layer in compressed.shapes.layers]
     seal(
         folder,
         {
-            "precision": dtype,
+            "precision": precision_of(compressed.grids, dtype),
+            CODES: code_digests(compressed, result.codes),
+            LEVELS: {} if prepared.recipe.export.format == "safetensors" else accuracy_levels(compressed, result.codes),
+            STEP: _quantization_step(entries),
             "task": compressed.task,
             "parameters": compressed.parameters,
             "layers": layers,
@@ -274,9 +290,22 @@ def _export(
     return folder
 
 
+def _quantization_step(entries: list[dict[str, Any]]) -> float | None:
+    """Return what the quantize passes at the end of a run added to perplexity: after over before, minus 1."""
+    last = len(entries)
+    while last and entries[last - 1]["family"] == "quantize":
+        last -= 1
+    if last == len(entries) or not entries[-1]["quality_after"]:
+        return None
+    before = entries[last - 1]["quality_after"] if last else entries[0]["quality_dense"]
+    after = entries[-1]["quality_after"]
+    return float(after["perplexity"] / before["perplexity"] - 1) if "perplexity" in after else None
+
+
 def _costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
-    dtype, length = artifact_dtype(prepared), prepared.length
-    return count_cost(prepared.source, length, dtype), count_cost(compressed, length, dtype)
+    length = prepared.length
+    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0))
+    return dense, count_cost(compressed, length, artifact_dtype(prepared))
 
 
 def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:

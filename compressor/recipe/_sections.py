@@ -156,8 +156,9 @@ class EvaluationSection(Section):
 class ExportSection(Section):
     """What is written, and how."""
 
-    format: Literal["onnx", "safetensors"] = Field(
-        default="onnx", description="onnx for ONNX Runtime; safetensors for PyTorch."
+    format: Literal["onnx", "ort", "safetensors"] = Field(
+        default="onnx",
+        description="onnx for ONNX Runtime; ort for its minimal builds as well; safetensors for PyTorch.",
     )
     opset: Opset = Field(
         default="auto", description="Version of the ONNX operator set, 18 to 23; auto takes the fastest."

@@ -16,13 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressor.accounting import peak_memory
 from compressor.benchmark import Timing, compare, file_bytes
 from compressor.calibration import load_data
 from compressor.data import EvalData
 from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
 from compressor.evaluation import Quality, check_metrics, measure
-from compressor.runners import Runner, open_runner, read_config, task_of
+from compressor.passes import methods
+from compressor.process import peak_memory
+from compressor.runners import Runner, open_runner, read_config, runtime_model, task_of
+from compressor.verification.codes import check_codes
+from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
 from compressor.verification.manifest import (
     MANIFEST,
@@ -34,12 +37,15 @@ from compressor.verification.manifest import (
     read_manifest,
     seal,
 )
+from compressor.verification.ort import check_ort
 from compressor.verification.quality import (
     BOUNDS,
+    STEP,
     check_bound_names,
     check_bounds,
     check_gain,
     check_sanity,
+    check_weight_only,
     derived,
 )
 from compressor.verification.reference import GATES, check_determinism, check_reference, write_reference
@@ -79,11 +85,12 @@ def verify(job: Job) -> Verdict:
     if not job.artifact.is_dir():
         raise ModelError(f"{job.artifact}: no such artifact folder")
     dense = _open_dense(job)
-    checks, runner, precision = _check_artifact(job)
+    checks, runner, manifest = _check_artifact(job)
+    precision = str(manifest.get("precision", "float32"))
     quality: Quality | None = None
     values: dict[str, float] = {}
     if runner is not None:
-        checks += check_reference(runner, job.artifact / REFERENCE, precision)
+        checks += _check_parity(job, runner, precision)
         checks.append(check_determinism(runner, job.artifact / REFERENCE))
     comparable = runner is not None and _right_task(job, runner, dense, checks)
     if job.data is not None and runner is not None and comparable:
@@ -97,6 +104,8 @@ def verify(job: Job) -> Verdict:
     report = _figures(job, quality, timing)
     values = {**_quality_values(quality), **_cost_values(report, timing)}
     checks += check_bounds(values, job.bounds)
+    if precision in WEIGHT_ONLY and quality is not None:
+        checks += check_weight_only(values, job.bounds, alone=_only_quantized(job), step=_step(manifest))
     best = max((p.speedup_range()[1] for p in timing.phases if p.other is not None), default=None) if timing else None
     checks += check_gain(values, best, job.passes, timed=best is not None)
     return Verdict(
@@ -157,8 +166,8 @@ def _open_dense(job: Job) -> Runner | None:
     return open_runner(job.dense, job.threads) if job.dense is not None else None
 
 
-def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, str]:
-    """Check files, graph, weights and tokenizer; return the loaded artifact, or None, and its precision."""
+def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any]]:
+    """Check files, graph, weights and tokenizer; return the loaded artifact, or None, and its manifest."""
     folder = job.artifact
     manifest: dict[str, Any] = {}
     checks: list[Check] = []
@@ -172,7 +181,17 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, str]:
     # A file that leads outside its folder is never handed to a runtime.
     runner = None if escaping else _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
-    return checks, runner, str(manifest.get("precision", "float32"))
+    return checks, runner, manifest
+
+
+def _only_quantized(job: Job) -> bool:
+    known = methods()
+    return all(name in known and known[name].family == "quantize" for name in job.passes)
+
+
+def _step(manifest: dict[str, Any]) -> float | None:
+    stated = manifest.get(STEP)
+    return float(stated) if isinstance(stated, int | float) else None
 
 
 def _right_task(job: Job, runner: Runner, dense: Runner | None, checks: list[Check]) -> bool:
@@ -205,7 +224,8 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
     if not safe:
         checks.append(yes("graph.session", False, "the artifact was not loaded: its data is missing or outside"))
         return None
-    checks += _guard("weights", lambda: check_values(weights))
+    checks += _guard("weights", lambda: [*check_values(weights), *check_codes(weights, manifest)])
+    checks += _guard("weights", lambda: check_levels(weights, manifest))
     runner, check = open_checked(folder, job.threads)
     checks.append(check)
     return runner
@@ -213,8 +233,9 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
 
 def _check_precision(manifest: dict[str, Any], weights: StoredWeights) -> list[Check]:
     stated = str(manifest.get("precision", "float32"))
-    wrong = weights.is_onnx and stated.startswith("int") != weights.quantized
-    reason = f"{MANIFEST} states {stated}, but the graph is {'' if weights.quantized else 'not '}quantized"
+    wrong = stated.startswith("int") != weights.quantized
+    what = "the graph is" if weights.is_onnx else "the weights are"
+    reason = f"{MANIFEST} states {stated}, but {what} {'' if weights.quantized else 'not '}quantized"
     return [yes("precision.stated", not wrong, reason)]
 
 
@@ -224,6 +245,17 @@ def _guard(name: str, run: Callable[[], list[Check]]) -> list[Check]:
         return run()
     except Exception as error:
         return [failed(name, error)]
+
+
+def _check_parity(job: Job, runner: Runner, precision: str) -> list[Check]:
+    """Compare with the reference: the artifact as shipped, and a weight-only one without rounded activations."""
+    reference = job.artifact / REFERENCE
+    weights = open_weights(job.artifact)
+    if not weights.is_onnx and precision in WEIGHT_ONLY:
+        return check_reference(runner, reference, "float32")  # codes are dequantised: nothing is rounded on the way
+    shipped = check_reference(runner, reference, precision)
+    shipped += _guard("parity.ort", lambda: check_ort(weights, runner, job.threads))
+    return shipped + _guard("parity.exact", lambda: check_exact(weights, reference, precision, job.threads))
 
 
 def _check_quality(
@@ -266,7 +298,7 @@ def _time(job: Job, loaded: bool) -> tuple[Timing | None, list[Check]]:
 
 
 def _is_onnx(folder: Path) -> bool:
-    return (folder / "model.onnx").is_file()
+    return runtime_model(folder) is not None
 
 
 def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.runners import OnnxRunner, Runner, TorchRunner
+from compressor.runners import OnnxRunner, Runner, TorchRunner, runtime_model
 from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights
 
@@ -56,7 +56,7 @@ def checked_copy(model: Any) -> Any:
 
 def open_checked(folder: Path, threads: int) -> tuple[Runner | None, Check]:
     """Load the artifact in its own runtime; return it, or None, and the check that says so."""
-    is_onnx = (folder / "model.onnx").is_file()
+    is_onnx = runtime_model(folder) is not None
     name = "graph.session" if is_onnx else "model.loads"
     try:
         runner: Runner = OnnxRunner(folder, threads) if is_onnx else TorchRunner(folder, threads)

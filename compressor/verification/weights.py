@@ -70,6 +70,20 @@ class StoredWeights:
         except Exception as error:  # onnx raises ValueError, ValidationError or OSError for bad external data
             raise ModelError(f"tensor {name} cannot be read: {str(error).splitlines()[0]}") from error
 
+    def stored(self, name: str) -> Any:
+        """Return a tensor of a safetensors folder as it is stored.
+
+        Raises:
+            ModelError: there is no such tensor, or its file is damaged.
+        """
+        assert self._entries is not None
+        return self._entries.tensor(name).numpy()
+
+    def initializer(self, name: str) -> Any:
+        """Return an initializer of the graph as it is stored; None if it has none of that name."""
+        tensor = self._initializers.get(name)
+        return None if tensor is None else onnx.numpy_helper.to_array(tensor, base_dir=str(self.folder))
+
     def external(self) -> list[External]:
         """Return where external data lies, in the order of the graph."""
         found = []
@@ -108,8 +122,10 @@ class StoredWeights:
 
     @property
     def quantized(self) -> bool:
-        """Whether the graph computes with quantized weights."""
-        return self.is_onnx and any(node.op_type in _QUANTIZED_OPS for node in self.model.graph.node)
+        """Whether weights are quantized: in a graph by its operators, in safetensors by integers with a scale."""
+        if self._entries is not None:
+            return any(name.endswith("weight_scale") for name in self._entries.names())
+        return any(node.op_type in _QUANTIZED_OPS for node in self.model.graph.node)
 
     def _sides(self) -> Counter[int]:
         """Count the matrices that have a side of each length, quantized ones by their stated K and N."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,7 @@ from compressor.exporters.onnx.decoder import cache_shapes, trace_decoder
 from compressor.exporters.onnx.encoder import trace_encoder
 from compressor.exporters.onnx.genai_config import write_genai_config
 from compressor.exporters.onnx.passes import tidy
+from compressor.exporters.onnx.quantized import Grids
 from compressor.exporters.onnx.saving import save, stamp
 from compressor.exporters.onnx.trace import quiet
 from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
@@ -69,12 +70,12 @@ def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = No
     options = options or OnnxOptions()
     start = time.perf_counter()
     model = source.skeleton()
-    graph, files = _write(model, source.weights, source.task, out, options)
+    graph, files, stored = _write(model, source.weights, source.task, out, options, source)
     shutil.copyfile(source.path / "config.json", out / "config.json")
     files += [out / "config.json", *copy_companions(source.path, out)]
     if source.task == "text-generation":
         files.append(write_genai_config(source.path, source.config, graph, out))
-    return _result(graph, files, time.perf_counter() - start)
+    return replace(_result(graph, files, time.perf_counter() - start), codes=stored)
 
 
 def export_module(
@@ -100,15 +101,17 @@ def export_module(
         ResourceError: the disk is full.
     """
     start = time.perf_counter()
-    graph, files = _write(model, weights or ModuleWeights(model), task, out, options or OnnxOptions())
+    graph, files, _ = _write(model, weights or ModuleWeights(model), task, out, options or OnnxOptions())
     return _result(graph, files, time.perf_counter() - start)
 
 
 def _write(
-    model: nn.Module, weights: Weights, task: str, out: Path, options: OnnxOptions
-) -> tuple[ir.Model, list[Path]]:
+    model: nn.Module, weights: Weights, task: str, out: Path, options: OnnxOptions, grids: Grids | None = None
+) -> tuple[ir.Model, list[Path], dict[str, list[str]]]:
     if options.dtype not in _DTYPES:
         raise UsageError(f"export to ONNX in {options.dtype} is not covered; allowed: {', '.join(_DTYPES)}")
+    if grids is not None and grids.grids and options.dtype != "float32":
+        raise UsageError(f"export.dtype: scales of quantized weights are float32, given {options.dtype}; leave it auto")
     dtype = _DTYPES[options.dtype]
     with weightless(model, weights, dtype) as aliases:
         kind = _kind(model, task, options)
@@ -119,9 +122,9 @@ def _write(
             graph = trace_decoder(model, portable=kind == "portable", opset=opset, dtype=dtype)
     attach(graph.graph, weights, _WRAPPED, aliases)
     with quiet():
-        tidy(graph)
+        stored = tidy(graph, grids)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
-    return graph, save(graph, out, weights.close)
+    return graph, save(graph, out, weights.close), stored
 
 
 def _kind(model: nn.Module, task: str, options: OnnxOptions) -> str:

@@ -7,87 +7,62 @@ one operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript.optimizer import _optimizer as optimizer
 
+from compressor.exporters.onnx import quantized
+from compressor.exporters.onnx.nodes import by_type, is_weight, new_node, reads_weight, replace
 from compressor.exporters.onnx.weights import joined, shifted, transposed
 
 _HEADS_AND_BACK = [0, 2, 1, 3]
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def tidy(model: ir.Model) -> None:
-    """Run all passes on `model`, in place."""
+def tidy(model: ir.Model, grids: quantized.Grids | None = None) -> dict[str, list[str]]:
+    """Run all passes on `model`, in place; weights that lie on `grids` are stored as codes.
+
+    Returns:
+        What `quantized.lower` returns: which stored codes hold which modules' weights.
+
+    Raises:
+        ModelError: a weight with a grid cannot be stored as codes.
+    """
     graph = model.graph
     gemm_to_matmul(graph)
     store_as_read(graph)
     drop_head_reshapes(graph)
     # Small shape arithmetic is folded; a node that reads a lazy weight never is.
-    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=lambda n: False if _reads_weight(n) else None)
+    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=lambda n: False if reads_weight(n) else None)
     move_query_scale(graph)
+    if grids is not None and grids.grids:
+        quantized.mark(graph, grids)
     pack_projections(graph)
     fuse_residual_norms(graph)
     ir.passes.common.RemoveUnusedNodesPass()(model)
+    stored = quantized.lower(graph)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
     ir.passes.common.RemoveUnusedOpsetsPass()(model)
     name_nodes(graph)
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    return value is not None and isinstance(value.const_value, ir.LazyTensor)
-
-
-def _reads_weight(node: ir.Node) -> bool:
-    return any(_is_weight(value) for value in node.inputs)
-
-
-def _by_type(graph: ir.Graph, *types: str) -> Iterator[ir.Node]:
-    return (node for node in list(graph) if node.op_type in types)
-
-
-def _new(
-    like: ir.Node,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
-    *,
-    domain: str = "",
-    outputs: int = 1,
-    after: bool = False,
-    **attrs: Any,
-) -> ir.Node:
-    """Return a node before (or right after) `like`, and with its origin."""
-    node = ir.node(op_type, inputs, attrs or None, domain=domain, num_outputs=outputs)
-    node.metadata_props.update(like.metadata_props)
-    graph = like.graph
-    assert graph is not None
-    (graph.insert_after if after else graph.insert_before)(like, node)
-    return node
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` take the place of `old`, as a graph output too."""
-    new.shape, new.type = new.shape or old.shape, new.type or old.type
-    if old.is_graph_output():
-        new.name, old.name = old.name, None
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    return stored
 
 
 def gemm_to_matmul(graph: ir.Graph) -> None:
     """Write a linear layer on rank-2 input as MatMul and Add, as all others are: quantizers overlook Gemm."""
-    for node in _by_type(graph, "Gemm"):
+    for node in by_type(graph, "Gemm"):
         attributes = {name: a.value for name, a in node.attributes.items()}
         plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
-        if not plain or not _is_weight(node.inputs[1]):
+        if not plain or not is_weight(node.inputs[1]):
             continue
         weight = node.inputs[1]
         if attributes.get("transB", 0):
-            weight = _new(node, "Transpose", [weight], perm=[1, 0]).outputs[0]
-        product = _new(node, "MatMul", [node.inputs[0], weight])
+            weight = new_node(node, "Transpose", [weight], perm=[1, 0]).outputs[0]
+        product = new_node(node, "MatMul", [node.inputs[0], weight])
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        last = product if bias is None else _new(node, "Add", [product.outputs[0], bias])
-        _replace(node.outputs[0], last.outputs[0])
+        last = product if bias is None else new_node(node, "Add", [product.outputs[0], bias])
+        replace(node.outputs[0], last.outputs[0])
         graph.remove(node, safe=True)
 
 
@@ -125,7 +100,7 @@ def _addend(node: ir.Node) -> float | None:
 
 
 def _scalar(value: ir.Value | None) -> float | None:
-    if value is None or _is_weight(value):
+    if value is None or is_weight(value):
         return None
     tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
     return float(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
@@ -133,7 +108,7 @@ def _scalar(value: ir.Value | None) -> float | None:
 
 def drop_head_reshapes(graph: ir.Graph) -> None:
     """Remove what splits heads for the model and joins them again for GroupQueryAttention, which wants them joined."""
-    for node in _by_type(graph, "GroupQueryAttention"):
+    for node in by_type(graph, "GroupQueryAttention"):
         for index in range(3):
             value = node.inputs[index]
             assert value is not None
@@ -167,7 +142,7 @@ def _unsplit(value: ir.Value) -> ir.Value:
 
 def move_query_scale(graph: ir.Graph) -> None:
     """Let GroupQueryAttention scale the queries where the model does it itself (OPT): the product commutes."""
-    for node in _by_type(graph, "GroupQueryAttention"):
+    for node in by_type(graph, "GroupQueryAttention"):
         query = node.inputs[0]
         assert query is not None
         product = query.producer()
@@ -187,19 +162,26 @@ def pack_projections(graph: ir.Graph) -> None:
     Left alone where something stands between projection and attention (Qwen3's norms, a rotation outside the kernel)
     or the projections read different inputs.
     """
-    for node in _by_type(graph, "GroupQueryAttention"):
+    for node in by_type(graph, "GroupQueryAttention"):
         layers = [_linear(value) for value in node.inputs[:3]]
         if any(layer is None for layer in layers):
             continue
         products, biases = zip(*(layer for layer in layers if layer is not None), strict=True)
         if len({id(p.inputs[0]) for p in products}) != 1 or len({b is None for b in biases}) != 1:
             continue
+        if len({p.op_type for p in products}) != 1:
+            continue
         first, last = products[0], min(products, key=_after(graph))
-        weight = _joined_weight(graph, [p.inputs[1] for p in products])
-        packed = _new(last, "MatMul", [first.inputs[0], weight])
+        if first.op_type == "MatMul":
+            weight = _joined_weight(graph, [p.inputs[1] for p in products])
+            packed = new_node(last, "MatMul", [first.inputs[0], weight])
+        elif quantized.alike(list(products)):
+            packed = _joined_product(graph, products, last)
+        else:
+            continue
         packed.metadata_props[_SCOPES] = _sibling_scope(first, "qkv_proj")
         if biases[0] is not None:
-            packed = _new(packed, "Add", [packed.outputs[0], _joined_weight(graph, biases)], after=True)
+            packed = new_node(packed, "Add", [packed.outputs[0], _joined_weight(graph, biases)], after=True)
         for index, value in enumerate((packed.outputs[0], None, None)):
             node.replace_input_with(index, value)
 
@@ -214,30 +196,42 @@ def _linear(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
     node = value.producer() if value is not None and len(value.uses()) == 1 else None
     bias = None
     if node is not None and node.op_type == "Add":
-        biases = [v for v in node.inputs if _is_weight(v)]
-        others = [v for v in node.inputs if not _is_weight(v)]
+        biases = [v for v in node.inputs if is_weight(v)]
+        others = [v for v in node.inputs if not is_weight(v)]
         if len(biases) != 1 or others[0] is None or len(others[0].uses()) != 1:
             return None
         bias, node = biases[0], others[0].producer()
-    if node is None or node.op_type != "MatMul" or not _is_weight(node.inputs[1]):
+    if node is None or node.op_type not in ("MatMul", quantized.PRODUCT) or not is_weight(node.inputs[1]):
         return None
     return node, bias
 
 
-def _joined_weight(graph: ir.Graph, parts: Sequence[ir.Value | None]) -> ir.Value:
+def _joined_product(graph: ir.Graph, products: Sequence[ir.Node], last: ir.Node) -> ir.Node:
+    """Return one grid product whose outputs are those of all `products`, one after another."""
+    tensors = [
+        None if values[0] is None else _joined_weight(graph, values, axis=0)
+        for values in zip(*(p.inputs[1:4] for p in products), strict=True)
+    ]
+    attributes = {name: a.value for name, a in products[0].attributes.items()}
+    attributes["N"] = sum(p.attributes["N"].as_int() for p in products)
+    return new_node(last, quantized.PRODUCT, [products[0].inputs[0], *tensors], domain="compressor", **attributes)
+
+
+def _joined_weight(graph: ir.Graph, parts: Sequence[ir.Value | None], axis: int = -1) -> ir.Value:
     values = [part for part in parts if part is not None]
     names = [str(value.name) for value in values]
     module, _, leaf = names[0].rpartition(".")
     name = f"{module.rpartition('.')[0]}.qkv_proj.{leaf}"
-    tensor = joined([v.const_value for v in values if v.const_value is not None], name)
+    tensor = joined([v.const_value for v in values if v.const_value is not None], name, axis)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value.metadata_props[quantized.PARTS] = ",".join(v.metadata_props.get(quantized.PARTS, "") for v in values)
     graph.register_initializer(value)
     return value
 
 
 def fuse_residual_norms(graph: ir.Graph) -> None:
     """Make SkipSimplifiedLayerNormalization of a residual Add and the SimplifiedLayerNormalization of its sum."""
-    for node in _by_type(graph, "SimplifiedLayerNormalization"):
+    for node in by_type(graph, "SimplifiedLayerNormalization"):
         total = node.inputs[0]
         add = total.producer() if total is not None else None
         if add is None or add.op_type != "Add" or add.outputs[0].is_graph_output():
@@ -247,7 +241,7 @@ def fuse_residual_norms(graph: ir.Graph) -> None:
             continue
         if any(v.producer() is None for v in (a, b)):  # an input or a weight may be broadcast
             continue
-        fused = _new(
+        fused = new_node(
             add,
             "SkipSimplifiedLayerNormalization",
             [a, b, node.inputs[1]],
@@ -256,8 +250,8 @@ def fuse_residual_norms(graph: ir.Graph) -> None:
             epsilon=node.attributes["epsilon"].as_float(),
         )
         fused.metadata_props.update(node.metadata_props)
-        _replace(node.outputs[0], fused.outputs[0])
-        _replace(add.outputs[0], fused.outputs[3])
+        replace(node.outputs[0], fused.outputs[0])
+        replace(add.outputs[0], fused.outputs[3])
         for old in (node, add):
             graph.remove(old, safe=True)
     graph.opset_imports.setdefault("com.microsoft", 1)

@@ -150,10 +150,11 @@ def transposed(tensor: ir.TensorProtocol, order: Sequence[int]) -> ir.LazyTensor
     )
 
 
-def joined(tensors: Sequence[ir.TensorProtocol], name: str) -> ir.LazyTensor:
-    """Return tensors joined along their last axis, once they are read."""
-    shape = [*sizes(tensors[0].shape)[:-1], sum(sizes(t.shape)[-1] for t in tensors)]
-    return lazy(lambda: np.concatenate([t.numpy() for t in tensors], axis=-1), tensors[0].dtype, shape, name)
+def joined(tensors: Sequence[ir.TensorProtocol], name: str, axis: int = -1) -> ir.LazyTensor:
+    """Return tensors joined along an axis, the last by default, once they are read."""
+    shape = list(sizes(tensors[0].shape))
+    shape[axis] = sum(sizes(t.shape)[axis] for t in tensors)
+    return lazy(lambda: np.concatenate([t.numpy() for t in tensors], axis=axis), tensors[0].dtype, shape, name)
 
 
 def shifted(tensor: ir.TensorProtocol, amount: float) -> ir.LazyTensor:

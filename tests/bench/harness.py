@@ -1,6 +1,6 @@
 """What every benchmark uses: processes of their own for all measured work, results kept step by step, the environment.
 
-This process imports neither torch nor ONNX Runtime: a child's highest resident memory starts at that of its parent.
+A child reads its own memory: on Linux what its parent is told of a child may be the parent's own, inherited over exec.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def run_job(job: str, spec: Mapping[str, Any], log: Path) -> Row:
 
     Returns:
         What the function returned, with `process`: wall and CPU seconds and the highest resident memory of the process
-        and those that it started; or `error`, the last line that the process wrote.
+        and those that it started (None where it was killed); or `error`, the last line that the process wrote.
     """
     result = log.with_suffix(".result")
     result.unlink(missing_ok=True)
@@ -108,17 +108,17 @@ def run_job(job: str, spec: Mapping[str, Any], log: Path) -> Row:
     with log.open("w", encoding="utf-8") as stream:
         child = subprocess.Popen(command, cwd=REPOSITORY, env=_child_environment(), stdout=stream, stderr=stream)
         status, usage = _wait(child)
-    process = {
+    process: Row = {
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
-    if status != 0 or not result.is_file():
+    found: Row = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"row": None}
+    result.unlink(missing_ok=True)
+    process["peak_bytes"] = found.get("peak_bytes")
+    if status != 0 or found["row"] is None:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return {"error": without_paths(lines[-1] if lines else f"exit status {status}"), "process": process}
-    row: Row = json.loads(result.read_text(encoding="utf-8"))
-    result.unlink()
-    return {**row, "process": process}
+    return {**found["row"], "process": process}
 
 
 def _wait(child: subprocess.Popen[bytes]) -> tuple[int, Any]:

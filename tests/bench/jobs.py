@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -22,10 +23,19 @@ _PASS_STAGES = ("load", "calibrate", "export dense", "export", "verify")
 
 
 def peak_bytes() -> int:
-    """Return the highest resident memory of this process so far."""
-    from compressor.accounting import peak_memory
+    """Return the highest resident memory of this process so far, bytes."""
+    from compressor.process import peak_memory
 
     return peak_memory()
+
+
+def family_peak_bytes() -> int:
+    """Return the highest resident memory of this process or one that it started and waited for, bytes.
+
+    A started process counts at least this one's peak, which it inherits on Linux: the greater of both is right.
+    """
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(peak_bytes(), started * (1 if sys.platform == "darwin" else 1024))
 
 
 class Stages:
@@ -232,7 +242,10 @@ def _state_head_size(folder: Path) -> None:
 
 
 def command(spec: Result) -> Result:
-    """Run a command `argv` that writes the folder `out`; seconds and memory include its imports."""
+    """Run a command `argv` that writes the folder `out`; seconds and memory include its imports.
+
+    Its peak begins at this process's, which is small: it imports no library.
+    """
     out = _fresh(spec["out"])
     start = time.perf_counter()
     child = subprocess.Popen(spec["argv"], stdout=sys.stderr, env=_without_our_path())
@@ -365,16 +378,20 @@ JOBS: dict[str, Callable[[Result], Result]] = {
 
 
 def main() -> int:
-    """Run the job that the command line names; the last line of a failure says what it was."""
+    """Run the job that the command line names; the last line of a failure says what it was.
+
+    The file RESULT holds `row`, what the job returned (None if it failed), and `peak_bytes`.
+    """
     name, text, target = sys.argv[1:]
+    row: Result | None = None
     try:
-        result = JOBS[name](json.loads(text))
+        row = JOBS[name](json.loads(text))
     except Exception as error:
         traceback.print_exc()
         sys.stderr.write(f"\n{type(error).__name__}: {_first_line(error)}\n")
-        return 1
-    Path(target).write_text(json.dumps(result), encoding="utf-8")
-    return 0
+    finally:
+        Path(target).write_text(json.dumps({"row": row, "peak_bytes": family_peak_bytes()}), encoding="utf-8")
+    return int(row is None)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,19 @@ def figures_page(results: Results) -> str:
             continue
         parts += [f"## {title}", write(result)]
         parts += [f"Not measured: {item['what']}: {item['reason']}." for item in result.get("skipped", ())]
+        parts += _elsewhere(result)
         parts.append(f"[{name}.json]({name}.json). {environment_text(result['environment'])}")
     return "\n\n".join(parts) + "\n"
+
+
+def _elsewhere(result: Mapping[str, Any]) -> list[str]:
+    """Return a line for each environment of rows that an earlier run measured, if it is not the one of this run."""
+    models: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        where = environment_text(row.get("environment", result["environment"]))
+        if where != environment_text(result["environment"]):
+            models.setdefault(where, []).append(row["model"])
+    return [f"{', '.join(dict.fromkeys(names))}: measured earlier: {where}" for where, names in models.items()]
 
 
 def _missed_text(results: Results) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _OBS = "width: {{importance: obs, allocation: global, sparsity: {}}}"
 _CFSP = "cfsp: {{sparsity: {}}}"
 _SHARED = "slicegpt: {{rotation: shared, reduction: {}}}"
 _PER_LAYER = "slicegpt: {{rotation: per_layer, reduction: {}}}"
+_NO_REFIT = "width: {{importance: obs, allocation: global, refit: false, sparsity: {}}}"
+"""For images: some hundred of them do not settle a refit of attention, whose tokens are far from independent."""
 _FFN, _ALL = (0.2, 0.3, 0.5), (0.2, 0.285, 0.375, 0.5)
 _BESIDE = 300
 """Windows for the runs that no goal speaks of: enough for their ratio, a quarter of the time."""
@@ -85,15 +88,43 @@ def run(context: Context) -> Row:
     rows = []
     for subject in subjects:
         chosen = [line for line in subject.passes if re.search(context.only or "", f"{subject.name}: {line}")]
-        if left := len(subject.passes) - len(chosen):
-            what = f"{left} of {len(subject.passes)} runs on {subject.name}"
-            skipped.append({"what": what, "reason": "left out when this was measured (`--only`)"})
         if chosen:
             rows += _measure(context, replace(subject, passes=tuple(chosen)))
     names = ("name", "samples", "held_out", "length", "timed_length")
-    ran = {row["model"] for row in rows}
-    settings = [{key: getattr(s, key) for key in names} for s in subjects if s.name in ran]
-    return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped}
+    settings = [{key: getattr(s, key) for key in names} for s in subjects]
+    planned = [[subject.name, line] for subject in subjects for line in subject.passes]
+    return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped, "planned": planned}
+
+
+def joined(made: Row, earlier: Row | None) -> Row:
+    """Return a result with the rows of an earlier one that it left out (`--only`), in the order of the plan.
+
+    Rows with other data settings, of a trial, or that are planned no more, are not taken over. What is taken over keeps
+    the environment that it was measured in.
+    """
+    settings = {item["name"]: item for item in made["settings"]}
+    rows = {(row["model"], row["pass"]): row for row in made["rows"]}
+    if earlier is not None and made["quick"] == earlier["quick"]:
+        before = {item["name"]: item for item in earlier["settings"]}
+        for row in earlier["rows"]:
+            if settings.get(row["model"]) == before.get(row["model"]):
+                key = row["model"], row["pass"]
+                rows.setdefault(key, {"environment": earlier["environment"], **row})
+    planned = [(model, line) for model, line in made["planned"]]
+    kept = [rows[key] for key in planned if key in rows]
+    return {
+        **{key: value for key, value in made.items() if key != "planned"},
+        "settings": [item for name, item in settings.items() if name in {row["model"] for row in kept}],
+        "rows": kept,
+        "skipped": [*made["skipped"], *_left_out(planned, rows)],
+    }
+
+
+def _left_out(planned: list[tuple[str, str]], rows: dict[tuple[str, str], Row]) -> list[Row]:
+    counts = Counter(model for model, _ in planned)
+    left = Counter(model for model, line in planned if (model, line) not in rows)
+    reason = "left out when this was measured (`--only`)"
+    return [{"what": f"{n} of {counts[model]} runs on {model}", "reason": reason} for model, n in left.items()]
 
 
 def find_subjects(context: Context) -> tuple[list[Subject], list[Row]]:
@@ -150,8 +181,8 @@ def _stories(context: Context) -> Subject:
 def _minilm(context: Context) -> Subject:
     model = minilm()
     train, dev = _there(context, "sts/stsb-en-train.csv", "sts/stsb-en-dev.csv")
-    lines = [_OBS.format(s) for s in (0.3, 0.5)]
-    samples, held_out, chosen = (128, 100, lines[:1]) if context.quick else (512, None, lines)
+    lines = [_OBS.format(s) for s in _FFN]
+    samples, held_out, chosen = (128, 100, lines[1:2]) if context.quick else (512, None, lines)
     return Subject("MiniLM", model, train, dev, samples, held_out, 128, tuple(chosen), 64)
 
 
@@ -169,13 +200,26 @@ def minilm() -> Path:
 
 def _vit(context: Context) -> Subject:
     model, images = _there(context, "models/vit-tiny-patch16-224-imagenet1k", "images")
+    calibration, held_out, images_there = image_folders(context, images)
+    samples, count = (32, 48) if context.quick else (images_there, None)
+    lines = [_NO_REFIT.format(s) for s in _FFN]
+    chosen = lines[1:2] if context.quick else lines
+    return Subject("ViT-tiny", model, calibration, held_out, samples, count, 0, tuple(chosen), 0)
+
+
+def image_folders(context: Context, images: Path) -> tuple[Path, Path, int]:
+    """Return a folder of every fourth image, to calibrate on, one of the others, and how many the first holds.
+
+    The classes stand in order, so a block of them would miss most.
+    """
     with (images / "labels.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.reader(stream) if row and row[-1].strip().isdigit()]
-    # Every fourth image calibrates: the classes stand in order, so a block of them would miss most.
-    calibration = _image_folder(context, images, "calibration", rows[::4])
-    held_out = _image_folder(context, images, "held-out", [row for i, row in enumerate(rows) if i % 4])
-    samples, count = (32, 48) if context.quick else (len(rows[::4]), None)
-    return Subject("ViT-tiny", model, calibration, held_out, samples, count, 0, (_OBS.format(0.3),), 0)
+    held_out = [row for i, row in enumerate(rows) if i % 4]
+    return (
+        _image_folder(context, images, "calibration", rows[::4]),
+        _image_folder(context, images, "held-out", held_out),
+        len(rows[::4]),
+    )
 
 
 def _image_folder(context: Context, images: Path, name: str, rows: list[list[str]]) -> Path:

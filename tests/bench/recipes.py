@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.bench.harness import REPOSITORY, Context, Row, drop
 from tests.bench.pages import recipe_header
-from tests.bench.quality import describe, minilm
+from tests.bench.quality import describe, image_folders, minilm
 
 SUITE = "recipes"
 _TEXT = {"calibration.data": "text/wikitext2-train.txt", "evaluation.data": "text/wikitext2-valid.txt"}
@@ -77,8 +77,9 @@ def _stand_in(context: Context, path: Path) -> tuple[str | None, list[str]]:
     if any(word in kind for word in ("minilm", "bert", "encoder", "sentence")):
         return str(minilm()), _overrides(context, _PAIRS)
     if any(word in kind for word in ("vit", "deit", "image")):
-        images = {"calibration.data": "images", "evaluation.data": "images"}
-        return str(context.data / "models/vit-tiny-patch16-224-imagenet1k"), _overrides(context, images)
+        calibration, held_out, count = image_folders(context, context.data / "images")
+        stated = [f"calibration.data={calibration}", f"evaluation.data={held_out}", f"calibration.samples={count}"]
+        return str(context.data / "models/vit-tiny-patch16-224-imagenet1k"), stated
     wanted = context.data / "models" / "llama-wt2"
     if not wanted.is_dir():
         raise FileNotFoundError(f"its model {model} is not here, nor llama-wt2 to stand in")

@@ -34,8 +34,10 @@ def quality_table(quality: Results) -> str:
         length = f" of {item['length']} tokens" if item["length"] else ""
         held_out = "all" if item["held_out"] is None else item["held_out"]
         lines.append(f"* {item['name']}: calibration on {item['samples']} samples{length}, evaluation on {held_out}.")
-    if not quality["timed"]:
-        lines.append("* Speed-ups are those of each run's own report, taken while other runs went on beside it.")
+    if untimed := list(dict.fromkeys(r["model"] for r in quality["rows"] if "error" not in r and "speedup" not in r)):
+        lines.append(
+            f"* {', '.join(untimed)}: speed-ups are those of each run's own report, taken while other runs went on."
+        )
     return "\n".join(lines)
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench.goals import judge, option
-from tests.bench.harness import Context, without_paths
+from tests.bench.harness import Context, run_job, without_paths
 from tests.bench.memory import flatness
 from tests.bench.pages import figures_page, readme_section, recipe_header, replace_section
-from tests.bench.quality import Subject
+from tests.bench.quality import Subject, joined
 from tests.bench.speed import dense_geometry, variants
 from tests.bench.synthetic import Geometry, write_llama
 from tests.bench.tables import TABLES, table
@@ -205,6 +205,41 @@ def test_finished_steps_are_taken_over(tmp_path: Path) -> None:
     assert context.step("export", "some", "command", spec) == first and said[-1] == "export/some: kept"
     other = context.step("export", "some", "command", {**spec, "argv": [sys.executable, "-c", "pass"]})
     assert other != first and said[-1].startswith("export/some: done")
+
+
+def _quality(rows: list[dict[str, Any]], setting: dict[str, Any], processor: str) -> dict[str, Any]:
+    environment = {**ENVIRONMENT, "processor": processor}
+    made = {"quick": False, "timed": True, "environment": environment}
+    return {**made, "settings": [setting], "rows": rows, "skipped": []}
+
+
+def test_rows_that_were_left_out_stay_with_where_they_were_measured() -> None:
+    old, new = _run("width: {sparsity: 0.2}", 41, 0.9), _run("width: {sparsity: 0.2}", 42, 0.9)
+    kept, dropped = _run("width: {sparsity: 0.3}", 43, 0.8), _run("width: {sparsity: 0.9}", 44, 0.7)
+    planned = [["llama-wt2", f"width: {{sparsity: {s}}}"] for s in (0.2, 0.3, 0.5)]
+    made = {**_quality([new], SETTING, "New CPU"), "planned": planned}
+    earlier = _quality([dropped, kept, old], SETTING, "Old CPU")
+    found = joined(made, earlier)
+    assert found["rows"] == [new, {**kept, "environment": earlier["environment"]}]
+    assert [item["what"] for item in found["skipped"]] == ["1 of 3 runs on llama-wt2"]
+    assert "planned" not in found and joined(made, None)["rows"] == [new]
+    assert joined({**found, "rows": [new], "planned": planned}, found)["rows"] == found["rows"]
+    page = figures_page({"quality": found})
+    assert "llama-wt2: measured earlier: Old CPU" in page and "quality.json). New CPU" in page
+    for other in (_quality([kept], {**SETTING, "held_out": 5}, "New CPU"), {**earlier, "quick": True}):
+        assert joined(made, other)["rows"] == [new]
+
+
+def test_memory_of_a_job_is_its_own_not_that_of_its_parent(tmp_path: Path) -> None:
+    block = bytearray(600_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    spec = {"argv": [sys.executable, "-c", "pass"], "out": str(tmp_path / "out")}
+    row = run_job("command", spec, tmp_path / "job.log")
+    assert 1_000_000 < row["process"]["peak_bytes"] < len(block) / 2
+    assert 1_000_000 < row["peak_bytes"] < len(block) / 2
+    grown = {**spec, "argv": [sys.executable, "-c", "a = b'x' * 300_000_000"]}
+    row = run_job("command", grown, tmp_path / "grown.log")
+    assert row["process"]["peak_bytes"] >= row["peak_bytes"] > 300_000_000
 
 
 @pytest.mark.parametrize("name", ["dense", *variants(dense_geometry(quick=True))])

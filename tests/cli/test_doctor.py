@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from compressor import doctor
+from compressor import doctor, processor
 
 X86 = """processor : 0
 model name : Intel(R) Xeon(R) Platinum
@@ -118,7 +118,7 @@ def test_mac(tmp_path, monkeypatch):
         "machdep.cpu.brand_string: Apple M2\nhw.optional.arm.FEAT_DotProd: 1\nhw.optional.AdvSIMD: 1\n"
         "hw.optional.arm.FEAT_BF16: 0\n"
     )
-    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    monkeypatch.setattr(processor.sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(stdout=said))
     found = doctor.cpu(tmp_path / "none")
@@ -127,5 +127,5 @@ def test_mac(tmp_path, monkeypatch):
 
 
 def test_an_unknown_system_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.sys, "platform", "win32")
+    monkeypatch.setattr(processor.sys, "platform", "win32")
     assert doctor.cpu(tmp_path / "none")["features"] is None

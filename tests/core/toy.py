@@ -39,6 +39,7 @@ class Cut:
     name = "cut"
     family = "structure"
     summary = "keep the first channels"
+    calibrated = True
     needs_dense = True
     walks = 2
 
@@ -48,6 +49,9 @@ class Cut:
 
     def plan(self, source: Any) -> Shapes:
         return source.shapes.with_widths([self.keep] * len(source.shapes.layers))
+
+    def plan_grids(self, source: Any) -> dict[str, Any]:
+        return {}
 
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         norms = [float(sum(view.dense_in(k).norm() for k in range(len(view)))) for view in walk.survey()]

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
 from compressor.loading import open_model
+from compressor.process import peak_memory
 source = open_model(sys.argv[1])
 source.skeleton()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 {"onnx": export_onnx, "safetensors": export_safetensors}[sys.argv[2]](source, Path(sys.argv[3]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_memory() - before)
 """
 
 

@@ -17,10 +17,11 @@ from compressor.data import Batches
 from compressor.errors import ModelError
 from compressor.loading import ModelFolder, open_model
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.structure.backward import sampled_labels
 from compressor.passes.structure.rotation import ones_free
 from compressor.passes.structure.sensitivity import limited, survey_sensitivity
 from compressor.passes.structure.slicegpt import SliceGPT
-from compressor.passes.structure.slicing import sliced_shapes
+from compressor.passes.structure.slicing import parameter_count, sliced_shapes
 from compressor.skeleton import base_of, optional_submodules
 
 Make = Callable[..., Path]
@@ -129,6 +130,42 @@ def test_plan_is_exact_and_removes_at_least_the_share_asked_for(
     assert new.shapes.tied == model.shapes.tied
 
 
+@pytest.mark.parametrize("shortcuts", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_counted_as_the_skeleton_has_them(family: str, shortcuts: bool, pico: Make) -> None:
+    from dataclasses import replace
+
+    model = open_model(pico(family))
+    model = model.with_shapes(model.shapes.with_widths([24 + 8 * i for i in range(len(model.shapes.layers))]))
+    count = parameter_count(model)
+    for hidden, ffn in ((8, 8), (24, 40), (40, 56), (48, 8)):
+        narrow = model.shapes.with_hidden(hidden).with_widths([ffn - i for i in range(len(model.shapes.layers))])
+        narrow = replace(narrow, shortcuts=shortcuts)
+        assert count(narrow) == model.with_shapes(narrow).parameters
+
+
+def test_labels_are_drawn_as_predicted() -> None:
+    """40 000 draws of each row: frequencies within five standard errors of the softmax; no mass, no draw."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf], [-torch.inf, 3.0, -torch.inf, 3.0]])
+    count = 40_000
+    labels = sampled_labels(logits.repeat(count, 1), torch.Generator().manual_seed(5)).reshape(count, 2)
+    for row, predicted in enumerate(logits.softmax(-1)):
+        found = torch.bincount(labels[:, row], minlength=4) / count
+        assert bool(((found - predicted).abs() <= 5 * (predicted * (1 - predicted) / count).sqrt()).all())
+
+
+def test_only_as_many_batches_are_read_as_the_fits_need(pico: Make, tmp_path: Path) -> None:
+    """Every second batch of 40: the same model as from those twenty alone."""
+    model = open_model(pico("llama"))
+    ids = np.random.default_rng(1).integers(2, 320, (40, 8, 128))
+    made = [{"input_ids": part} for part in ids]
+    options = {"reduction": 0.3, "survey_samples": 8, "tokens_per_channel": 1}
+    run(model, tmp_path / "all", Batches(lambda: made, len(made)), **options)
+    run(model, tmp_path / "half", Batches(lambda: made[::2], 20), **options)
+    names = sorted(file.name for file in (tmp_path / "all").glob("block-*.safetensors"))
+    assert names and all((tmp_path / "all" / n).read_bytes() == (tmp_path / "half" / n).read_bytes() for n in names)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_shared_rotation_gives_a_stock_model(family: str, pico: Make, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -157,10 +194,13 @@ def test_refit_brings_the_logits_nearer(family: str, rotation: str, pico: Make, 
     assert error("fitted") < 0.8 * error("projected", refit=False)
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 @pytest.mark.parametrize("rotation", ["shared", "per_layer"])
-@pytest.mark.parametrize("family", ["llama", "opt"])
-def test_a_killed_run_resumes_to_the_same_bytes(family: str, rotation: str, pico: Make, tmp_path: Path) -> None:
-    model = open_model(pico(family))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    family: str, rotation: str, dtype: str, pico: Make, tmp_path: Path
+) -> None:
+    model = open_model(pico(family), dtype=dtype)
     work = tmp_path / "work"
     run(model, work, reduction=0.3, rotation=rotation)
     whole = {file.name: file.read_bytes() for file in work.glob("*.safetensors")}
@@ -207,7 +247,7 @@ def test_sensitivity_is_the_gradient_of_the_loss(pico: Make, tmp_path: Path) -> 
 
         handles = [norm.register_forward_hook(note) for norm in norms]
         logits = module(input_ids=ids[i : i + 1]).logits[0]
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
+        labels = sampled_labels(logits, generator)
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
         for handle in handles:
             handle.remove()

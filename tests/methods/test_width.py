@@ -17,6 +17,7 @@ from compressor.errors import ModelError
 from compressor.loading import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.structure.backward import sampled_labels
 from compressor.passes.structure.fisher import fisher_traces
 from compressor.passes.structure.surveys import angular_distances, stride
 from compressor.passes.structure.width import Width, WidthOptions
@@ -166,7 +167,7 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
             loss = (out * signs)[mask].sum()
         else:
             flat = out.reshape(-1, out.shape[-1])
-            labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
+            labels = sampled_labels(flat, generator)
             loss = torch.nn.functional.cross_entropy(flat, labels, reduction="sum")
         for i, gradient in enumerate(torch.autograd.grad(loss, written)):
             seen = gradient.reshape(-1, gradient.shape[-1]) if mask is None else gradient.reshape(*mask.shape, -1)[mask]

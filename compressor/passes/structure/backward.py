@@ -40,5 +40,16 @@ def sampled_loss(logits: torch.Tensor, mask: torch.Tensor | None, generator: tor
         generator: of the labels, on the CPU.
     """
     rows = logits.flatten(0, -2) if mask is None or logits.dim() < 3 else logits[mask]
-    labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
-    return torch.nn.functional.cross_entropy(rows, labels.to(rows.device), reduction="sum")
+    return torch.nn.functional.cross_entropy(rows, sampled_labels(rows, generator).to(rows.device), reduction="sum")
+
+
+def sampled_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw a label [rows] from the prediction in each row of logits [rows, V]: one uniform number, inverted by the CDF.
+
+    Args:
+        logits: [rows, V].
+        generator: of the uniform numbers, on the CPU.
+    """
+    cumulative = logits.detach().cpu().softmax(-1).cumsum(-1)
+    points = torch.rand(len(cumulative), 1, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)

@@ -30,6 +30,7 @@ class Flap:
     family: ClassVar[PassFamily] = "structure"
     summary: ClassVar[str] = "Remove the FFN channels that fluctuate least, weighed by what they write."
     Options: ClassVar[type[BaseModel]] = FlapOptions
+    calibrated: ClassVar[bool] = True
 
     def __init__(self, options: FlapOptions) -> None:
         """Take validated options; every call goes to a `Width`."""
@@ -38,7 +39,7 @@ class Flap:
         self.needs_dense, self.walks = width.needs_dense, width.walks
         self.plan, self.survey, self.begin = width.plan, width.survey, width.begin
         self.change_stem, self.change_block, self.change_tail = width.change_stem, width.change_block, width.change_tail
-        self.config_updates = width.config_updates
+        self.config_updates, self.plan_grids = width.config_updates, width.plan_grids
 
 
 METHOD = Flap

@@ -29,6 +29,7 @@ class Magnitude:
     family: ClassVar[PassFamily] = "structure"
     summary: ClassVar[str] = "Remove the FFN channels with the least weights, the same share from every block."
     Options: ClassVar[type[BaseModel]] = MagnitudeOptions
+    calibrated: ClassVar[bool] = True
 
     def __init__(self, options: MagnitudeOptions) -> None:
         """Take validated options; every call goes to a `Width`."""
@@ -36,7 +37,7 @@ class Magnitude:
         self.needs_dense, self.walks = width.needs_dense, width.walks
         self.plan, self.survey, self.begin = width.plan, width.survey, width.begin
         self.change_stem, self.change_block, self.change_tail = width.change_stem, width.change_block, width.change_tail
-        self.config_updates = width.config_updates
+        self.config_updates, self.plan_grids = width.config_updates, width.plan_grids
 
 
 METHOD = Magnitude

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
+# Second moments are made in strips of so many rows.
+_SLICE = 128
+
 
 class Moments:
     """Weighted sums of h hᵀ, y hᵀ, h, y and y² over tokens, as they stream past.
@@ -33,6 +36,7 @@ class Moments:
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
         """Start with nothing seen of `inputs` signals h and `outputs` targets y."""
         self.count = 0.0
+        # Only what lies on or below the diagonal counts: the products above it would say the same again.
         self._gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         self._cross = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
         self._input_sum = torch.zeros(inputs, dtype=torch.float64, device=device)
@@ -43,7 +47,9 @@ class Moments:
         """See tokens: inputs [tokens, inputs], targets [tokens, outputs], weights [tokens] (None: 1 each)."""
         weighted_in = inputs if weights is None else inputs * weights[:, None]
         weighted_out = targets if weights is None else targets * weights[:, None]
-        self._gram += weighted_in.T @ inputs
+        for start in range(0, inputs.shape[1], _SLICE):
+            end = min(start + _SLICE, inputs.shape[1])
+            self._gram[start:end, :end] += weighted_in[:, start:end].T @ inputs[:, :end]
         self._cross += weighted_out.T @ inputs
         self._input_sum += weighted_in.sum(0)
         self._target_sum += weighted_out.sum(0)
@@ -58,7 +64,8 @@ class Moments:
     @property
     def gram(self) -> torch.Tensor:
         """H, [inputs, inputs] float64."""
-        return self._mean(self._gram)
+        below = self._mean(self._gram).tril()
+        return below + below.tril(-1).T
 
     @property
     def cross(self) -> torch.Tensor:

@@ -76,8 +76,11 @@ def unmasked(rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return rows.flatten(0, 1) if mask is None else rows[mask]
 
 
-def survey_principal(walk: Walk) -> list[torch.Tensor]:
-    """Return the second moments Σ x·xᵀ [d, d] of the dense stream at every norm's input, centred for a LayerNorm."""
+def survey_principal(walk: Walk, every: int = 1) -> list[torch.Tensor]:
+    """Return the second moments Σ x·xᵀ [d, d] of the dense stream at every norm's input, centred for a LayerNorm.
+
+    Only every n-th batch is looked at.
+    """
     centre = walk.source.family.norm == "layer"
     moments: list[torch.Tensor] = []
 
@@ -89,7 +92,7 @@ def survey_principal(walk: Walk) -> list[torch.Tensor]:
         else:
             moments[site] += found
 
-    for view in walk.survey(keep=True):
+    for view in walk.survey(keep=True, every=every):
         for k in range(len(view)):
             hidden, mask = view.dense_in(k), view.token_mask(k)
             middle = view.to_middle(view.module, hidden, k)

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-# Tokens per FFN channel that the widest statistic uses at most, evenly spread: more change nothing but the time.
-_TOKENS_PER_CHANNEL = 64
-
 
 def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
     """Let readers behind a norm read the narrow stream by way of `matrix` [d, k]; they take its scale and shift in.
@@ -116,60 +113,57 @@ class BlockSlicer:
 
     def refit(self) -> dict[str, float]:
         """Rotate, slice and fit; return the relative errors of the fits."""
+        block, attention = self.block, self.block.family.attention
+        streams = ((block.dense_in(k), block.current_in(k), block.token_mask(k)) for k in range(len(block)))
+        error = self._fit_readers(attention.norm, attention.readers, self.before, streams)
+        block.seal()
+        return {"attention_reader_error": error, **self._refit_attention(), **self._refit_ffn()}
+
+    def _refit_attention(self) -> dict[str, float]:
+        """Fit attention's writer and bring both streams to the middle; attention itself runs once per stream."""
         from compressor.calls import input_of
 
-        block, attention = self.block, self.block.family.attention
-        count = range(len(block))
-        streams = ((block.dense_in(k), block.current_in(k), block.token_mask(k)) for k in count)
-        figures = {"attention_reader_error": self._fit_readers(attention.norm, attention.readers, self.before, streams)}
-        dense_middle, middle = block.scratch(), block.scratch()
-        writer = self._part(attention.output)
+        block, path = self.block, self.block.family.attention.output
+        writer, heads = self._part(path), block.scratch()
         moments = self._moments(writer, self.before, self.middle, self.shortcuts[0])
-        for k in count:
-            dense_middle[k] = block.to_middle(block.dense, block.dense_in(k), k)
-            current = block.current_in(k)
-            middle[k] = inner = input_of(block.module, attention.output, current, block.call(k))
-            mask = block.token_mask(k)
-            inner, current, dense = (unmasked(x, mask) for x in (inner, current, dense_middle[k].to(current.device)))
+        for k in range(len(block)):
+            dense = block.to_middle(block.dense, block.dense_in(k), k)
+            block.put_dense_middle(k, dense)
+            current, mask = block.current_in(k), block.token_mask(k)
+            heads[k] = inner = input_of(block.module, path, current, block.call(k))
+            inner = inner.reshape(*current.shape[:2], -1)
+            inner, current, dense = (unmasked(x, mask) for x in (inner, current, dense))
             self._see(moments, inner, current, dense, self.middle, self.shortcuts[0])
         weight, bias = self._projected(writer, self.before, self.middle, self.shortcuts[0])
-        found = fit(
-            moments,
-            torch.arange(weight.shape[1], device=weight.device),
-            damping=self.damping,
-            bias=bias is not None,
-            prior=weight,
-        )
+        kept = torch.arange(weight.shape[1], device=weight.device)
+        found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
         self._set_writer(writer, self.shortcuts[0], found.weight, found.bias)
-        figures["attention_writer_error"] = found.error
-        for k in count:
+        block.seal()
+        for k in range(len(block)):
+            # The sum that the block itself makes, bit for bit: a resumed run makes it by running the block.
             current = block.current_in(k)
             carried = current if self.shortcuts[0] is None else self.shortcuts[0](current)
-            middle[k] = carried + writer(middle[k].to(current.device))
-        figures |= self._refit_ffn(dense_middle, middle)
-        dense_middle.clear()
-        middle.clear()
-        return figures
+            block.put_current_middle(k, carried + writer(heads[k].to(current.device)).reshape(carried.shape))
+        heads.clear()
+        return {"attention_writer_error": found.error}
 
-    def _refit_ffn(self, dense_middle: Any, middle: Any) -> dict[str, float]:
+    def _refit_ffn(self) -> dict[str, float]:
+        """Fit the FFN's readers, choose its channels and fit its writer; bring the dense stream to the output."""
         block, ffn = self.block, self.block.family.ffn
-        device = self.before.matrix.device
         count = range(len(block))
-        streams = ((dense_middle[k].to(device), middle[k].to(device), block.token_mask(k)) for k in count)
+        streams = ((block.dense_middle(k), block.current_middle(k), block.token_mask(k)) for k in count)
         reader_error = self._fit_readers(ffn.norm, ffn.reader_paths, self.middle, streams)
         writer, norm = self._part(ffn.writer), self._part(ffn.norm)
         moments = self._moments(writer, self.middle, self.after, self.shortcuts[1])
-        tokens = sum(middle[k].shape[0] * middle[k].shape[1] for k in count)
-        stride = max(1, tokens // (_TOKENS_PER_CHANNEL * block.layer.intermediate_size))
         for k in count:
-            out = block.from_middle(block.dense, dense_middle[k].to(device), k)
+            out = block.from_middle(block.dense, block.dense_middle(k), k)
             block.put_dense(k, out)
             mask = block.token_mask(k)
-            rows, wanted = (unmasked(x, mask)[::stride] for x in (middle[k].to(device), out))
+            rows, wanted = (unmasked(x, mask) for x in (block.current_middle(k), out))
             self._see(moments, self._channels(norm(rows)), rows, wanted, self.after, self.shortcuts[1])
         weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
-        kept = torch.arange(weight.shape[1], device=device)
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
+        kept = torch.arange(weight.shape[1], device=weight.device)
         if keep < width:
             whole = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
             gram = (moments.centred() if bias is not None else moments).gram

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from compressor.architectures import Shapes
     from compressor.blocks import BlockView, Change, Walk
+    from compressor.grids import GridSpec
     from compressor.loading import ModelFolder
     from compressor.passes.structure.reconstruction import Moments
 else:
@@ -67,6 +68,11 @@ class SliceGPTOptions(BaseOptions):
         32, ge=1, description="Calibration samples on which the shared basis is chosen; their gradients are needed."
     )
     basis_steps: int = Field(25, ge=0, le=1000, description="Steps of the search for the shared basis; 0: PCA.")
+    tokens_per_channel: int = Field(
+        48,
+        ge=1,
+        description="Fits use an evenly spread part of the calibration data: about this many tokens per FFN channel.",
+    )
 
 
 class SliceGPT:
@@ -76,6 +82,7 @@ class SliceGPT:
     family: ClassVar[PassFamily] = "structure"
     summary: ClassVar[str] = "narrower residual stream by rotation and slicing (SliceGPT), refitted by least squares"
     Options: ClassVar[type[BaseOptions]] = SliceGPTOptions
+    calibrated: ClassVar[bool] = True
 
     def __init__(self, options: SliceGPTOptions) -> None:
         """Take the options."""
@@ -111,20 +118,27 @@ class SliceGPT:
             shortcuts=options.rotation == "per_layer",
         )
 
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
-        """Return the basis of all sites, or one for each."""
-        from compressor.passes.structure.sensitivity import limited, survey_principal, survey_sensitivity
+    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
+        """Put no weights on grids."""
+        return {}
 
+    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+        """Return the basis of all sites, or one for each, and `every`: which share of the batches is needed."""
+        from compressor.passes.structure.sensitivity import limited, survey_principal, survey_sensitivity
+        from compressor.passes.structure.surveys import stride
+
+        every = stride(walk, self.options.tokens_per_channel)
+        found = {"every": torch.tensor(every)}
         centre = walk.source.family.norm == "layer"
         width = planned.layers[0].residual[0] - (1 if centre else 0)
         if self.options.rotation == "per_layer":
-            return self._survey_per_layer(walk, survey_principal(walk), width, planned.tied)
+            return found | self._survey_per_layer(walk, survey_principal(walk, every), width, planned.tied)
         with limited(walk, self.options.survey_samples):
             sites = survey_sensitivity(walk)
         basis = _shared(sites.streams, sites.gradients, width, self.options.basis_steps, centre)
         if planned.tied:
             basis = diagonalising(basis, _final_norm(walk).weight)
-        return {"basis": basis}
+        return {**found, "basis": basis}
 
     @staticmethod
     def _survey_per_layer(walk: Walk, moments: list[torch.Tensor], width: int, tied: bool) -> dict[str, torch.Tensor]:

@@ -32,9 +32,7 @@ def sliced_shapes(source: ModelFolder, reduction: float, *, multiple: int, ffn: 
     """
     shapes = source.shapes
 
-    def count(candidate: Shapes) -> int:
-        return source.with_shapes(candidate).parameters
-
+    count = parameter_count(source)
     base = replace(shapes, shortcuts=shortcuts)
     allowed = int(count(shapes) * (1 - reduction))
     step = _hidden_step(source, multiple, shortcuts)
@@ -63,6 +61,35 @@ def sliced_shapes(source: ModelFolder, reduction: float, *, multiple: int, ffn: 
         keeps = range(1, 1001)
         found = _at(base, hidden, _last(keeps, lambda keep: fits(hidden, keep / 1000), default=0) / 1000, multiple)
     return found
+
+
+def parameter_count(source: ModelFolder) -> Callable[[Shapes], int]:
+    """Return what counts the parameters of `source` with another hidden size h and other FFN widths.
+
+    No matrix has h on both sides, nor a channel, so without shortcuts the count is α + β·h + γ·c + δ·h·c with c the
+    channels of all blocks together: four skeletons settle it, however many candidates there are. Shortcuts are h² each.
+    """
+    shapes = source.shapes
+    start, step = shapes.hidden_size, shapes.layers[0].num_attention_heads
+    widths = [layer.intermediate_size for layer in shapes.layers]
+
+    def exact(hidden: int, more: int) -> int:
+        changed = shapes.with_hidden(hidden).with_widths([width + more for width in widths])
+        return source.with_shapes(changed).parameters
+
+    corner = source.parameters
+    by_hidden, by_channels = exact(start + step, 0) - corner, exact(start, 1) - corner
+    by_both = exact(start + step, 1) - corner - by_hidden - by_channels
+
+    def count(candidate: Shapes) -> int:
+        hidden = candidate.hidden_size - start
+        channels = sum(layer.intermediate_size for layer in candidate.layers) - sum(widths)
+        # `by_both` and `by_hidden` belong to `step` of h, `by_both` and `by_channels` to one channel in every block.
+        grown = hidden * (by_hidden * len(widths) + by_both * channels) + by_channels * channels * step
+        squares = 2 * len(widths) * candidate.hidden_size**2 if candidate.shortcuts else 0
+        return corner + grown // (step * len(widths)) + squares
+
+    return count
 
 
 def _hidden_step(source: ModelFolder, multiple: int, shortcuts: bool) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from compressor.architectures import Shapes
     from compressor.blocks import BlockView, Change, Walk
+    from compressor.grids import GridSpec
     from compressor.loading import ModelFolder
 else:
     torch = lazy("torch")
@@ -74,6 +75,7 @@ class Width:
     family: ClassVar[PassFamily] = "structure"
     summary: ClassVar[str] = "Remove FFN channels (OBS, CFSP, magnitude, …) and refit the rest by least squares."
     Options: ClassVar[type[BaseModel]] = WidthOptions
+    calibrated: ClassVar[bool] = True
 
     def __init__(self, options: WidthOptions) -> None:
         """Take validated options."""
@@ -102,6 +104,10 @@ class Width:
         """
         check_covered(self.name, source.family)
         return source.shapes.with_widths(uniform(self.budget(source.shapes)))
+
+    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
+        """Put no weights on grids."""
+        return {}
 
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return the widths of all blocks, and `every`: which share of the calibration batches is needed."""

@@ -1,0 +1,1 @@
+"""Quantization: weights on grids of few values, and products in 8-bit integers."""

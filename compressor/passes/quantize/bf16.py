@@ -1,0 +1,19 @@
+"""BF16: the artifact stores bfloat16, for safetensors alone: ONNX Runtime's CPU kernels have no bfloat16 products."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from compressor.passes.quantize.fp16 import Fp16
+
+
+class Bf16(Fp16):
+    """See the module."""
+
+    name: ClassVar[str] = "bf16"
+    summary: ClassVar[str] = "Store bfloat16, in safetensors: half the size, float32's range."
+    artifact_dtype: ClassVar[str] = "bfloat16"
+    formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+
+
+METHOD = Bf16

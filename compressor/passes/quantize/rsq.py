@@ -1,0 +1,107 @@
+"""RSQ: rotate the residual stream, scale tokens by their importance, then quantize as GPTQ does (arXiv 2503.01820)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compressor.passes.base import Options
+from compressor.passes.quantize.gptq import Gptq, GptqOptions
+from compressor.passes.structure.rotation import Projection
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.architectures import Shapes
+    from compressor.blocks import BlockView, Walk
+    from compressor.loading import ModelFolder
+
+
+class RsqOptions(GptqOptions):
+    """Options of `rsq`."""
+
+    rotate: Literal["auto", True, False] = Field(
+        "auto", description="Rotate the residual stream; auto does so where the model allows it, true insists."
+    )
+    importance: Literal["attention", "none"] = Field(
+        "attention", description="attention: tokens count by the attention that they draw in their block."
+    )
+    least_importance: float = Field(0.5, gt=0, le=1, description="Factor of the least important token's inputs.")
+    seed: int = Field(0, ge=0, description="Of the rotation.")
+
+
+class Rsq(Gptq):
+    """See the module."""
+
+    name: ClassVar[str] = "rsq"
+    summary: ClassVar[str] = "GPTQ on a rotated residual stream, with tokens weighed by the attention that they draw."
+    Options: ClassVar[type[Options]] = RsqOptions
+
+    def __init__(self, options: Any) -> None:
+        """Take validated options."""
+        super().__init__(options)
+        self._importance: dict[int, torch.Tensor] = {}
+
+    def plan(self, source: ModelFolder) -> Shapes:
+        """Return the shapes of `source`, which stay.
+
+        Raises:
+            ModelError: the family is not covered, or `rotate: true` asks for what the model does not allow.
+        """
+        from compressor.passes.quantize._rotate import check_rotatable
+
+        if self.options.rotate is True:
+            check_rotatable(self.name, source)
+        return super().plan(source)
+
+    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+        """Plan the grids and draw the rotation."""
+        from compressor.passes.quantize._rotate import random_rotation, why_not
+
+        super().begin(source, planned, findings)
+        if self.options.rotate is True or self.options.rotate == "auto" and why_not(source) is None:
+            centre = source.family.norm == "layer"
+            self.frame = random_rotation(source.shapes.hidden_size, self.options.seed, centre=centre)
+
+    def change_stem(self, walk: Walk) -> None:
+        """Rotate what writes to the stream before the first block."""
+        from compressor.passes.quantize._rotate import rotate_stem
+
+        if self.frame is not None:
+            self.frame = Projection(self.frame.matrix.to(walk.device))
+            rotate_stem(walk, self.frame)
+        super().change_stem(walk)
+
+    def change_tail(self, walk: Walk) -> None:
+        """Rotate what reads the stream after the last block."""
+        from compressor.passes.quantize._rotate import rotate_tail
+
+        if self.frame is not None:
+            rotate_tail(walk, self.frame)
+        super().change_tail(walk)
+
+    def prepare_block(self, block: BlockView) -> None:
+        """Rotate a block and forget the importance of the tokens of the one before."""
+        from compressor.passes.quantize._rotate import rotate_block
+
+        self._importance = {}
+        if self.frame is not None:
+            rotate_block(block, self.frame)
+            block.seal()
+
+    def token_weights(self, block: BlockView, k: int) -> torch.Tensor | None:
+        """Return the squares of the factors of the tokens of batch k, [batch, tokens]."""
+        from compressor.passes.quantize._concentration import concentration, scaled
+
+        if self.options.importance == "none":
+            return None
+        if k not in self._importance:
+            factors = scaled(
+                concentration(block, block.current_in(k), k), self.options.least_importance, block.token_mask(k)
+            )
+            self._importance[k] = factors.square()
+        return self._importance[k]
+
+
+METHOD = Rsq

@@ -1,0 +1,40 @@
+"""RTN: every weight goes to the nearest value of its group's grid. No calibration data is looked at.
+
+The grid covers the range of the group (`compressor.grids.fit_grid`): the baseline that other methods must beat.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.passes.base import Options
+from compressor.passes.quantize.weight_only import WeightOnly, WeightOnlyOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.grids import Grid, GridSpec
+    from compressor.passes.quantize.linears import InputStats
+
+
+class RtnOptions(WeightOnlyOptions):
+    """Options of `rtn`."""
+
+
+class Rtn(WeightOnly):
+    """See the module."""
+
+    name: ClassVar[str] = "rtn"
+    summary: ClassVar[str] = "Round weights to the nearest value of a 2-, 4- or 8-bit grid; the baseline."
+    Options: ClassVar[type[Options]] = RtnOptions
+    calibrated: ClassVar[bool] = False
+
+    def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
+        """Round a weight [outputs, inputs]."""
+        from compressor.grids import fit_grid
+
+        grid = fit_grid(weight, spec)
+        return grid, grid.rounded(weight)
+
+
+METHOD = Rtn

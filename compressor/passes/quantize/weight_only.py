@@ -1,0 +1,245 @@
+"""What all weight-only methods share: options, the walk through a block, grids, embedding and head.
+
+A method is a subclass that says how one weight finds its grid and its values (`quantize`). Weights are quantized in the
+order in which they compute: q, k, v; attention's writer; the FFN's readers; its writer. Each of these sees what those
+before it have made of its input, so every weight is fitted to the inputs that it will get.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compressor._lazy import lazy
+from compressor.passes.base import Options, PassFamily
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.architectures import Shapes
+    from compressor.blocks import BlockView, Change, Walk
+    from compressor.grids import Grid, GridSpec
+    from compressor.loading import ModelFolder
+    from compressor.passes.quantize.linears import Halves, InputStats, Sharing
+    from compressor.passes.structure.rotation import Projection
+else:
+    torch = lazy("torch")
+
+Bits = Literal[2, 4, 8]
+GroupSize = Literal[16, 32, 64, 128, 256]
+
+
+class WeightOnlyOptions(Options):
+    """Options that every weight-only method has."""
+
+    bits: Bits = Field(4, description="Bits of a weight.")
+    group_size: GroupSize = Field(
+        32, description="Consecutive inputs that share a scale; widths need not be multiples."
+    )
+    symmetric: bool = Field(False, description="Zero points fixed in the middle; false stores one per group.")
+    embedding: Literal["none", 4, 8] = Field("none", description="Bits of the embedding table, rounded to nearest.")
+    head: Literal["none", 4, 8] = Field(
+        "none", description="Bits of the output head; a head tied to the embedding takes the embedding's."
+    )
+    exclude: tuple[str, ...] = Field((), description="Names of modules to leave as they are; * stands for anything.")
+    accuracy_level: Literal["auto", 0, 4] = Field(
+        "auto",
+        description="In ONNX Runtime: 4 rounds a block's inputs to 8 bits, which is fast; 0 does not; auto takes 4 but "
+        "where that costs more than the weights' own rounding.",
+    )
+
+
+class WeightOnly:
+    """Base of the weight-only methods; an instance serves one run over one model.
+
+    Attributes:
+        calibrated: whether the method looks at the inputs of the modules.
+        needs_dense: whether it must know what the dense modules give.
+        frame: coordinates that the changed residual stream has; None: those of the dense one.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[PassFamily] = "quantize"
+    summary: ClassVar[str]
+    Options: ClassVar[type[Options]]
+    calibrated: ClassVar[bool] = True
+    needs_dense: bool = False
+    walks = 1
+
+    def __init__(self, options: Any) -> None:
+        """Take validated options."""
+        self.options = options
+        self._specs: dict[str, GridSpec] = {}
+        self.frame: Projection | None = None
+
+    # -- what a method decides -------------------------------------------------------------------------------------
+
+    def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
+        """Return the grid of a weight [outputs, inputs] and its values on that grid, float32.
+
+        `stats` are those of the weight's input, None where the method is not calibrated.
+        """
+        raise NotImplementedError
+
+    def prepare_block(self, block: BlockView) -> None:
+        """Change weights of a block before they are quantized, without changing what the model computes."""
+
+    def target(self, weight: torch.Tensor, path: str, stats: InputStats | None) -> torch.Tensor:
+        """Return what the weight of the module at `path` is rounded towards, [outputs, inputs]; by default the weight.
+
+        With `needs_dense`, `stats.cross(path)` knows what the dense module gives.
+        """
+        return weight
+
+    def token_weights(self, block: BlockView, k: int) -> torch.Tensor | None:
+        """Return the importance of the tokens of batch k, [batch, tokens]; None where all count alike."""
+        return None
+
+    # -- the pass protocol -----------------------------------------------------------------------------------------
+
+    def plan(self, source: ModelFolder) -> Shapes:
+        """Return the shapes of `source`: quantization changes none.
+
+        Raises:
+            ModelError: the family is not covered.
+        """
+        from compressor.passes.quantize.linears import check_covered
+
+        check_covered(self.name, source.family)
+        return source.shapes
+
+    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
+        """Return the grids of all linear modules of the blocks, and of embedding and head where asked for."""
+        from compressor.passes.quantize.linears import block_names, embedding_name, head_name
+
+        specs = {name: self.spec(name) for name in block_names(source) if not self.excluded(name)}
+        for name, bits in ((embedding_name(source), self.options.embedding), (head_name(source), self.options.head)):
+            if name is not None and bits != "none" and not self.excluded(name):
+                specs[name] = replace(self.spec(name), bits=bits)
+        return specs
+
+    def spec(self, name: str) -> GridSpec:
+        """Return the grid spec of the module `name`."""
+        from compressor.grids import GridSpec
+
+        o = self.options
+        return GridSpec(o.bits, o.group_size, o.symmetric, accuracy_level=0 if o.accuracy_level == 0 else 4)
+
+    def excluded(self, name: str) -> bool:
+        """Tell whether the options exclude the module `name`."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
+
+    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+        """Nothing must be known of the whole model."""
+        return {}
+
+    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+        """Plan the grids."""
+        self._specs = self.plan_grids(source)
+
+    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
+        """Change nothing beside the grids."""
+        return {}
+
+    def change_stem(self, walk: Walk) -> None:
+        """Round the embedding, if it is to be quantized; a tied head is the same matrix."""
+        from compressor.passes.quantize.linears import embedding_name
+
+        self._round(walk, embedding_name(walk.source))
+
+    def change_tail(self, walk: Walk) -> None:
+        """Round the head, if it is to be quantized."""
+        from compressor.passes.quantize.linears import head_name
+
+        self._round(walk, head_name(walk.source))
+
+    def _round(self, walk: Walk, name: str | None) -> None:
+        from compressor.grids import fit_grid
+        from compressor.skeleton import submodule
+
+        if name is None or name not in self._specs:
+            return
+        module = submodule(walk.model, name)
+        grid = fit_grid(module.weight.data, self._specs[name])
+        module.weight.data = grid.rounded(module.weight.data)
+        walk.grids[name] = grid
+
+    def change_block(self, block: BlockView) -> Change:
+        """Quantize one block: modules that share an input together, on what the ones before have made of it."""
+        from compressor.blocks import Change
+        from compressor.passes.quantize.linears import Halves
+
+        self.prepare_block(block)
+        error = QuantizationError()
+        halves = Halves(block, dense=self.needs_dense, frame=self.frame)
+        for sharing in halves.sharings():
+            rounds = any(block.name_of(path) in self._specs for path in sharing.paths)
+            stats = self._observe(block, halves, sharing) if self.calibrated and rounds else None
+            for path in sharing.paths:
+                self._quantize_module(block, path, stats, error)
+            block.seal()
+        specs = {path: grid.spec for path, grid in block.grids.items()}
+        return Change(block.layer, error.figures(), specs)
+
+    def _observe(self, block: BlockView, halves: Halves, sharing: Sharing) -> InputStats:
+        """Return the statistics of a sharing's input, and of what its modules should give, if a dense block knows."""
+        from compressor.passes.quantize.linears import InputStats, real
+
+        stats: InputStats | None = None
+        for k in range(len(block)):
+            mask, importance = block.token_mask(k), self.token_weights(block, k)
+            inputs = halves.input_of(block.module, sharing, k)
+            stats = stats or InputStats(inputs.shape[-1], self.options.group_size, inputs.device)
+            weights = None if importance is None else real(importance[..., None], mask)[:, 0]
+            stats.add(real(inputs, mask), weights)
+            if self.needs_dense:
+                for path, wanted in halves.wanted(sharing, k):
+                    stats.want(path, real(wanted, mask), real(inputs, mask), weights)
+        assert stats is not None
+        return stats
+
+    def _quantize_module(self, block: BlockView, path: str, stats: InputStats | None, error: QuantizationError) -> None:
+        from compressor.skeleton import submodule
+
+        spec = self._specs.get(block.name_of(path))
+        if spec is None:
+            return
+        parameter = submodule(block.module, path).weight
+        before = self.target(parameter.data, path, stats)
+        grid, values = self.quantize(before, spec, stats)
+        lost = error.add(before, values, stats)
+        if self.options.accuracy_level == "auto" and stats is not None and stats.rounding_error(before) > lost:
+            grid = replace(grid, spec=replace(grid.spec, accuracy_level=0))
+        parameter.data = values
+        block.grids[path] = grid
+
+
+class QuantizationError:
+    """How far quantization moves the outputs of a block's products: E‖(W − W')x‖² over E‖Wx‖², all products together.
+
+    Without statistics of x, inputs of unit variance are assumed.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self._lost = self._whole = 0.0
+
+    def add(self, before: torch.Tensor, after: torch.Tensor, stats: InputStats | None) -> float:
+        """See a weight [outputs, inputs] before and after; return E‖(W − W')x‖²."""
+        gram = None if stats is None else stats.gram
+
+        def energy(matrix: torch.Tensor) -> float:
+            wide = matrix.double()
+            return float((wide.square() if gram is None else (wide @ gram) * wide).sum())
+
+        lost = energy(before - after)
+        self._lost += lost
+        self._whole += energy(before)
+        return lost
+
+    def figures(self) -> dict[str, float]:
+        """Return the figure for the report."""
+        return {"quantization_error": self._lost / self._whole} if self._whole > 0 else {}

@@ -1,0 +1,88 @@
+"""ONNX Runtime's own format (`.ort`): the graph after optimisation, which a minimal build of the runtime can load.
+
+The conversion is ONNX Runtime's, in a process of its own, in the style `Fixed`: graph optimisations are applied now,
+for the kind of processor that this runs on. What the model needs of the runtime is written beside it, for a build with
+nothing else (docs/edge.md).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.errors import ModelError, ResourceError
+from compressor.exporters.onnx import OnnxOptions, export_onnx
+from compressor.exporters.result import ExportResult
+
+if TYPE_CHECKING:
+    from compressor.loading import ModelFolder
+
+MODEL = "model.ort"
+OPERATORS = "required_operators_and_types.config"
+# ONNX Runtime lays some tables of the file out in the order of their addresses: with fixed addresses, where Linux
+# allows them (personality ADDR_NO_RANDOMIZE), the same graph gives the same bytes.
+_FIXED_ADDRESSES = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).personality(0x0040000)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def export_ort(source: ModelFolder, out: Path, options: OnnxOptions | None = None) -> ExportResult:
+    """Export a model folder to `model.onnx`, and convert that to `model.ort`.
+
+    Both stay: `model.ort` is what runs, `model.onnx` what it was made from, by which it can be verified anywhere.
+
+    Args:
+        source: the model.
+        out: existing folder; receives what `export_onnx` writes, `model.ort`, and the operators that it needs in
+            `required_operators_and_types.config`.
+        options: of the ONNX export.
+
+    Raises:
+        ModelError: the model cannot be exported or converted.
+        UsageError: the options are impossible.
+        ResourceError: the disk is full.
+    """
+    result = export_onnx(source, out, options)
+    files = convert(out / "model.onnx", out)
+    return replace(result, files=sorted([*result.files, *files]))
+
+
+def convert(graph: Path, out: Path) -> list[Path]:
+    """Convert an ONNX graph, external data included; return `model.ort` and the list of operators, both in `out`.
+
+    The same graph gives the same weights and operators; the order of some tables in the file may differ where the
+    system does not let a process fix its addresses.
+
+    Raises:
+        ModelError: ONNX Runtime cannot convert it.
+        ResourceError: the disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix=".ort-", dir=out) as folder:
+        made = Path(folder)
+        command = [sys.executable, "-c", _FIXED_ADDRESSES, "-m", "onnxruntime.tools.convert_onnx_models_to_ort"]
+        command += [str(graph), "--output_dir", str(made), "--optimization_style", "Fixed", "--enable_type_reduction"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        listed = sorted(made.glob("*.config"))
+        if done.returncode != 0 or not (made / MODEL).is_file() or not listed:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ModelError(
+                f"ONNX Runtime cannot convert the graph to its own format: {last}",
+                hint="Write export: {format: onnx}; that graph runs in every full build.",
+            )
+        try:
+            (made / MODEL).replace(out / MODEL)
+            # Comments hold paths of this machine.
+            lines = [line for line in listed[0].read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+            (out / OPERATORS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space.") from error
+    return [out / MODEL, out / OPERATORS]
