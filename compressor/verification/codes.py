@@ -154,8 +154,11 @@ def _integers(read: _Reader, node: Any) -> Found | None:
 def _input_factors(read: _Reader, quantize: Any) -> NDArray[np.float32]:
     """Return what the input of a QuantizeLinear or DynamicQuantizeLinear was multiplied by, [inputs, 1]; or a 1."""
     product = read.producers.get(quantize.input[0])
+    if product is not None and product.op_type == "Unsqueeze":
+        product = read.producers.get(product.input[0])
     name = product.input[1] if product is not None and product.op_type == "Mul" else ""
-    name = read.producers[name].input[0] if name in read.producers else name  # stored in float16, then widened
+    widened = read.producers.get(name)
+    name = widened.input[0] if widened is not None and widened.op_type == "Cast" else name
     if not name.endswith(FACTORS):
         return np.ones((1, 1), np.float32)
     return read.array(name).astype(np.float32).reshape(-1, 1)

@@ -371,8 +371,12 @@ def _dynamic(graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Val
 def _static(graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Value]]) -> tuple[ir.Value, str]:
     source, key = _input(graph, node)
     stem = _stem(graph, node)
+    # ONNX Runtime makes a Gemm of a product of rank 2 and its bias, and then leaves it in float.
+    flat = source.shape is not None and len(source.shape) == 2
+    axis = _constant(graph, "grid.first", np.asarray([0], np.int64)) if flat else None
     if key not in quantized:
         read = _multiplied(graph, node, source, key)
+        read = new_node(node, "Unsqueeze", [read, axis]).outputs[0] if flat else read
         scale = _constant(graph, f"{stem}.input_scale", np.float32(key[1]))
         zero = _constant(graph, f"{stem}.input_zero_point", np.uint8(key[2]))
         codes = new_node(node, "QuantizeLinear", [read, scale, zero]).outputs[0]
@@ -381,7 +385,9 @@ def _static(graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Valu
     count = node.attributes["N"].as_int()
     zeros = _constant(graph, f"grid.zeros_{count}", np.zeros(count, np.int8))
     wide = new_node(node, "DequantizeLinear", [weight, _scales(graph, node), zeros], axis=1).outputs[0]
-    return new_node(node, "MatMul", [quantized[key][0], wide]).outputs[0], f"{stem}.weight_int8"
+    result = new_node(node, "MatMul", [quantized[key][0], wide]).outputs[0]
+    result = new_node(node, "Squeeze", [result, axis]).outputs[0] if flat else result
+    return result, f"{stem}.weight_int8"
 
 
 def _constant(graph: ir.Graph, name: str, numbers: Any) -> ir.Value:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Results = Mapping[str, Any]
@@ -50,6 +51,7 @@ def judge(results: Results) -> list[Judged]:
     return [
         *_quality(results.get("quality")),
         *_cost(results.get("quality")),
+        *_quantize(results.get("quantize")),
         *_memory(results.get("memory")),
         *_speed(results.get("speed")),
         *_export(results.get("export")),
@@ -126,6 +128,54 @@ def _cost(quality: Results | None) -> list[Judged]:
         ours = f"{min(seconds):.0f}–{max(seconds):.0f} s"
         found.append(Judged("S4", what, base.goal, base.reference, ours, max(seconds) <= goal))
     return found
+
+
+def _quantize(quantize: Results | None) -> list[Judged]:
+    rows = [row for row in quantize["rows"] if "error" not in row] if quantize is not None else []
+    return [_int8(rows), _int4(rows), _stacked(rows)]
+
+
+def _int8(rows: list[Any]) -> Judged:
+    base = Judged(
+        "Q1",
+        "MiniLM INT8: cosine mean / min, latency over fp32, Spearman",
+        "≥ .996 / .990, ≤ 0.40 ×, −.002",
+        "optimum .993 / .987 at 0.41–0.45 ×",
+    )
+    row = next((r for r in rows if r["model"] == "MiniLM" and r["pass"].startswith("int8-dynamic")), None)
+    if row is None or "speedup" not in row:
+        return base
+    metrics, latency = row["metrics"], 1 / row["speedup"]["forward"]
+    drop = row["dense_metrics"]["spearman"] - metrics["spearman"]
+    ours = f"{metrics['cosine']:.4f} / {metrics['cosine_min']:.4f} at {latency:.2f} ×, Spearman {-drop:+.4f}"
+    met = metrics["cosine"] >= 0.996 and metrics["cosine_min"] >= 0.99 and latency <= 0.40 and drop <= 0.002
+    return replace(base, ours=ours, met=met)
+
+
+def _int4(rows: list[Any]) -> Judged:
+    base = Judged("Q2", "llama-wt2 INT4, groups of 32: KL to fp32 (perplexity)", "below all others", "measured beside")
+    llama = [row for row in rows if row["model"] == "llama-wt2" and "perplexity_ratio" in row]
+    ours = [r for r in llama if re.match(r"(gptq|rsq): \{bits: 4(, symmetric: true)?\}$", r["pass"])]
+    peers = [r for r in llama if r.get("peer") and "dynamic" not in r["pass"]]
+    if not ours or not peers:
+        return base
+    best, other = min(ours, key=_divergence), min(peers, key=_divergence)
+    text, reference = (f"{_divergence(r):.5f} ({r['perplexity_ratio']:.4f} ×), {r['pass']}" for r in (best, other))
+    return replace(base, ours=text, reference=reference, met=_divergence(best) < _divergence(other))
+
+
+def _divergence(row: Any) -> float:
+    return float(row["metrics"]["kl"])
+
+
+def _stacked(rows: list[Any]) -> Judged:
+    base = Judged("Q3", "pruned 30 % + INT4: bytes, decode over fp32", "≤ 0.15 ×, ≥ 3.5 × when memory-bound", "none")
+    row = next((r for r in rows if " + " in r["pass"] and "speedup" in r), None)
+    if row is None:
+        return base
+    size, decode = row["ratios"]["bytes"], row["speedup"]["decode"]
+    met = size <= 0.15 and decode >= 3.5
+    return replace(base, ours=f"{size:.3f} ×, {decode:.2f} ×", met=met, note="llama-wt2 fits in the cache")
 
 
 def _memory(memory: Results | None) -> list[Judged]:

@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.bench import peers
+
 Result = dict[str, Any]
 _PASS_STAGES = ("load", "calibrate", "export dense", "export", "verify")
 
@@ -225,11 +227,11 @@ def export_builder(spec: Result) -> Result:
     # create_model reads the name of a hub model, the folder of a local one, target, precision, provider, cache.
     given = (model, model, str(out), "fp32", "cpu", str(out / "cache"))
     result = _measured(lambda: create_model(*given, **parse_extra_options(*given, [])), out, Path(model))
-    _state_head_size(out)
+    state_head_size(out)
     return result
 
 
-def _state_head_size(folder: Path) -> None:
+def state_head_size(folder: Path) -> None:
     """Replace the name that the builder gives the last axis of the cache by its size, which our runner feeds from."""
     import onnx
 
@@ -373,6 +375,11 @@ JOBS: dict[str, Callable[[Result], Result]] = {
         command,
         timing,
         generation,
+        peers.ort_nbits,
+        peers.ort_dynamic,
+        peers.genai_int4,
+        peers.llmcompressor_gptq,
+        peers.measured_quality,
     )
 }
 

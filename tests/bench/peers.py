@@ -75,7 +75,7 @@ def genai_int4(spec: Result) -> Result:
     """Build `model` with onnxruntime-genai's builder in 4 bits: `options` are its own, such as int4_algo_config."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    from tests.bench.jobs import _state_head_size
+    from tests.bench.jobs import state_head_size
 
     out, model = Path(spec["out"]), str(spec["model"])
     shutil.rmtree(out, ignore_errors=True)
@@ -85,7 +85,7 @@ def genai_int4(spec: Result) -> Result:
     create_model(*given, **parse_extra_options(*given, list(spec["options"])))
     seconds = time.process_time() - start
     shutil.copyfile(Path(model) / "config.json", out / "config.json")
-    _state_head_size(out)
+    state_head_size(out)
     return {"cpu_seconds": seconds}
 
 
@@ -106,6 +106,9 @@ def llmcompressor_gptq(spec: Result) -> Result:
     start = os.times()
     subprocess.run([os.environ[LLMCOMPRESSOR], "-c", _LLMCOMPRESSOR, json.dumps(facts)], check=True)
     end = os.times()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, out / name)
     return {"cpu_seconds": end.children_user - start.children_user + end.children_system - start.children_system}
 
 
@@ -124,18 +127,19 @@ model = AutoModelForCausalLM.from_pretrained(facts["model"], dtype=torch.float32
 weights = {"num_bits": 4, "type": "int", "symmetric": facts["symmetric"], "strategy": "group",
            "group_size": facts["group"], "actorder": "static"}
 modifier = GPTQModifier(config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"])
-oneshot(model=model, dataset=data, recipe=modifier, max_seq_length=len(windows[0]), num_calibration_samples=len(windows))
+length, count = len(windows[0]), len(windows)
+oneshot(model=model, dataset=data, recipe=modifier, max_seq_length=length, num_calibration_samples=count)
 # Weights as the format will hold them, dequantised: measured in PyTorch like any other checkpoint.
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 for module in model.modules():
-    scheme = getattr(module, "quantization_scheme", None)
-    if scheme is not None and getattr(module, "weight_scale", None) is not None:
-        from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-        module.weight.data = fake_quantize(module.weight, module.weight_scale, getattr(module, "weight_zero_point", None),
-                                           scheme.weights, g_idx=getattr(module, "weight_g_idx", None))
-state = {k: v for k, v in model.state_dict().items() if not k.endswith(("_scale", "_zero_point", "_g_idx"))}
+    scheme, scale = getattr(module, "quantization_scheme", None), getattr(module, "weight_scale", None)
+    if scheme is not None and scale is not None:
+        zero = getattr(module, "weight_zero_point", None)
+        module.weight.data = fake_quantize(module.weight, scale, zero, scheme.weights)
 from safetensors.torch import save_file
-save_file({k: v.contiguous() for k, v in state.items() if k != "lm_head.weight" or not model.config.tie_word_embeddings},
-          facts["out"] + "/model.safetensors", metadata={"format": "pt"})
+left_out = ("_scale", "_zero_point", "_g_idx") + (("lm_head.weight",) if model.config.tie_word_embeddings else ())
+state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.endswith(left_out)}
+save_file(state, facts["out"] + "/model.safetensors", metadata={"format": "pt"})
 """
 
 
@@ -149,7 +153,12 @@ def measured_quality(spec: Result) -> Result:
     dense, ours = open_runner(Path(spec["dense"]), 1), open_runner(Path(spec["ours"]), 1)
     request = DataRequest(spec["data"], (), spec["samples"], spec["length"], 0, "evaluation")
     found = measure(ours, load_data(request, dense.task, Path(spec["tokenizer"])), dense)
-    return {"ours": found.ours, "dense": found.dense, "bytes": file_bytes(Path(spec["ours"])), "dense_bytes": file_bytes(Path(spec["dense"]))}
+    return {
+        "ours": found.ours,
+        "dense": found.dense,
+        "bytes": file_bytes(Path(spec["ours"])),
+        "dense_bytes": file_bytes(Path(spec["dense"])),
+    }
 
 
 def _only(spec: Result, *keys: str) -> Result:

@@ -89,7 +89,7 @@ def run(context: Context) -> Row:
     for subject in subjects:
         chosen = [line for line in subject.passes if re.search(context.only or "", f"{subject.name}: {line}")]
         if chosen:
-            rows += _measure(context, replace(subject, passes=tuple(chosen)))
+            rows += measure(context, replace(subject, passes=tuple(chosen)))
     names = ("name", "samples", "held_out", "length", "timed_length")
     settings = [{key: getattr(s, key) for key in names} for s in subjects]
     planned = [[subject.name, line] for subject in subjects for line in subject.passes]
@@ -132,9 +132,9 @@ def find_subjects(context: Context) -> tuple[list[Subject], list[Row]]:
     skipped: list[Row] = []
     subjects: list[Subject] = []
     for what, make in (
-        ("llama-wt2", _wikitext),
+        ("llama-wt2", wikitext),
         ("stories260K", _stories),
-        ("MiniLM", _minilm),
+        ("MiniLM", minilm_subject),
         ("ViT-tiny", _vit),
     ):
         try:
@@ -154,7 +154,12 @@ def _there(context: Context, *names: str) -> list[Path]:
     return paths
 
 
-def _wikitext(context: Context) -> Subject:
+def wikitext(context: Context) -> Subject:
+    """Return llama-wt2 with WikiText-2.
+
+    Raises:
+        FileNotFoundError: it is not here.
+    """
     model, train, valid = _there(context, "models/llama-wt2", "text/wikitext2-train.txt", "text/wikitext2-valid.txt")
     lines = [_OBS.format(s) for s in _FFN] + [_CFSP.format(s) for s in _FFN] + [_SHARED.format(s) for s in _ALL]
     lines.append(_PER_LAYER.format(0.2))
@@ -178,7 +183,12 @@ def _stories(context: Context) -> Subject:
     return Subject("stories260K", model, calibration, evaluation, samples, held_out, 256, tuple(chosen), 128)
 
 
-def _minilm(context: Context) -> Subject:
+def minilm_subject(context: Context) -> Subject:
+    """Return MiniLM with the STS benchmark.
+
+    Raises:
+        FileNotFoundError: it is not here.
+    """
     model = minilm()
     train, dev = _there(context, "sts/stsb-en-train.csv", "sts/stsb-en-dev.csv")
     lines = [_OBS.format(s) for s in _FFN]
@@ -237,8 +247,9 @@ def _image_folder(context: Context, images: Path, name: str, rows: list[list[str
     return folder
 
 
-def _measure(context: Context, subject: Subject) -> list[Row]:
-    folder = context.folder(SUITE, subject.name)
+def measure(context: Context, subject: Subject, suite: str = SUITE) -> list[Row]:
+    """Carry out every pass of a subject, time its artifact beside the dense export, and return the rows."""
+    folder = context.folder(suite, subject.name)
     specs: dict[str, Row] = {}
     for number, line in enumerate(subject.passes):
         out = folder / f"artifact-{number}"
@@ -249,26 +260,27 @@ def _measure(context: Context, subject: Subject) -> list[Row]:
             "model": str(subject.model),
             "out": str(out),
         }
-    done = context.steps(SUITE, "pipeline", specs)
+    done = context.steps(suite, "pipeline", specs)
     rows = []
-    dense = _dense(context, subject, folder / "dense") if context.timed else None
+    dense = _dense(context, subject, folder / "dense", suite) if context.timed else None
     for number, line in enumerate(subject.passes):
         name = f"{subject.name}-{number}"
         row = {"model": subject.name, "pass": line, "evaluated": subject.evaluated(line), **describe(done[name])}
         if "error" not in row and dense is not None:
-            spec = _timing(context, subject, done[name]["artifact"], dense)
-            row.update(_speedups(context.step(SUITE, f"{name}-timing", "timing", spec)))
+            spec = timing(context, subject, done[name]["artifact"], dense)
+            row.update(speedups(context.step(suite, f"{name}-timing", "timing", spec)))
         rows.append(row)
     return rows
 
 
-def _dense(context: Context, subject: Subject, out: Path) -> Path | None:
+def _dense(context: Context, subject: Subject, out: Path, suite: str) -> Path | None:
     spec = {"model": str(subject.model), "out": str(out)}
-    exported = context.step(SUITE, f"{subject.name}-dense", "export_ours", spec)
+    exported = context.step(suite, f"{subject.name}-dense", "export_ours", spec)
     return None if "error" in exported else out
 
 
-def _timing(context: Context, subject: Subject, artifact: str, dense: Path) -> Row:
+def timing(context: Context, subject: Subject, artifact: str, dense: Path) -> Row:
+    """Return the spec of the job that times an artifact beside the dense export."""
     return {
         "ours": artifact,
         "other": str(dense),
@@ -278,7 +290,8 @@ def _timing(context: Context, subject: Subject, artifact: str, dense: Path) -> R
     }
 
 
-def _speedups(timed: Row) -> Row:
+def speedups(timed: Row) -> Row:
+    """Return the speed-ups of a timing job as part of a row."""
     if "error" in timed:
         return {"timing_error": timed["error"]}
     return {

@@ -74,6 +74,41 @@ def quality_text(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def quantize_table(quantize: Results) -> str:
+    """Return one row per quantizer, ours and others."""
+    head = ("model", "quantizer", "quality", "KL", "bytes", "speed-up", "CPU s", "verdict")
+    lines = [table(head, [_quantize_row(row) for row in quantize["rows"]]), ""]
+    for item in quantize["settings"]:
+        length = f" of {item['length']} tokens" if item["length"] else ""
+        held_out = "all" if item["held_out"] is None else item["held_out"]
+        lines.append(f"* {item['name']}: calibration on {item['samples']} samples{length}, evaluation on {held_out}.")
+    lines.append(
+        "* Groups of 32 where nothing else is said; the head stays in float32 except where `head` says otherwise."
+    )
+    return "\n".join(lines)
+
+
+def _quantize_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    what = row["pass"] if row.get("peer") else f"`{row['pass']}`"
+    if "error" in row:
+        return (row["model"], what, f"failed: {row['error']}", *[""] * 5)
+    divergence = row["metrics"].get("kl")
+    size = row.get("ratios", {}).get("bytes")
+    seconds = row["cpu_seconds"] if row.get("peer") else row["compression"]["cpu_seconds"]
+    speedup = row.get("speedup") or row.get("run_speedup") or {}
+    verdict = "" if row.get("peer") else row["verdict"] + (f": {'; '.join(row['failed'])}" if row["failed"] else "")
+    return (
+        row["model"],
+        what,
+        quality_text(row),
+        "" if divergence is None else f"{divergence:.5f}",
+        "" if size is None else f"{size:.3f} ×",
+        speedup_text(speedup),
+        f"{seconds:.0f}",
+        verdict,
+    )
+
+
 def speedup_text(speedup: Mapping[str, float]) -> str:
     """Return speed-ups by phase."""
     return ", ".join(f"{name} {value:.2f} ×" for name, value in speedup.items())
@@ -195,6 +230,7 @@ def recipes_table(recipes: Results) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "quality": ("Quality, size and speed", quality_table),
+    "quantize": ("Quantization, beside others", quantize_table),
     "memory": ("Memory over depth", memory_table),
     "speed": ("Realised speed", speed_table),
     "export": ("Export", export_table),

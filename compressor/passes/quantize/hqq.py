@@ -46,7 +46,7 @@ class Hqq(WeightOnly):
     name: ClassVar[str] = "hqq"
     summary: ClassVar[str] = "Fit grids to the weights alone by half-quadratic splitting; no calibration data."
     Options: ClassVar[type[Options]] = HqqOptions
-    calibrated: ClassVar[bool] = False
+    calibrated: bool = False
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""

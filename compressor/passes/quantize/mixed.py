@@ -12,12 +12,17 @@ each block is read once. That is (blocks² / 2) · widths forward passes of sing
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError
+from compressor.passes.quantize.linears import observing
+from compressor.passes.structure.surveys import count_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +30,14 @@ if TYPE_CHECKING:
     from compressor.activations import ActivationStore
     from compressor.blocks import BlockView, Walk
     from compressor.grids import GridSpec
+    from compressor.loading import ModelFolder
 else:
     torch = lazy("torch")
 
 SENSITIVITY_TOKENS = 1024
 """Losses are compared with each other, not reported as the model's: this many tokens settle their order."""
+FLOAT_BYTES = 4
+"""Of a weight that stays as it is, in the float32 graph that quantized weights need."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +55,23 @@ class Choice:
     losses: tuple[float, ...]
 
 
-def allocate(choices: Sequence[Choice], budget: int) -> list[int]:
-    """Return a level per module such that the sizes sum to at most `budget` bytes and the losses to as little as found.
+def allocate(choices: Sequence[Choice], share: float) -> list[int]:
+    """Return a level per module such that the sizes sum to at most a share of those at the highest levels.
 
-    Greedy by loss saved per byte, on each module's lower convex hull, where greedy is optimal up to the last step; a
-    step that does not fit is left out, and smaller ones go on.
+    For the least sum of losses: greedy by loss saved per byte, on each module's lower convex hull, where greedy is
+    optimal up to the last step; a step that does not fit is left out, and smaller ones go on.
 
     Raises:
         UsageError: even the lowest levels do not fit.
     """
     levels = [0] * len(choices)
-    left = budget - sum(choice.bytes[0] for choice in choices)
+    least, most = (sum(choice.bytes[end] for choice in choices) for end in (0, -1))
+    left = int(share * most) - least
     if left < 0:
-        least = sum(choice.bytes[0] for choice in choices)
-        raise UsageError(f"budget: {budget} bytes are asked for, the fewest bits need {least}", hint="Raise `budget`.")
+        raise UsageError(
+            f"budget: {share:g} of the matrices' float32 bytes is asked for, the fewest bits take {least / most:.4f}",
+            hint=f"Allowed: {math.ceil(1e4 * least / most) / 1e4} to 1; a larger group_size takes less.",
+        )
     steps = [(_next_step(choice, 0), index) for index, choice in enumerate(choices)]
     heap = [(-gain, index, level) for (gain, level), index in steps if level]
     heapq.heapify(heap)
@@ -90,8 +101,12 @@ def _next_step(choice: Choice, level: int) -> tuple[float, int]:
 Specs = Mapping[str, "GridSpec"]
 
 
-def block_losses(walk: Walk, levels: Sequence[Specs], *, every: int) -> list[list[float]]:
+def block_losses(
+    walk: Walk, levels: Sequence[Specs], *, every: int
+) -> tuple[list[list[float]], list[dict[str, float]]]:
     """Return, per level and block, the loss at the model's output when that block alone lies on the level's grids.
+
+    Losses are means over tokens. Beside them, per block: module name -> share of the loss (at the first level).
 
     Args:
         walk: over the dense model.
@@ -99,26 +114,32 @@ def block_losses(walk: Walk, levels: Sequence[Specs], *, every: int) -> list[lis
         every: use every n-th calibration batch.
     """
     streams: dict[tuple[int, int], ActivationStore] = {}
+    shares: list[dict[str, float]] = []
     for view in walk.survey("sensitivity", every=every, keep=True):
         for store in streams.values():
             for k in range(len(view)):
                 store[k] = view.forward(view.module, store[k].to(walk.device), k)
+        shares.append(_output_shares(view, levels[0]))
         for level, specs in enumerate(levels):
-            with rounded_block(view, specs):
+            with rounded(view, specs):
                 store = streams[level, view.index] = walk.scratch()
                 for k in range(len(view)):
                     store[k] = view.forward(view.module, view.dense_in(k), k)
-    losses = [[0.0] * walk.count for _ in levels]
-    for k, inputs in enumerate(list(walk.batches)[::every]):
+    losses, count = [[0.0] * walk.count for _ in levels], 0
+    for k, inputs in enumerate(itertools.islice(walk.batches, 0, None, every)):
         mask = walk.token_masks[k]
         wanted = walk.run_tail(inputs, walk.dense[k].to(walk.device))
+        per_token = mask is not None and wanted.ndim == 3
+        count += int(mask.sum()) if per_token and mask is not None else wanted[..., 0].numel()
         for (level, index), store in streams.items():
             found = walk.run_tail(inputs, store[k].to(walk.device))
-            losses[level][index] += output_distance(found, wanted, mask, logits=walk.source.task != "feature-extraction")
+            losses[level][index] += output_distance(
+                found, wanted, mask, logits=walk.source.task != "feature-extraction"
+            )
     for store in streams.values():
         store.clear()
     walk.dense.clear()
-    return losses
+    return [[loss / count for loss in row] for row in losses], shares
 
 
 def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None, *, logits: bool) -> float:
@@ -139,36 +160,89 @@ def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tenso
     return float((log_p.exp() * (log_p - log_q)).double().sum())
 
 
-class rounded_block:  # noqa: N801  (a context manager, called like a function)
-    """While entered, a block's weights lie on the grids of `specs`, rounded to nearest; afterwards they are as before."""
+@contextmanager
+def rounded(view: BlockView, specs: Specs) -> Iterator[None]:
+    """While entered, a block's weights lie on the grids of `specs`, rounded to nearest; then they are as before."""
+    from compressor.grids import fit_grid
+    from compressor.passes.quantize.linears import linear_paths
+    from compressor.skeleton import submodule
 
-    def __init__(self, view: BlockView, specs: Specs) -> None:
-        """Take the block and module name -> spec for the whole model."""
-        from compressor.passes.quantize.linears import linear_paths
-
-        paths = linear_paths(view.family)
-        self._modules = [(view.module.get_submodule(p), specs.get(view.name_of(p))) for p in paths]
-
-    def __enter__(self) -> None:
-        """Round."""
-        from compressor.grids import fit_grid
-
-        self._before = [module.weight for module, _ in self._modules]
-        for module, spec in self._modules:
-            if spec is not None:
-                values = fit_grid(module.weight.data, spec).rounded(module.weight.data)
-                module.weight = torch.nn.Parameter(values, requires_grad=False)
-
-    def __exit__(self, *_: object) -> None:
-        """Put the weights back."""
-        for (module, _), weight in zip(self._modules, self._before, strict=True):
+    modules = [(submodule(view.module, path), specs.get(view.name_of(path))) for path in linear_paths(view.family)]
+    before = [module.weight for module, _ in modules]
+    for module, spec in modules:
+        if spec is not None:
+            values = fit_grid(module.weight.data, spec).rounded(module.weight.data)
+            module.weight = torch.nn.Parameter(values, requires_grad=False)
+    try:
+        yield
+    finally:
+        for (module, _), weight in zip(modules, before, strict=True):
             module.weight = weight
 
 
-def module_shares(errors: Mapping[str, float]) -> dict[str, float]:
-    """Return each module's share of its block's loss, from relative output errors; the shares sum to 1."""
+def block_choices(source: ModelFolder, levels: Sequence[Specs], losses: Mapping[str, Sequence[float]]) -> list[Choice]:
+    """Return what the modules of the blocks may become: the levels' grids, or floats as they are (4 bytes, no loss).
+
+    Args:
+        source: the model.
+        levels: module name -> grid spec, from the fewest bits up; all name the same modules.
+        losses: module name -> predicted loss per level.
+    """
+    model = source.skeleton()
+    found = []
+    for name in levels[0]:
+        outputs, inputs = model.get_parameter(f"{name}.weight").shape
+        sizes = [specs[name].bytes(outputs, inputs) for specs in levels]
+        found.append(Choice(name, (*sizes, FLOAT_BYTES * outputs * inputs), (*losses[name], 0.0)))
+    return found
+
+
+def assumed(source: ModelFolder, levels: Sequence[Specs], share: float) -> list[int]:
+    """Return levels that fill the budget as data would, with nothing known of the losses: what `plan` counts with.
+
+    Raises:
+        UsageError: the budget is below the fewest bits.
+    """
+    known = block_choices(source, levels, {name: [0.0] * len(levels) for name in levels[0]})
+    known = [replace(c, losses=tuple(float(c.bytes[-1] - size) for size in c.bytes)) for c in known]
+    return allocate(known, share)
+
+
+def survey_levels(walk: Walk, levels: Sequence[Specs], share: float) -> dict[str, torch.Tensor]:
+    """Return `levels`, the level of every module in the order of `levels[0]`, and `losses` [levels, blocks] in nats.
+
+    Raises:
+        UsageError: the budget is below the fewest bits.
+    """
+    every = max(1, count_tokens(walk) // SENSITIVITY_TOKENS)
+    every = min(every, len(walk.batches))
+    losses, shares = block_losses(walk, levels, every=every)
+    split = {
+        name: [losses[level][index] * part for level in range(len(levels))]
+        for index, parts in enumerate(shares)
+        for name, part in parts.items()
+    }
+    choices = block_choices(walk.source, levels, split)
+    chosen = allocate(choices, share)
+    return {"levels": torch.tensor(chosen), "losses": torch.tensor(losses, dtype=torch.float64)}
+
+
+def _output_shares(view: BlockView, specs: Specs) -> dict[str, float]:
+    """Return each module's share of its block's loss: E‖(W − W')x‖² / E‖Wx‖² on the first batch, over the sum."""
+    from compressor.grids import fit_grid
+    from compressor.passes.quantize.linears import linear_paths
+    from compressor.skeleton import submodule
+
+    errors: dict[str, float] = {}
+    paths = [path for path in linear_paths(view.family) if view.name_of(path) in specs]
+
+    def note(path: str, inputs: torch.Tensor) -> None:
+        weight = submodule(view.module, path).weight
+        name, rows = view.name_of(path), inputs.reshape(-1, inputs.shape[-1])
+        moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ rows.T
+        errors[name] = float(moved.square().sum() / (weight @ rows.T).square().sum().clamp(min=1e-30))
+
+    with observing(view.module, paths, note):
+        view.forward(view.module, view.dense_in(0), 0)
     total = sum(errors.values())
-    return {name: (error / total if total > 0 else 1 / len(errors)) for name, error in errors.items()}
-
-
-Measure = Callable[[str, "torch.Tensor"], float]
+    return {name: (errors[name] / total if total > 0 else 1 / len(errors)) for name in errors}

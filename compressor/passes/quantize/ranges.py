@@ -78,9 +78,9 @@ class ChannelRanges:
             norm: with `weight` [width] and perhaps `bias`.
             offset: what the norm adds to its stored weight (Gemma: 1).
         """
-        weight = norm.weight.data + offset
-        bias = getattr(norm, "bias", None)
-        centre = torch.zeros_like(weight) if bias is None else bias.data
+        parameters = {name: parameter.data for name, parameter in norm.named_parameters()}
+        weight = parameters["weight"] + offset
+        centre = parameters.get("bias", torch.zeros_like(weight))
         ranges = cls()
         ranges.low.append((centre - _SIGMAS * weight.abs()).clamp(max=0.0))
         ranges.high.append((centre + _SIGMAS * weight.abs()).clamp(min=0.0))

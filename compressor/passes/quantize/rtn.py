@@ -27,7 +27,7 @@ class Rtn(WeightOnly):
     name: ClassVar[str] = "rtn"
     summary: ClassVar[str] = "Round weights to the nearest value of a 2-, 4- or 8-bit grid; the baseline."
     Options: ClassVar[type[Options]] = RtnOptions
-    calibrated: ClassVar[bool] = False
+    calibrated: bool = False
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""

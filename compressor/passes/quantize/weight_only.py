@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor._lazy import lazy
 from compressor.passes.base import Options, PassFamily
@@ -29,13 +29,20 @@ else:
     torch = lazy("torch")
 
 Bits = Literal[2, 4, 8]
+AUTO_BITS = (4, 8)
+FLOAT_BITS = 32
 GroupSize = Literal[16, 32, 64, 128, 256]
 
 
 class WeightOnlyOptions(Options):
     """Options that every weight-only method has."""
 
-    bits: Bits = Field(4, description="Bits of a weight.")
+    bits: Bits | Literal["auto"] = Field(
+        4, description="Bits of a weight; auto gives 4, 8 or floats to each module by its sensitivity, under `budget`."
+    )
+    budget: float | None = Field(
+        None, gt=0, lt=1, description="bits: auto: bytes of the blocks' matrices, as a share of theirs in float32."
+    )
     group_size: GroupSize = Field(
         32, description="Consecutive inputs that share a scale; widths need not be multiples."
     )
@@ -51,6 +58,12 @@ class WeightOnlyOptions(Options):
         "where that costs more than the weights' own rounding.",
     )
 
+    @model_validator(mode="after")
+    def _budgeted(self) -> Self:
+        if (self.bits == "auto") != (self.budget is not None):
+            raise ValueError("bits: auto and budget need each other")
+        return self
+
 
 class WeightOnly:
     """Base of the weight-only methods; an instance serves one run over one model.
@@ -65,7 +78,7 @@ class WeightOnly:
     family: ClassVar[PassFamily] = "quantize"
     summary: ClassVar[str]
     Options: ClassVar[type[Options]]
-    calibrated: ClassVar[bool] = True
+    calibrated: bool = True
     needs_dense: bool = False
     walks = 1
 
@@ -73,7 +86,13 @@ class WeightOnly:
         """Take validated options."""
         self.options = options
         self._specs: dict[str, GridSpec] = {}
+        self._assigned: list[int] = []
         self.frame: Projection | None = None
+        self._observes = type(self).calibrated
+        self._figures: list[dict[str, float]] = []
+        if options.bits == "auto":
+            self.calibrated = True
+            self.walks = 1 + self.walks
 
     # -- what a method decides -------------------------------------------------------------------------------------
 
@@ -113,31 +132,58 @@ class WeightOnly:
 
     def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, and of embedding and head where asked for."""
+        from compressor.passes.quantize import mixed
         from compressor.passes.quantize.linears import block_names, embedding_name, head_name
 
-        specs = {name: self.spec(name) for name in block_names(source) if not self.excluded(name)}
+        names = [name for name in block_names(source) if not self.excluded(name)]
+        if self.options.bits == "auto":
+            levels = self._levels(names)
+            specs = self._chosen(levels, self._assigned or mixed.assumed(source, levels, self.options.budget))
+        else:
+            specs = {name: self.spec(name, self.options.bits) for name in names}
         for name, bits in ((embedding_name(source), self.options.embedding), (head_name(source), self.options.head)):
             if name is not None and bits != "none" and not self.excluded(name):
-                specs[name] = replace(self.spec(name), bits=bits)
+                specs[name] = self.spec(name, bits)
         return specs
 
-    def spec(self, name: str) -> GridSpec:
-        """Return the grid spec of the module `name`."""
+    def _levels(self, names: list[str]) -> list[dict[str, GridSpec]]:
+        return [{name: self.spec(name, bits) for name in names} for bits in AUTO_BITS]
+
+    @staticmethod
+    def _chosen(levels: list[dict[str, GridSpec]], assigned: list[int]) -> dict[str, GridSpec]:
+        """Return the specs of the modules that are quantized; the level beyond the last is to stay as it is."""
+        pairs = zip(levels[0], assigned, strict=True)
+        return {name: levels[level][name] for name, level in pairs if level < len(levels)}
+
+    def spec(self, name: str, bits: int) -> GridSpec:
+        """Return the grid spec of the module `name` at a number of bits."""
         from compressor.grids import GridSpec
 
         o = self.options
-        return GridSpec(o.bits, o.group_size, o.symmetric, accuracy_level=0 if o.accuracy_level == 0 else 4)
+        return GridSpec(bits, o.group_size, o.symmetric, accuracy_level=0 if o.accuracy_level == 0 else 4)
 
     def excluded(self, name: str) -> bool:
         """Tell whether the options exclude the module `name`."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
 
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
-        """Nothing must be known of the whole model."""
-        return {}
+        """Return the bits of every module and what they were chosen by, for `bits: auto`; else nothing."""
+        if self.options.bits != "auto":
+            return {}
+        from compressor.passes.quantize import mixed
+        from compressor.passes.quantize.linears import block_names
+
+        names = [name for name in block_names(walk.source) if not self.excluded(name)]
+        return mixed.survey_levels(walk, self._levels(names), self.options.budget)
 
     def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
         """Plan the grids."""
+        if "levels" in findings:
+            self._assigned = [int(level) for level in findings["levels"]]
+            rows = findings["losses"].T.tolist()
+            self._figures = [
+                {f"loss_at_{bits}_bits": loss for bits, loss in zip(AUTO_BITS, row, strict=True)} for row in rows
+            ]
         self._specs = self.plan_grids(source)
 
     def config_updates(self, source: ModelFolder) -> dict[str, Any]:
@@ -177,12 +223,24 @@ class WeightOnly:
         halves = Halves(block, dense=self.needs_dense, frame=self.frame)
         for sharing in halves.sharings():
             rounds = any(block.name_of(path) in self._specs for path in sharing.paths)
-            stats = self._observe(block, halves, sharing) if self.calibrated and rounds else None
+            stats = self._observe(block, halves, sharing) if self._observes and rounds else None
             for path in sharing.paths:
                 self._quantize_module(block, path, stats, error)
             block.seal()
         specs = {path: grid.spec for path, grid in block.grids.items()}
-        return Change(block.layer, error.figures(), specs)
+        return Change(block.layer, {**error.figures(), **self._bits(block), **self._sensitivity(block.index)}, specs)
+
+    def _bits(self, block: BlockView) -> dict[str, float]:
+        """Return the mean bits of the weights of a block's linear modules before and after."""
+        from compressor.passes.quantize.linears import linear_paths
+        from compressor.skeleton import submodule
+
+        sizes = {path: submodule(block.module, path).weight.numel() for path in linear_paths(block.family)}
+        kept = {path: block.grids[path].spec.bits if path in block.grids else FLOAT_BITS for path in sizes}
+        return {"bits_before": FLOAT_BITS, "bits_after": sum(sizes[p] * kept[p] for p in sizes) / sum(sizes.values())}
+
+    def _sensitivity(self, index: int) -> dict[str, float]:
+        return self._figures[index] if self._figures else {}
 
     def _observe(self, block: BlockView, halves: Halves, sharing: Sharing) -> InputStats:
         """Return the statistics of a sharing's input, and of what its modules should give, if a dense block knows."""
