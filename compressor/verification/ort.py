@@ -61,8 +61,7 @@ def _initializers(path: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     Raises:
         ModelError: the file is not in that format.
     """
-    import onnxruntime.tools.ort_format_model  # noqa: F401  (puts the readers of the format on the path)
-    from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
     data = bytearray(path.read_bytes())
     if not InferenceSession.InferenceSessionBufferHasIdentifier(data, 0):

@@ -49,7 +49,9 @@ def rotary_inside(model: nn.Module, attention: TracedAttention, positions: int) 
         there is nothing to move.
     """
     rotaries = _rotaries_of(model)
-    tables = [_rotary_table(rotary, positions) for rotary in rotaries]
+    # The kernel wants tables of the type of its queries.
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    tables = [_rotary_table(rotary, positions, dtype) for rotary in rotaries]
     if not tables or any(cos.shape[-1] % 8 for cos, _ in tables):
         yield False
         return
@@ -73,10 +75,10 @@ def _tables_of(rotary: nn.Module) -> Any:
     return lambda *args, **kwargs: (rotary.cos_table, rotary.sin_table)
 
 
-def _rotary_table(rotary: nn.Module, positions: int) -> KeyValue:
+def _rotary_table(rotary: nn.Module, positions: int, dtype: torch.dtype) -> KeyValue:
     """Return cos and sin of positions 0 ... positions-1, each `[positions, rotary / 2]`: the second half repeats it."""
     with torch.no_grad():
-        cos, sin = rotary(torch.zeros(1), torch.arange(positions)[None])
+        cos, sin = rotary(torch.zeros(1, dtype=dtype), torch.arange(positions)[None])
     half = cos.shape[-1] // 2
     return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 

@@ -214,7 +214,7 @@ class Bytes(Rtn):
 
     kind: GridSpec
 
-    def spec(self, name: str) -> GridSpec:
+    def spec(self, name: str, bits: int) -> GridSpec:
         return self.kind
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.calibration import DataRequest, load_data, model_batches
 from compressor.errors import ModelError
 from compressor.grids import Grid, GridSpec, fit_grid
 from compressor.loading import open_model
@@ -209,3 +210,31 @@ def test_padding_is_not_calibrated_on(pico: Make, tmp_path: Path) -> None:
     )
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_model_diverges_half_as_much_as_rounded(data_root: Path, tmp_path: Path) -> None:
+    """KL to dense of a trained Llama on text that was not calibrated on, and what correction takes off it."""
+    model = open_model(data_root / "models" / "llama-wt2")
+
+    def windows(file: str, samples: int, purpose: Any) -> Any:
+        request = DataRequest(str(data_root / "text" / file), (), samples, 256, 0, purpose)
+        return load_data(request, model.task, model.path)
+
+    calibration = model_batches(windows("wikitext2-train.txt", 64, "calibration"))
+    ids = torch.as_tensor(windows("wikitext2-valid.txt", 24, "evaluation").windows)
+
+    def predictions(folder: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return folder.load()(input_ids=ids).logits.log_softmax(-1).double()
+
+    dense = predictions(model)
+
+    def divergence(name: str, method: Any, **options: Any) -> float:
+        ours = predictions(run(method, model, tmp_path / name, calibration, **options)[0])
+        return float((dense.exp() * (dense - ours)).sum(-1).mean())
+
+    found = divergence("gptq", Gptq)
+    assert found < 0.5 * divergence("rtn", Rtn)
+    assert found < 0.85 * divergence("plain", Gptq, correct=False)

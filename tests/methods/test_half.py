@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from compressor.data import Batches
 from compressor.errors import ModelError, RecipeError
+from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.loading import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
@@ -21,6 +22,8 @@ from compressor.pipeline.artifact import export_model
 from compressor.pipeline.plan import artifact_dtype, plan
 from compressor.pipeline.prepare import prepare
 from compressor.recipe import parse_recipe
+from compressor.runners import OnnxRunner
+from tests.core.test_loading import inputs_for
 
 Make = Callable[..., Path]
 RECIPE = """
@@ -72,7 +75,19 @@ def test_not_on_top_of_integers(pico: Make) -> None:
     text = RECIPE.format(method="rtn", format="onnx").replace("export:", "  - fp16: {}\nexport:")
     options = {name: cls.Options for name, cls in methods().items()}
     with pytest.raises(RecipeError, match="integer grids"):
-        prepare(parse_recipe(text, options=options), str(pico("bert")))
+        prepare(parse_recipe(text, options=options, source="half.yaml"), str(pico("bert")))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "vit", "opt"])
+def test_float16_graphs_compute_the_model(pico: Make, tmp_path: Path, family: str) -> None:
+    source = open_model(pico(family, head_dim=16) if family == "llama" else pico(family))
+    export_onnx(source, tmp_path, OnnxOptions(dtype="float16"))
+    inputs = inputs_for(source.task)
+    with torch.no_grad():
+        wanted = source.load()(**inputs)[0].numpy()
+    found = OnnxRunner(tmp_path).forward({key: value.numpy() for key, value in inputs.items()})
+    assert found.dtype == np.float32
+    assert np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()
 
 
 def test_the_plan_counts_two_bytes(pico: Make) -> None:

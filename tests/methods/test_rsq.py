@@ -72,7 +72,7 @@ def test_a_rotated_model_computes_what_it_did(family: str, pico: Make, tmp_path:
 
 
 def test_rotation_spreads_a_loud_channel(pico: Make, tmp_path: Path) -> None:
-    """One channel of the stream 30 times louder spoils the groups that it is in; rotated, 4 bits lose less."""
+    """Weights of one channel 30 times larger spoil the groups that they are in; rotated, 4 bits lose less."""
     model = untied(pico, "mistral")
     module: Any = model.load()
     factor = torch.ones(48)

@@ -82,6 +82,16 @@ def test_gain(size: float, best: float, increase: float, failing: set[str]) -> N
     assert check_gain(values, best, [], timed=True) == []
 
 
+def test_an_artifact_that_is_slower_and_worse_is_explained() -> None:
+    """What static 8-bit products in a slow scheme give (signed inputs: 0.4 of dense's speed)."""
+    values = {"size_ratio": 0.65, "cosine": 0.94, "spearman_drop": 0.01}
+    (dominated, effect) = check_gain(values, 0.4, ["int8-static"], timed=True)
+    assert not dominated.passed and effect.passed, "smaller alone does not save it"
+    assert "at best 0.40 times dense's speed" in dominated.reason and "worse than dense" in dominated.reason
+    faster = check_gain(values, 2.6, ["int8-static"], timed=True)
+    assert all(check.passed for check in faster)
+
+
 def quality(**changes: object) -> Quality:
     base = Quality({"accuracy": 0.8}, {"accuracy": 0.9}, True, True, 0.5, 100)
     return replace(base, **changes)  # type: ignore[arg-type]
