@@ -3,18 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two workers and one thread each: figures and bytes do not depend on the number of cores.
-TEST_ARGS ?= -n 2
+TEST_ARGS ?= -n 2 -m "not exhaustive"
 OUT ?= demo-artifact
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-test demo demo-model test check bench clean
+.PHONY: help setup setup-test demo demo-model test test-all check bench clean
 
 help:
 	@echo 'make setup       make $(VENV) and install compressor into it'
 	@echo 'make demo        compress, export and verify the embedded model; leaves $(OUT)/'
 	@echo 'make demo-model  train the embedded model again (about ten minutes, one CPU thread)'
-	@echo 'make test        install the test extras and run all tests'
+	@echo 'make test        install the test extras and run the tests, on one model family of each kind'
+	@echo 'make test-all    the same on all families and variants'
 	@echo 'make check       ruff, mypy --strict, layer order, tests: what a change must pass'
 	@echo 'make bench       measure the figures that README and recipes state'
 	@echo 'make clean       remove caches and what the demo left behind'
@@ -44,6 +45,9 @@ demo-model: setup
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+test-all: setup-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 build/typings:
 	mkdir -p $@/compressor

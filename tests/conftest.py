@@ -23,8 +23,16 @@ def real_data() -> Path | None:
     return folder.resolve() if (folder / "README.md").is_file() else None
 
 
+REPRESENTATIVE = {"llama", "opt", "bert", "vit"}
+"""One family of each kind: gated and plain decoders, a post-norm encoder, an image model."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `real` where their data is not there."""
+    """Mark runs on the other families `exhaustive`; skip the tests marked `real` where their data is not there."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
+        if isinstance(family, str) and family not in REPRESENTATIVE:
+            item.add_marker(pytest.mark.exhaustive)
     if real_data() is not None:
         return
     skip = pytest.mark.skip(reason="real models and data are not here: set COMPRESSOR_TEST_DATA to their folder")

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compressor import __version__
-from compressor.errors import ResourceError
+from compressor.errors import CompressorError, ResourceError
 from compressor.exporters.release import PeriodicRelease
 
 GRAPH = "model.onnx"
@@ -49,6 +49,7 @@ def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
 
     Raises:
         ResourceError: the disk is full.
+        CompressorError: what reading a weight raised.
     """
     graph, data = out / GRAPH, out / DATA
     mapped = PeriodicRelease(release)
@@ -66,5 +67,10 @@ def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
             ir.save(model, graph)
     except OSError as error:
         raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space and run again.") from error
+    except ir.serde.SerdeError as error:  # onnx_ir wraps what reading a weight raised
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CompressorError):
+            cause = cause.__cause__
+        raise cause or error from None
     release()
     return [graph, data] if beside else [graph]

@@ -57,6 +57,35 @@ def _memory_row(blocks: int, peak: float) -> dict[str, Any]:
     return {"method": "width", "blocks": blocks, **sizes, "peak_bytes": peak, "pass_cpu_seconds": 9.0}
 
 
+def _quantized() -> list[dict[str, Any]]:
+    """Return one row of ours, one of another quantizer that is worse, one that failed, and an encoder's."""
+    ours = {**_run("gptq: {bits: 4}", 40.1, 1.0), "metrics": {"perplexity": 40.1, "kl": 0.001}}
+    stacked = {
+        **_run("width: {sparsity: 0.3} + gptq: {bits: 4}", 41.0, 0.85),
+        "metrics": {"perplexity": 41.0, "kl": 0.03},
+    }
+    other = {
+        "model": "llama-wt2",
+        "pass": "another quantizer",
+        "peer": True,
+        "metrics": {"perplexity": 40.4, "kl": 0.004},
+        "dense_metrics": {"perplexity": 40.0},
+        "perplexity_ratio": 1.01,
+        "ratios": {"bytes": 0.4},
+        "cpu_seconds": 3.0,
+    }
+    broken = {"model": "llama-wt2", "pass": "a broken one", "peer": True, "error": "ValueError: no"}
+    encoder = {
+        **_run("int8-dynamic: {}", 40.0, 1.0),
+        "model": "MiniLM",
+        "metrics": {"cosine": 0.997, "cosine_min": 0.991, "spearman": 0.85},
+        "dense_metrics": {"spearman": 0.8505},
+        "speedup": {"forward": 2.6},
+    }
+    del encoder["perplexity_ratio"]
+    return [ours, stacked, other, broken, encoder]
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     obs = "width: {importance: obs, allocation: global, sparsity: %s}"
@@ -92,6 +121,7 @@ def results() -> dict[str, Any]:
         },
         "cli": {"rows": [{"command": "compressor --help", "seconds": 0.4, "cpu_seconds": 0.2}]},
         "recipes": {"rows": [{**rows[0], "recipe": "demo/sample", "total_seconds": 30.0}]},
+        "quantize": {"rows": _quantized(), "settings": [SETTING]},
     }  # fmt: skip
     return {name: {**made[name], "environment": ENVIRONMENT} for name in TABLES}
 

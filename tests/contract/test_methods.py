@@ -41,7 +41,7 @@ def recipe_options() -> dict[str, dict[str, Any]]:
 
 OPTIONS = recipe_options()
 # Quantization reads weights as matrices, whatever they are for: one family of each kind shows it.
-KINDS = {"structure": COVERED, "quantize": ["mistral", "bert", "vit"]}
+KINDS = {"structure": COVERED, "quantize": ["llama", "mistral", "bert", "vit"]}
 CASES = [(name, family) for name in OPTIONS for family in KINDS[methods()[name].family]]
 
 

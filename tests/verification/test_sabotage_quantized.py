@@ -160,6 +160,7 @@ def test_damage_that_hashes_hide(case: str, victim: Path) -> None:
     assert "files.unchanged" not in reasons(verdict)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", [case for case in DAMAGE if case not in BELOW_PARITY])
 def test_damage_with_forged_digests(case: str, victim: Path) -> None:
     module, leaf, change = DAMAGE[case]
