@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two workers and one thread each: figures and bytes do not depend on the number of cores.
-TEST_ARGS ?= -n 2 -m "not exhaustive"
+TEST_ARGS ?= -n 2 --dist loadfile -m "not exhaustive"
 OUT ?= demo-artifact
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -47,7 +47,7 @@ test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
 test-all: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 build/typings:
 	mkdir -p $@/compressor

@@ -8,6 +8,7 @@ speed against our dense export, one pair at a time.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.bench.peers import LLMCOMPRESSOR
 from tests.bench.quality import Subject
 
 SUITE = "quantize"
+_LEFT_OUT = "left out when this was measured (`--only`)"
 _CALIBRATION, _WINDOWS = 128, 200
 _LINES = (
     "rtn: {bits: 4, symmetric: true}",
@@ -58,9 +60,16 @@ def run(context: Context) -> Row:
             continue
         names = ("name", "samples", "held_out", "length", "timed_length")
         settings.append({key: getattr(subject, key) for key in names})
-        rows += quality.measure(context, subject, SUITE)
+        chosen = tuple(line for line in subject.passes if _wanted(context, subject, line))
+        if left := len(subject.passes) - len(chosen):
+            skipped.append({"what": f"{left} of {len(subject.passes)} runs on {subject.name}", "reason": _LEFT_OUT})
+        rows += quality.measure(context, replace(subject, passes=chosen), SUITE) if chosen else []
         rows += _peers(context, subject, skipped)
     return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped}
+
+
+def _wanted(context: Context, subject: Subject, what: str) -> bool:
+    return re.search(context.only or "", f"{subject.name}: {what}") is not None
 
 
 def _llama(context: Context) -> Subject:
@@ -84,6 +93,9 @@ def _peers(context: Context, subject: Subject, skipped: list[Row]) -> list[Row]:
     peers = list(_PEERS) if decoder else [("ONNX Runtime quantize_dynamic", "ort_dynamic", {})]
     rows = []
     for number, (name, job, options) in enumerate(peers[:1] if context.quick else peers):
+        if not _wanted(context, subject, name):
+            skipped.append({"what": f"{name} on {subject.name}", "reason": _LEFT_OUT})
+            continue
         out = folder / f"peer-{number}"
         source = subject.model if job == "genai_int4" else dense
         spec = {"model": str(source), "out": str(out), "bits": 4, "block": 32, **options}
@@ -100,6 +112,8 @@ def _llmcompressor(context: Context, subject: Subject, folder: Path, skipped: li
         return []
     rows = []
     for symmetric in (True, False):
+        if not _wanted(context, subject, f"llm-compressor, {'symmetric' if symmetric else 'asymmetric'}"):
+            continue
         name = f"{subject.name}-llmcompressor-{'sym' if symmetric else 'asym'}"
         out = folder / name
         spec = {"model": str(subject.model), "out": str(out), "data": str(subject.calibration)}

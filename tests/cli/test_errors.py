@@ -113,7 +113,7 @@ def test_a_real_process_says_the_same(process, tmp_path):
     (tmp_path / "r.yaml").write_text("version: 1\nname: x\npasses: []\nexport: {format: onxx}\n")
     done = process("run", "r.yaml")
     assert (done.returncode, done.stdout) == (2, "")
-    expected = "line 4: export.format: allowed: onnx or safetensors, got 'onxx' (did you mean 'onnx'?)"
+    expected = "line 4: export.format: allowed: onnx, ort or safetensors, got 'onxx' (did you mean 'onnx'?)"
     assert done.stderr == f"error: r.yaml: 1 problem\n  {expected}\n"
 
 

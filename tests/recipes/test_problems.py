@@ -53,7 +53,7 @@ verify:
         "line 9: passes[2]: expected one method with its options, got 'int8-dynamic'; write `- int8-dynamic: {}`",
         "line 10: passes[3].width.sparsity: required, but missing: Share of channels removed.",
         "line 11: passes[4]: expected one method with its options, got keys 'a', 'b'",
-        "line 12: export.format: allowed: onnx or safetensors, got 'onxx' (did you mean 'onnx'?)",
+        "line 12: export.format: allowed: onnx, ort or safetensors, got 'onxx' (did you mean 'onnx'?)",
         "line 12: export.opset: expected auto, or an opset from 18 to 23, got 12",
         "line 14: verify.speedup: no value can be at least 2 and at most 1",
         "line 15: verify.top1: min 1.5 can never be reached: the value is at most 1",
