@@ -28,7 +28,11 @@ REPRESENTATIVE = {"llama", "opt", "bert", "vit"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark runs on the other families `exhaustive`; skip the tests marked `real` where their data is not there."""
+    """Mark runs on the other families `exhaustive`; skip the tests marked `real` where their data is not there.
+
+    Whole runs of the program come first: the last files of a parallel run should be short ones.
+    """
+    items.sort(key=lambda item: "tests/pipeline/" not in item.nodeid)
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
         if isinstance(family, str) and family not in REPRESENTATIVE:

@@ -101,7 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--lanes", type=int, default=lanes, help=f"untimed runs beside each other (here {lanes})")
     add("--no-timing", dest="timed", action="store_false", help="quality: keep the speed-ups of each run's own report")
     add("--windows", type=int, help="evaluation windows of llama-wt2; all if absent")
-    add("--only", metavar="REGEX", help="rows of quality and quantize (`model: pass`) and memory (`method-blocks`); all if absent")
+    add(
+        "--only",
+        metavar="REGEX",
+        help="rows of quality and quantize (`model: pass`) and memory (`method-blocks`); all if absent",
+    )
     add("--scratch", type=Path, help="where models and artifacts of the run lie")
     add("--figures", type=Path, help="where results go; docs/figures, or scratch with --quick")
     return parser
