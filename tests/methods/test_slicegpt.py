@@ -194,7 +194,7 @@ def test_refit_brings_the_logits_nearer(family: str, rotation: str, pico: Make, 
     assert error("fitted") < 0.8 * error("projected", refit=False)
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["auto", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("rotation", ["shared", "per_layer"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_run_resumes_to_the_same_bytes(

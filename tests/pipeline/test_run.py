@@ -201,7 +201,15 @@ def start(recipe: Recipe, model: Path, out: Path, mode: str, corpus: Path) -> su
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", ["findings", "block-0001", "block-0004", "dense/model.onnx"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("findings", marks=pytest.mark.exhaustive),
+        "block-0001",
+        pytest.param("block-0004", marks=pytest.mark.exhaustive),
+        "dense/model.onnx",
+    ],
+)
 def test_killed_run_resumes_to_the_same_bytes(
     pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, after: str
 ) -> None:
