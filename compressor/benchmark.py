@@ -1,14 +1,18 @@
 """Side-by-side timing of two models: one process, both loaded and warm, rounds interleaved, fixed threads.
 
 A round times ours and the other one after the other (the order alternates), each over enough calls to fill a few tens
-of milliseconds. Figures are medians over rounds; a speed-up is the median of the rounds' own ratios, so that a slow
-spell of the machine hits both sides of a ratio. CPU time and wall time are both kept; with one thread the CPU clock is
-the one that is reported, because other processes on the machine do not change it.
+of milliseconds. The model that warms up first is often a few percent slower than its own copy for as long as the
+process lives, wherever its memory came to lie; so two models sit twice, opened afresh and in the other order.
+
+Figures are medians over rounds; a speed-up is the median of the rounds' own ratios, so that a slow spell of the machine
+hits both sides of a ratio. CPU time and wall time are both kept; with one thread the CPU clock is the one that is
+reported, because other processes on the machine do not change it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +29,8 @@ from compressor.data import Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.runners import Runner, open_runner, read_config, runtime_model
 
-MIN_ROUNDS = 5
+MIN_ROUNDS = 3
+"""Rounds of a sitting, however slow the models are."""
 _CALL_SECONDS = 0.03
 _LENGTHS = {"text-generation": 128, "feature-extraction": 64, "text-classification": 64, "image-classification": 0}
 
@@ -42,6 +47,10 @@ class Series:
     cpu: list[float]
     wall: list[float]
 
+    def __add__(self, more: Series) -> Series:
+        """Return the rounds of both."""
+        return Series(self.cpu + more.cpu, self.wall + more.wall)
+
     def median_ms(self, clock: str) -> float:
         """Return the median latency in milliseconds."""
         return float(np.median(getattr(self, clock))) * 1e3
@@ -50,6 +59,21 @@ class Series:
         """Return the interquartile range over the median."""
         low, middle, high = np.quantile(getattr(self, clock), [0.25, 0.5, 0.75])
         return float((high - low) / middle)
+
+
+_Phases = dict[tuple[str, int, int, int], list[Series]]
+"""Name, batch, length and tokens of a phase -> one series per model."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the models are given in every sitting; see `compare`."""
+
+    folders: Sequence[Path]
+    threads: int
+    batches: Sequence[int]
+    length: int | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -186,8 +210,8 @@ def compare(
         batch: batch size, or several; the first one gives the headline figures.
         length: prefill length in tokens and cache length of the decode step (default 128; 64 for encoders), clipped to
             what the model's positions allow.
-        rounds: interleaved rounds per phase.
-        seconds: budget per phase; the rounds stop early, after at least `MIN_ROUNDS`, when it is spent.
+        rounds: interleaved rounds per phase; of two models an even number, half of them in each of two sittings.
+        seconds: budget per phase; the rounds stop early, after at least `MIN_ROUNDS` in a sitting, when it is spent.
         memory: also measure peak memory, each model in a process of its own.
         seed: of the random inputs.
 
@@ -201,22 +225,21 @@ def compare(
             f"threads, batch, length and rounds must be positive, got {threads}, {batches}, {length}, {rounds}"
         )
     folders = [Path(ours)] + ([Path(other)] if other is not None else [])
-    runners = [open_runner(folder, threads) for folder in folders]
-    if len({r.task for r in runners}) > 1:
-        raise UsageError(f"{ours} is for {runners[0].task}, {other} for {runners[1].task}: not comparable")
-    size = min(_usable_length(folder, runners[0].task, length) for folder in folders)
-    vocabulary = min(_vocabulary(folder) for folder in folders)
-    phases = []
-    for count in batches:
-        makers = [_phases(runner, count, size, vocabulary, seed) for runner in runners]
-        for name, tokens in _phase_sizes(runners[0].task, count, size):
-            calls = [maker[name] for maker in makers]
-            series = _interleave(calls, rounds, seconds)
-            rest = series[1] if len(series) > 1 else None
-            phases.append(Phase(name, count, size, tokens, "cpu" if threads == 1 else "wall", series[0], rest))
-    done = len(phases[0].ours.cpu)
+    work = _Work(folders, threads, batches, length, seed)
+    taken: _Phases = {}
+    sittings = [[0]] if other is None else [[0, 1], [1, 0]]
+    for order in sittings:
+        more = _sitting(work, order, math.ceil(rounds / len(sittings)), seconds / len(sittings), taken)
+        taken = {key: [a + b for a, b in zip(taken[key], new, strict=True)] if taken else new
+                 for key, new in more.items()}  # fmt: skip
+    clock = "cpu" if threads == 1 else "wall"
+    phases = [
+        Phase(name, count, size, tokens, clock, series[0], series[1] if len(series) > 1 else None)
+        for (name, count, size, tokens), series in taken.items()
+    ]
+    size = phases[0].length
     prints = [Footprint(file_bytes(f), peak_memory(f, threads, batches[0], size) if memory else None) for f in folders]
-    return Timing(threads, done, phases, prints[0], prints[1] if other is not None else None)
+    return Timing(threads, len(phases[0].ours.cpu), phases, prints[0], prints[1] if other is not None else None)
 
 
 def file_bytes(folder: Path) -> int:
@@ -266,6 +289,33 @@ def image_shape(folder: Path) -> tuple[int, int, int]:
     size = config.get("image_size", 224)
     height, width = size if isinstance(size, list) else (size, size)
     return int(config.get("num_channels", 3)), int(height), int(width)
+
+
+def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, taken: _Phases) -> _Phases:
+    """Open the models in `order` and time all phases, in as many rounds as `taken` already has, if it has any.
+
+    Raises:
+        UsageError: the models serve different tasks.
+    """
+    opened = {who: open_runner(work.folders[who], work.threads) for who in order}
+    runners = [opened[who] for who in range(len(order))]
+    tasks = [runner.task for runner in runners]
+    if len(set(tasks)) > 1:
+        names = [f"{folder} is for {task}" for folder, task in zip(work.folders, tasks, strict=True)]
+        raise UsageError(f"{', '.join(names)}: not comparable")
+    size = min(_usable_length(folder, tasks[0], work.length) for folder in work.folders)
+    vocabulary = min(_vocabulary(folder) for folder in work.folders)
+    found: _Phases = {}
+    for count in work.batches:
+        makers = {who: _phases(runners[who], count, size, vocabulary, work.seed) for who in order}
+        for name, tokens in _phase_sizes(tasks[0], count, size):
+            calls = {who: makers[who][name] for who in order}
+            key = (name, count, size, tokens)
+            before = taken.get(key)
+            limits = (rounds, seconds) if before is None else (len(before[0].cpu), math.inf)
+            series = dict(zip(order, _interleave(list(calls.values()), *limits), strict=True))
+            found[key] = [series[who] for who in range(len(order))]
+    return found
 
 
 def _usable_length(folder: Path, task: str, length: int | None) -> int:

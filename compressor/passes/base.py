@@ -38,6 +38,8 @@ class Pass(Protocol):
         calibrated: whether it looks at calibration data; a recipe of methods that do not needs none.
         needs_dense: whether blocks must be shown the dense stream beside the current one.
         walks: how often the blocks are walked, surveys included (for progress and time estimates).
+
+    A method may have `notes`, a sequence of sentences: what it decided by itself, known after `begin`, for the report.
     """
 
     name: ClassVar[str]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.accounting import count_flops, default_length
+from compressor.benchmark import file_bytes
 from compressor.errors import CompressorError
 from compressor.loading import ModelFolder, open_model
+from compressor.runners import runtime_model
 
 _INSPECT_TOKENS = 512
 
@@ -21,16 +23,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     model = open_model(path)
     folder = model.path
-    onnx = (folder / "model.onnx").is_file()
+    graph = runtime_model(folder)
     length = default_length(model, _INSPECT_TOKENS)
     return {
         "path": str(path),
         "kind": "artifact" if (folder / "compression.json").is_file() else "model",
-        "format": "onnx" if onnx else "safetensors",
+        "format": graph.suffix.removeprefix(".") if graph else "safetensors",
         "family": model.family.name,
         "task": model.task,
         "parameters": model.parameters,
-        "bytes": sum(file.stat().st_size for file in _weight_files(folder, onnx)),
+        "bytes": file_bytes(folder),
         "flops": count_flops(model, length),
         "length": length,
         "hidden_size": model.shapes.hidden_size,
@@ -40,11 +42,6 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "layers": _layers(model),
         "verdict": _verdict(folder),
     }
-
-
-def _weight_files(folder: Path, onnx: bool) -> list[Path]:
-    names = ("model.onnx", "model.onnx.data") if onnx else tuple(p.name for p in folder.glob("*.safetensors"))
-    return [folder / n for n in names if n != "reference.safetensors" and (folder / n).is_file()]
 
 
 def _layers(model: ModelFolder) -> list[dict[str, Any]]:

@@ -189,6 +189,7 @@ def _pass_entry(method: Any, before: ModelFolder, after: ModelFolder, changes: l
         "parameters_after": after.parameters,
         "quality_after": {},
         "layers": layers,
+        "notes": list(getattr(method, "notes", ())),
     }
 
 

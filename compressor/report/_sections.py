@@ -95,7 +95,9 @@ def passes(report: Report) -> str:
         ]
         rows.append(cells)
     heads = ["pass", "parameters before", "after", "change", "time"]
-    return table(heads, rows, numbers=(1, 2, 3, 4), wide=(1, 2)) if rows else ""
+    notes = "".join(f"<li>{text(entry.name)}: {text(note)}</li>" for entry in report.passes for note in entry.notes)
+    listed = f"<ul>{notes}</ul>" if notes else ""
+    return table(heads, rows, numbers=(1, 2, 3, 4), wide=(1, 2)) + listed if rows else ""
 
 
 def checks(report: Report) -> str:

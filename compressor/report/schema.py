@@ -88,6 +88,7 @@ class PassEntry(_Part):
         quality_dense: metrics of the dense model measured like `quality_after` (same data, same runtime); empty when
             they are those of the report's `dense`.
         layers: what changed in each: `index`, and `<dimension>_before` and `<dimension>_after` for each dimension.
+        notes: what the pass decided by itself, and why.
     """
 
     name: str
@@ -98,6 +99,7 @@ class PassEntry(_Part):
     quality_after: dict[str, float | None] = Field(default_factory=dict)
     quality_dense: dict[str, float | None] = Field(default_factory=dict)
     layers: list[dict[str, Any]] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod

@@ -96,6 +96,9 @@ def _print_passes(report: Report, console: Console) -> None:
             row[3:3] = [cell(_quality(entry))]
         table.add_row(*row)
     console.print(table)
+    for entry in report.passes:
+        for note in entry.notes:
+            console.print(cell(f"{entry.name}: {note}"))
     console.print()
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench.harness import DATA_VARIABLE, REPOSITORY, Context, drop, environment, find_data, write_json
+from tests.bench.harness import DATA_VARIABLE, REPOSITORY, Context, drop, environment, find_data, joined, write_json
 from tests.bench.pages import figures_page, read_results, readme_section, replace_section
 from tests.bench.tables import TABLES
 
@@ -69,8 +69,8 @@ def _run(name: str, context: Context, figures: Path) -> int:
         **suite.run(context),
     }
     made["wall_seconds"] = time.perf_counter() - start
-    if name == "quality":
-        made = suite.joined(made, read_results(figures).get(name))
+    if "planned" in made:
+        made = joined(made, read_results(figures).get(name))
     write_json(figures / f"{name}.json", made)
     if name == "recipes" and figures == FIGURES:
         for recipe in suite.rewrite_headers(made):

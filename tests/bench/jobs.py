@@ -174,12 +174,18 @@ def flops(spec: Result) -> Result:
 
 
 def export_ours(spec: Result) -> Result:
-    """Export `model` to the folder `out` with our exporter."""
+    """Export `model` to the folder `out` with our exporter; with `rtn`, after that pass in `work`."""
     from compressor.exporters.onnx import OnnxOptions, export_onnx
     from compressor.loading import open_model
+    from compressor.passes import methods
+    from compressor.passes.apply import Setting, apply_pass
 
     out = _fresh(spec["out"])
     source = open_model(spec["model"])
+    if "rtn" in spec:
+        method = methods()["rtn"]
+        made = method(method.Options(**spec["rtn"]))
+        source, _ = apply_pass(made, source, [], Setting(_fresh(spec["work"]), "benchmark", 0))
     return _measured(lambda: export_onnx(source, out, OnnxOptions(graph=spec.get("graph", "auto"))), out)
 
 

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import shutil
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,37 +93,6 @@ def run(context: Context) -> Row:
     settings = [{key: getattr(s, key) for key in names} for s in subjects]
     planned = [[subject.name, line] for subject in subjects for line in subject.passes]
     return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped, "planned": planned}
-
-
-def joined(made: Row, earlier: Row | None) -> Row:
-    """Return a result with the rows of an earlier one that it left out (`--only`), in the order of the plan.
-
-    Rows with other data settings, of a trial, or that are planned no more, are not taken over. What is taken over keeps
-    the environment that it was measured in.
-    """
-    settings = {item["name"]: item for item in made["settings"]}
-    rows = {(row["model"], row["pass"]): row for row in made["rows"]}
-    if earlier is not None and made["quick"] == earlier["quick"]:
-        before = {item["name"]: item for item in earlier["settings"]}
-        for row in earlier["rows"]:
-            if settings.get(row["model"]) == before.get(row["model"]):
-                key = row["model"], row["pass"]
-                rows.setdefault(key, {"environment": earlier["environment"], **row})
-    planned = [(model, line) for model, line in made["planned"]]
-    kept = [rows[key] for key in planned if key in rows]
-    return {
-        **{key: value for key, value in made.items() if key != "planned"},
-        "settings": [item for name, item in settings.items() if name in {row["model"] for row in kept}],
-        "rows": kept,
-        "skipped": [*made["skipped"], *_left_out(planned, rows)],
-    }
-
-
-def _left_out(planned: list[tuple[str, str]], rows: dict[tuple[str, str], Row]) -> list[Row]:
-    counts = Counter(model for model, _ in planned)
-    left = Counter(model for model, line in planned if (model, line) not in rows)
-    reason = "left out when this was measured (`--only`)"
-    return [{"what": f"{n} of {counts[model]} runs on {model}", "reason": reason} for model, n in left.items()]
 
 
 def find_subjects(context: Context) -> tuple[list[Subject], list[Row]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from tests.bench.peers import LLMCOMPRESSOR
 from tests.bench.quality import Subject
 
 SUITE = "quantize"
-_LEFT_OUT = "left out when this was measured (`--only`)"
 _CALIBRATION, _WINDOWS = 128, 200
 _LINES = (
     "rtn: {bits: 4, symmetric: true}",
@@ -38,12 +37,41 @@ _LINES = (
     "width: {sparsity: 0.3} + gptq: {bits: 4, embedding: 4, head: 4}",
 )
 _ENCODER_LINES = ("int8-dynamic: {}", "int8-static: {}", "rtn: {bits: 8}")
-_PEERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("ONNX Runtime MatMulNBits, symmetric", "ort_nbits", {"algorithm": "default", "symmetric": True}),
-    ("ONNX Runtime MatMulNBits, asymmetric", "ort_nbits", {"algorithm": "default", "symmetric": False}),
-    ("ONNX Runtime quantize_dynamic", "ort_dynamic", {"operators": ["MatMul"]}),
-    ("onnxruntime-genai builder, default", "genai_int4", {"options": []}),
-    ("onnxruntime-genai builder, k_quant", "genai_int4", {"options": ["int4_algo_config=k_quant"]}),
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another quantizer.
+
+    Attributes:
+        title: how figures call it.
+        job: of `tests.bench.peers`.
+        options: of the job.
+        timed: whether what it makes runs where ours does.
+    """
+
+    title: str
+    job: str
+    options: dict[str, Any]
+    timed: bool = True
+
+
+_PEERS = (
+    Peer("ONNX Runtime MatMulNBits, symmetric", "ort_nbits", {"algorithm": "default", "symmetric": True}),
+    Peer("ONNX Runtime MatMulNBits, asymmetric", "ort_nbits", {"algorithm": "default", "symmetric": False}),
+    Peer("ONNX Runtime quantize_dynamic", "ort_dynamic", {"operators": ["MatMul"]}),
+    Peer("onnxruntime-genai builder, default", "genai_int4", {"options": []}),
+    Peer("onnxruntime-genai builder, k_quant", "genai_int4", {"options": ["int4_algo_config=k_quant"]}),
+)
+# It refuses groups that do not divide the inputs, and the FFN's writer has 688 of them.
+_LLMCOMPRESSOR_PEERS = tuple(
+    Peer(
+        f"llm-compressor GPTQ, groups of 16, {'symmetric' if symmetric else 'asymmetric'}, in PyTorch",
+        "llmcompressor_gptq",
+        {"group": 16, "symmetric": symmetric},
+        timed=False,
+    )
+    for symmetric in (True, False)
 )
 
 
@@ -52,20 +80,22 @@ def run(context: Context) -> Row:
     rows: list[Row] = []
     skipped: list[Row] = []
     settings: list[Row] = []
+    planned: list[list[str]] = []
     for make in (_llama, _minilm):
         try:
             subject = make(context)
         except FileNotFoundError as error:
             skipped.append({"what": make.__name__.strip("_"), "reason": str(error)})
             continue
+        peers = _peers(context, subject, skipped)
         names = ("name", "samples", "held_out", "length", "timed_length")
         settings.append({key: getattr(subject, key) for key in names})
+        planned += [[subject.name, what] for what in (*subject.passes, *(peer.title for peer in peers))]
         chosen = tuple(line for line in subject.passes if _wanted(context, subject, line))
-        if left := len(subject.passes) - len(chosen):
-            skipped.append({"what": f"{left} of {len(subject.passes)} runs on {subject.name}", "reason": _LEFT_OUT})
         rows += quality.measure(context, replace(subject, passes=chosen), SUITE) if chosen else []
-        rows += _peers(context, subject, skipped)
-    return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped}
+        if (context.folder(SUITE, subject.name) / "dense" / "model.onnx").is_file():
+            rows += [_measure(context, subject, peer) for peer in peers if _wanted(context, subject, peer.title)]
+    return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped, "planned": planned}
 
 
 def _wanted(context: Context, subject: Subject, what: str) -> bool:
@@ -84,45 +114,30 @@ def _minilm(context: Context) -> Subject:
     )
 
 
-def _peers(context: Context, subject: Subject, skipped: list[Row]) -> list[Row]:
+def _peers(context: Context, subject: Subject, skipped: list[Row]) -> list[Peer]:
+    """Return the other quantizers to run on a model; say which are not here."""
+    if subject.name != "llama-wt2":
+        return [Peer("ONNX Runtime quantize_dynamic", "ort_dynamic", {})]
+    if context.quick:
+        return list(_PEERS[:1])
+    if os.environ.get(LLMCOMPRESSOR):
+        return [*_PEERS, *_LLMCOMPRESSOR_PEERS]
+    skipped.append({"what": "llm-compressor's GPTQ", "reason": f"{LLMCOMPRESSOR} names no interpreter that has it"})
+    return list(_PEERS)
+
+
+def _measure(context: Context, subject: Subject, peer: Peer) -> Row:
+    """Let another quantizer work, and measure what it has made."""
     folder = context.folder(SUITE, subject.name)
-    dense = folder / "dense"
-    if not (dense / "model.onnx").is_file():
-        return []
-    decoder = subject.name == "llama-wt2"
-    peers = list(_PEERS) if decoder else [("ONNX Runtime quantize_dynamic", "ort_dynamic", {})]
-    rows = []
-    for number, (name, job, options) in enumerate(peers[:1] if context.quick else peers):
-        if not _wanted(context, subject, name):
-            skipped.append({"what": f"{name} on {subject.name}", "reason": _LEFT_OUT})
-            continue
-        out = folder / f"peer-{number}"
-        source = subject.model if job == "genai_int4" else dense
-        spec = {"model": str(source), "out": str(out), "bits": 4, "block": 32, **options}
-        made = context.step(SUITE, f"{subject.name}-peer-{number}", job, spec)
-        rows.append(_peer_row(context, subject, name, f"{subject.name}-peer-{number}", out, made))
-    if decoder and not context.quick:
-        rows += _llmcompressor(context, subject, folder, skipped)
-    return rows
-
-
-def _llmcompressor(context: Context, subject: Subject, folder: Path, skipped: list[Row]) -> list[Row]:
-    if not os.environ.get(LLMCOMPRESSOR):
-        skipped.append({"what": "llm-compressor's GPTQ", "reason": f"{LLMCOMPRESSOR} names no interpreter that has it"})
-        return []
-    rows = []
-    for symmetric in (True, False):
-        if not _wanted(context, subject, f"llm-compressor, {'symmetric' if symmetric else 'asymmetric'}"):
-            continue
-        name = f"{subject.name}-llmcompressor-{'sym' if symmetric else 'asym'}"
-        out = folder / name
-        spec = {"model": str(subject.model), "out": str(out), "data": str(subject.calibration)}
-        spec |= {"samples": subject.samples, "length": subject.length, "group": 16, "symmetric": symmetric}
-        made = context.step(SUITE, name, "llmcompressor_gptq", spec)
-        # It refuses groups that do not divide the inputs, and the FFN's writer has 688 of them.
-        title = f"llm-compressor GPTQ, groups of 16, {'symmetric' if symmetric else 'asymmetric'}, in PyTorch"
-        rows.append(_peer_row(context, subject, title, name, out, made, timed=False))
-    return rows
+    step = f"{subject.name}-peer-{re.sub('[^a-z0-9]+', '-', peer.title.lower())}"
+    out = folder / step
+    spec = {"model": str(folder / "dense"), "out": str(out), "bits": 4, "block": 32, **peer.options}
+    if peer.job in ("genai_int4", "llmcompressor_gptq"):
+        spec["model"] = str(subject.model)
+    if peer.job == "llmcompressor_gptq":
+        spec |= {"data": str(subject.calibration), "samples": subject.samples, "length": subject.length}
+    made = context.step(SUITE, step, peer.job, spec)
+    return _peer_row(context, subject, peer.title, step, out, made, timed=peer.timed)
 
 
 def _peer_row(

@@ -1,4 +1,5 @@
-"""Realised speed of smaller shapes (goal S6) and of our decoder graph (goal E1), on a memory-bound random Llama."""
+"""Realised speed of smaller shapes (goal S6), of 4-bit weights on top (goal Q3) and of our decoder graph beside another
+builder's (goal E1), on a memory-bound random Llama."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ from tests.bench.synthetic import Geometry
 SUITE = "speed"
 _CONTEXTS, _QUICK_CONTEXTS = (128, 512), (64,)
 _PROMPT, _TOKENS = 64, 64
+# What onnxruntime-genai's builder does by default, for its graph; embedding too for the smallest artifact.
+_BUILDER_INT4 = {"bits": 4, "symmetric": True, "head": 4}
+_INT4 = {"bits": 4, "head": 4, "embedding": 4}
+STACKED = "FFN -30 %, 4 bits"
 
 
 def dense_geometry(*, quick: bool) -> Geometry:
@@ -42,7 +47,7 @@ def variants(dense: Geometry) -> dict[str, Geometry]:
 
 
 def run(context: Context) -> Row:
-    """Time every shape against dense, and our dense graph against onnxruntime-genai's."""
+    """Time every shape against dense, and our graphs against onnxruntime-genai's."""
     dense = dense_geometry(quick=context.quick)
     shapes = {"dense": dense, **variants(dense)}
     made = {name: _make(context, number, shape) for number, (name, shape) in enumerate(shapes.items())}
@@ -50,7 +55,18 @@ def run(context: Context) -> Row:
     rows = [
         _compare(context, name, number, shapes, made, counts) for number, name in enumerate(shapes) if name != "dense"
     ]
-    builder, skipped = _builder(context, dense, made["dense"])
+    for name, shape in {"4 bits": "dense", STACKED: "FFN -30 %"}.items():
+        packed = _quantize(context, name, made[shape], _INT4)
+        rows.append(_packed_row(context, name, shapes[shape].parameters / dense.parameters, packed, made["dense"]))
+    builder: Row = {}
+    skipped: list[Row] = []
+    pairs = {"fp32": (made["dense"], "export_builder", {})}
+    pairs["4 bits"] = (_quantize(context, "as-builder", made["dense"], _BUILDER_INT4), "genai_int4", {"options": []})
+    for precision, pair in pairs.items():
+        try:
+            builder[precision] = _builder(context, precision, dense, *pair)
+        except RuntimeError as error:
+            skipped.append({"what": f"onnxruntime-genai's builder, {precision}", "reason": str(error)})
     return {
         "settings": {"geometry": asdict(dense), "contexts": list(_contexts(context)), "parameters": dense.parameters},
         "rows": rows,
@@ -98,21 +114,24 @@ def _compare(
     if "error" in timed:
         return {**row, "error": timed["error"]}
     row["bytes_ratio"] = timed["bytes"]["ours"] / timed["bytes"]["other"]
-    row["phases"] = [_phase(phase, name, shapes, counts) for phase in timed["phases"]]
+    row["phases"] = [_phase(phase, _ideal(phase, name, shapes, counts)) for phase in timed["phases"]]
     return row
 
 
-def _phase(phase: Row, name: str, shapes: dict[str, Geometry], counts: dict[str, dict[str, int]]) -> Row:
-    """Add what would be ideal: bytes that a decode step must read, FLOPs of a prefill."""
+def _ideal(phase: Row, name: str, shapes: dict[str, Geometry], counts: dict[str, dict[str, int]]) -> float | None:
+    """Return the speed-up that bytes read by a decode step, or FLOPs of a prefill, would give."""
     length = phase["length"]
-    ideal: float | None = None
     if phase["name"] == "decode":
-        ideal = shapes["dense"].decode_bytes(length) / shapes[name].decode_bytes(length)
-    elif name in counts and "dense" in counts:
-        ideal = counts["dense"][str(length)] / counts[name][str(length)]
+        return shapes["dense"].decode_bytes(length) / shapes[name].decode_bytes(length)
+    if name in counts and "dense" in counts:
+        return counts["dense"][str(length)] / counts[name][str(length)]
+    return None
+
+
+def _phase(phase: Row, ideal: float | None) -> Row:
     return {
         "name": phase["name"],
-        "length": length,
+        "length": phase["length"],
         "speedup": phase["speedup"],
         "quartiles": phase["speedup_quartiles"],
         "ideal": ideal,
@@ -125,21 +144,50 @@ def _effort(context: Context) -> Row:
     return {"rounds": 7, "seconds": 1.0} if context.quick else {"rounds": 31, "seconds": 6.0}
 
 
-def _builder(context: Context, shape: Geometry, dense: Row) -> tuple[Row | None, list[Row]]:
-    """Compare with the graph of onnxruntime-genai's own builder, in a plain session and in its own runtime."""
-    if "error" in dense:
-        return None, [{"what": "onnxruntime-genai's builder", "reason": dense["error"]}]
-    out = context.scratch / SUITE / "builder"
-    built = context.step(SUITE, "builder", "export_builder", {"model": dense["model"], "out": str(out)})
+def _quantize(context: Context, name: str, made: Row, options: Row) -> Row:
+    """Export a model with its weights rounded to the nearest step of a 4-bit grid."""
+    if "error" in made:
+        return made
+    slug = name.replace(" ", "-").replace(",", "").replace("%", "")
+    out = context.scratch / SUITE / f"onnx-{slug}"
+    spec = {"model": made["model"], "out": str(out), "rtn": options, "work": str(context.scratch / SUITE / slug)}
+    return {**context.step(SUITE, f"onnx-{slug}", "export_ours", spec), "model": made["model"], "out": str(out)}
+
+
+def _packed_row(context: Context, name: str, parameters: float, ours: Row, dense: Row) -> Row:
+    row: Row = {"shape": name, "parameters_ratio": parameters}
+    if error := ours.get("error") or dense.get("error"):
+        return {**row, "error": error}
+    spec = {"ours": ours["out"], "other": dense["out"], "lengths": list(_contexts(context)), **_effort(context)}
+    timed = context.step(SUITE, f"timing-{name.replace(' ', '-')}", "timing", spec)
+    if "error" in timed:
+        return {**row, "error": timed["error"]}
+    row["bytes_ratio"] = timed["bytes"]["ours"] / timed["bytes"]["other"]
+    return {**row, "phases": [_phase(phase, None) for phase in timed["phases"]]}
+
+
+def _builder(context: Context, precision: str, shape: Geometry, ours: Row, job: str, options: Row) -> Row:
+    """Compare with a graph of onnxruntime-genai's own builder, in a plain session and in its own runtime.
+
+    Raises:
+        RuntimeError: one of the two graphs could not be built.
+    """
+    if "error" in ours:
+        raise RuntimeError(ours["error"])
+    slug = precision.replace(" ", "-")
+    out = context.scratch / SUITE / f"builder-{slug}"
+    built = context.step(SUITE, f"builder-{slug}", job, {"model": ours["model"], "out": str(out), **options})
     if "error" in built:
-        return None, [{"what": "onnxruntime-genai's builder", "reason": built["error"]}]
-    pair = {"ours": dense["out"], "other": str(out)}
+        raise RuntimeError(built["error"])
+    pair = {"ours": ours["out"], "other": str(out)}
     lengths = list(_contexts(context))
-    timed = context.step(SUITE, "timing-builder", "timing", {**pair, "lengths": lengths, **_effort(context)})
+    timed = context.step(SUITE, f"timing-builder-{slug}", "timing", {**pair, "lengths": lengths, **_effort(context)})
     spec = {**pair, "prompt": _PROMPT, "tokens": _TOKENS, "rounds": 3 if context.quick else 9}
-    decoded = context.step(SUITE, "generation", "generation", {**spec, "vocabulary": shape.vocabulary})
-    export = {"ours": _cost(dense), "builder": _cost(built)}
-    return {"session": timed, "genai": {**decoded, "prompt": _PROMPT, "tokens": _TOKENS}, "export": export}, []
+    decoded = context.step(SUITE, f"generation-{slug}", "generation", {**spec, "vocabulary": shape.vocabulary})
+    found: Row = {"session": timed, "genai": {**decoded, "prompt": _PROMPT, "tokens": _TOKENS}}
+    if precision == "fp32":
+        found["export"] = {"ours": _cost(ours), "builder": _cost(built)}
+    return found
 
 
 def _cost(export: Row) -> Row:

@@ -147,8 +147,9 @@ def speed_table(speed: Results) -> str:
         for phase in row.get("phases", ()):
             rows.append((*first, *_phase_cells(phase)))
     text = table(head, rows)
-    builder = speed.get("builder")
-    return f"{text}\n\n{_builder_table(builder)}" if builder else text
+    for precision, builder in (speed.get("builder") or {}).items():
+        text += f"\n\n{_builder_table(precision, builder)}"
+    return text
 
 
 def _phase_cells(phase: Mapping[str, Any]) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ def _phase_cells(phase: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _builder_table(builder: Mapping[str, Any]) -> str:
+def _builder_table(precision: str, builder: Mapping[str, Any]) -> str:
     rows = []
     for phase in builder["session"].get("phases", ()):
         low, high = phase["speedup_quartiles"]
@@ -180,7 +181,7 @@ def _builder_table(builder: Mapping[str, Any]) -> str:
         rows.append((where, *speeds, f"{decoded['speedup']:.3f} ×"))
     else:
         rows.append((f"onnxruntime-genai: failed: {decoded['error']}", "", "", ""))
-    return table(("dense graphs, fp32", "ours, tokens/s", "genai's builder, tokens/s", "ours over builder"), rows)
+    return table((f"graphs in {precision}", "ours, tokens/s", "genai's builder, tokens/s", "ours over builder"), rows)
 
 
 def export_table(export: Results) -> str:

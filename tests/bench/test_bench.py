@@ -12,11 +12,11 @@ import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench.goals import judge, option
-from tests.bench.harness import Context, run_job, without_paths
+from tests.bench.harness import Context, joined, run_job, without_paths
 from tests.bench.memory import flatness
 from tests.bench.pages import figures_page, readme_section, recipe_header, replace_section
-from tests.bench.quality import Subject, joined
-from tests.bench.speed import dense_geometry, variants
+from tests.bench.quality import Subject
+from tests.bench.speed import STACKED, dense_geometry, variants
 from tests.bench.synthetic import Geometry, write_llama
 from tests.bench.tables import TABLES, table
 
@@ -107,8 +107,13 @@ def results() -> dict[str, Any]:
                 {"shape": "FFN -30 %", "parameters_ratio": 0.8,
                  "phases": [{**phase, "share_of_ideal": 1.25 / 1.3, "latency_ms": latency}]},
                 {"shape": "broken", "parameters_ratio": 0.5, "error": "ValueError: no"},
+                {"shape": STACKED, "parameters_ratio": 0.8, "bytes_ratio": 0.14,
+                 "phases": [{**phase, "ideal": None, "share_of_ideal": None, "latency_ms": latency, "speedup": 3.6}]},
             ],
-            "builder": None,
+            "builder": {precision: {"session": {"phases": [
+                {"name": "decode", "length": 128, "speedup": speedup, "speedup_quartiles": [0.9, 1.1],
+                 "ours": {"per_second": 9.0}, "other": {"per_second": 9.0}}]}, "genai": {"error": "no runtime"}}
+                for precision, speedup in (("fp32", 1.02), ("4 bits", 0.8))},
         },
         "export": {
             "rows": [
@@ -147,6 +152,10 @@ def test_goals_are_judged_by_what_was_measured(results: dict[str, Any]) -> None:
     assert found["S5", "flat in depth"].met is False
     assert found["S6", "≥ 90%"].what.startswith("prefill")
     assert found["U1", "≤ 0.5 s"].met is True
+    assert found["Q3", "≤ 0.15 ×, ≥ 3.5 ×"].met is True
+    assert [(j.ours, j.met) for j in judge(results) if j.key == "E1"] == [
+        ("1.020 × at 128", True), ("0.800 × at 128", False)
+    ]  # fmt: skip
     assert {j.met for j in judge({})} == {None}
 
 

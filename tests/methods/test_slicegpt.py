@@ -18,8 +18,9 @@ from compressor.errors import ModelError
 from compressor.loading import ModelFolder, open_model
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.structure.backward import sampled_labels
-from compressor.passes.structure.rotation import ones_free
+from compressor.passes.structure.rotation import Projection, ones_free
 from compressor.passes.structure.sensitivity import limited, survey_sensitivity
+from compressor.passes.structure.slice_block import set_readers
 from compressor.passes.structure.slicegpt import SliceGPT
 from compressor.passes.structure.slicing import parameter_count, sliced_shapes
 from compressor.skeleton import base_of, optional_submodules
@@ -106,6 +107,23 @@ def test_a_stream_inside_the_kept_span_loses_nothing(
     assert float((dense - sliced).abs().max()) < 2e-3 * float(dense.std())
     if refit:
         assert all(change.figures["ffn_writer_error"] < 1e-3 for change in changes)
+
+
+@pytest.mark.parametrize("width", [4, 11])
+def test_readers_without_a_bias_read_the_shift_of_their_norm(width: int) -> None:
+    """A LayerNorm with scale and shift before readers with and without bias, on streams inside the kept span."""
+    generator = torch.Generator().manual_seed(0)
+    norm, readers = torch.nn.LayerNorm(12), [torch.nn.Linear(12, 9, bias=bias) for bias in (False, True)]
+    for parameter in [*norm.parameters(), *readers[0].parameters(), *readers[1].parameters()]:
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    basis = torch.linalg.qr(torch.randn(11, 11, generator=generator, dtype=torch.float64)).Q[:, :width]
+    site = Projection.of(ones_free(12) @ basis, centre=True)
+    stream = torch.randn(30, site.width, generator=generator, dtype=torch.float64) @ site.matrix.T
+    wanted = [reader(norm(stream.float())) for reader in readers]
+    set_readers(norm, readers, site.matrix, site)
+    found = [reader(norm(site.stream(stream).float())) for reader in readers]
+    assert readers[0].bias is None
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 
 def _hidden(model: ModelFolder, hidden: int, rotation: str) -> Shapes:

@@ -8,7 +8,6 @@ Hadamard matrix are, spreads every loud channel over all of them, and groups of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
@@ -101,52 +100,25 @@ def random_rotation(width: int, seed: int, *, centre: bool) -> Projection:
     return Projection.of(basis * signs[:, None], centre=False)
 
 
-def rotate_stem(walk: Walk, site: Projection) -> None:
-    """Let embeddings, positions and class tokens write in the coordinates of `site`."""
-    from compressor.skeleton import base_of, optional_submodules, set_weight
-
-    base, family = base_of(walk.model), walk.source.family
-    for module in optional_submodules(base, family.embeddings):
-        weight: Any = module.weight
-        if isinstance(module, torch.nn.Embedding):
-            set_weight(module, site.stream(weight.data.double()).float())
-            continue
-        _rotate_writer(module, site)
-    for path in family.embedding_biases:
-        parent, _, name = path.rpartition(".")
-        vector = getattr(base.get_submodule(parent), name, None)
-        if vector is not None:
-            vector.data = site.stream(vector.data.double()).float()
-
-
 def rotate_block(block: BlockView, site: Projection) -> None:
     """Let a block read and write in the coordinates of `site`; norms' scales go into the readers."""
+    from compressor.passes.structure.slice_block import set_readers
+
     attention, ffn = block.family.attention, block.family.ffn
     halves = ((attention.norm, attention.readers, attention.output), (ffn.norm, ffn.reader_paths, ffn.writer))
     for norm, readers, writer in halves:
         parts = [block.module.get_submodule(path) for path in readers]
-        _rotate_readers(block.module.get_submodule(norm), parts, site)
+        set_readers(block.module.get_submodule(norm), parts, site.matrix, site)
         _rotate_writer(block.module.get_submodule(writer), site)
 
 
 def rotate_tail(walk: Walk, site: Projection) -> None:
     """Let the heads read in the coordinates of `site`."""
+    from compressor.passes.structure.slice_block import set_readers
     from compressor.skeleton import base_of, optional_submodules
 
     norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
-    _rotate_readers(norm, optional_submodules(walk.model, walk.source.family.heads), site)
-
-
-def _rotate_readers(norm: Any, readers: Sequence[Any], site: Projection) -> None:
-    """Fold a norm's scale into its readers, and its shift where they have biases; otherwise the norm keeps the shift.
-
-    A shift has a mean, unlike the stream behind a LayerNorm: to keep it, the coordinates take the ones direction in.
-    """
-    from compressor.passes.structure.slice_block import set_readers
-
-    if getattr(norm, "bias", None) is not None and any(reader.bias is None for reader in readers):
-        site = Projection(site.matrix + 1 / site.width)
-    set_readers(norm, readers, site.matrix, site)
+    set_readers(norm, optional_submodules(walk.model, walk.source.family.heads), site.matrix, site)
 
 
 def _rotate_writer(module: Any, site: Projection) -> None:

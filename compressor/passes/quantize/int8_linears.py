@@ -137,6 +137,14 @@ class Int8:
         losses = [findings[f"losses.{i}"] for i in range(len(source.shapes.layers)) if f"losses.{i}" in findings]
         self._kept = worst(source, losses, self.options.sensitive) if losses else set()
 
+    @property
+    def notes(self) -> list[str]:
+        """Say how many bits the weights have, and which modules are spared."""
+        found = [f"{self.levels.bit_length() + 1}-bit weights: {self.reason}"]
+        if self._kept:
+            found.append(f"most sensitive, so their inputs stay floats: {', '.join(sorted(self._kept))}")
+        return found
+
     def config_updates(self, source: ModelFolder) -> dict[str, Any]:
         """Change nothing beside the grids."""
         return {}

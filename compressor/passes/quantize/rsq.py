@@ -42,6 +42,7 @@ class Rsq(Gptq):
         """Take validated options."""
         super().__init__(options)
         self._importance: dict[int, torch.Tensor] = {}
+        self.notes: list[str] = []
 
     def plan(self, source: ModelFolder) -> Shapes:
         """Return the shapes of `source`, which stay.
@@ -60,17 +61,20 @@ class Rsq(Gptq):
         from compressor.passes.quantize._rotate import random_rotation, why_not
 
         super().begin(source, planned, findings)
-        if self.options.rotate is True or self.options.rotate == "auto" and why_not(source) is None:
+        reason = why_not(source)
+        if self.options.rotate == "auto" and reason is not None:
+            self.notes = [f"the residual stream is not rotated: {reason}"]
+        elif self.options.rotate:
             centre = source.family.norm == "layer"
             self.frame = random_rotation(source.shapes.hidden_size, self.options.seed, centre=centre)
 
     def change_stem(self, walk: Walk) -> None:
         """Rotate what writes to the stream before the first block."""
-        from compressor.passes.quantize._rotate import rotate_stem
+        from compressor.passes.structure.slice_block import set_stem
 
         if self.frame is not None:
             self.frame = Projection(self.frame.matrix.to(walk.device))
-            rotate_stem(walk, self.frame)
+            set_stem(walk, self.frame)
         super().change_stem(walk)
 
     def change_tail(self, walk: Walk) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import LayerShape
-    from compressor.blocks import BlockView
+    from compressor.blocks import BlockView, Walk
 else:
     torch = lazy("torch")
 
@@ -30,24 +30,47 @@ else:
 def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
     """Let readers behind a norm read the narrow stream by way of `matrix` [d, k]; they take its scale and shift in.
 
-    Where a reader has no bias to take the shift in, the norm keeps it, projected.
+    Where a reader has no bias, the norm's shift becomes 1 and every reader makes its own of it: what stands in front of
+    the shift has mean zero, so a row may gain any constant c, which adds k·c and nothing else.
     """
     from compressor.skeleton import set_weight
 
     scale: torch.Tensor = norm.weight.double()
     shift: torch.Tensor | None = getattr(norm, "bias", None)
-    folds = all(reader.bias is not None for reader in readers)
+    folds = shift is None or all(reader.bias is not None for reader in readers)
     for reader in readers:
         bias = None
-        if folds and shift is not None:
-            bias = (reader.bias.double() + reader.weight.double() @ shift.double()).float()
         weight = fold_scale(reader.weight, scale) @ matrix
+        if shift is not None:
+            wanted = reader.weight.double() @ shift.double()
+            if folds:
+                bias = (reader.bias.double() + wanted).float()
+            else:
+                weight = weight + (wanted - weight.sum(1))[:, None] / weight.shape[1]
         set_weight(reader, weight.float(), bias)
-    kept = None
-    if shift is not None:
-        whole = torch.zeros_like(scale) if folds else torch.where(scale == 0, 0.0, shift.double() / scale)
-        kept = (whole @ site.matrix).float()
+    kept = None if shift is None else torch.full((site.width,), 0.0 if folds else 1.0, device=scale.device)
     set_weight(norm, site.norm_weight().to(scale.device).float(), kept)
+
+
+def set_stem(walk: Walk, site: Projection) -> None:
+    """Let embeddings, positions, patches and class tokens write in the coordinates of `site`."""
+    from compressor.skeleton import base_of, optional_submodules, set_weight
+
+    base, family = base_of(walk.model), walk.source.family
+    for module in optional_submodules(base, family.embeddings):
+        weight: Any = module.weight.data
+        if isinstance(module, torch.nn.Embedding):
+            set_weight(module, site.stream(weight.double()).float())
+            continue
+        bias = getattr(module, "bias", None)
+        written = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
+        set_weight(module, written, None if bias is None else site.stream(bias.double()).float())
+    for path in family.embedding_biases:
+        parent, _, name = path.rpartition(".")
+        holder = base.get_submodule(parent)
+        vector = getattr(holder, name, None)
+        if vector is not None:
+            setattr(holder, name, torch.nn.Parameter(site.stream(vector.data.double()).float(), requires_grad=False))
 
 
 def reader_fit(

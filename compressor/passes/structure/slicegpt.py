@@ -89,6 +89,7 @@ class SliceGPT:
         self.options = options
         self.needs_dense = options.refit
         self.walks = 3 if options.rotation == "shared" else 2
+        self.notes: list[str] = []
 
     @property
     def _prunes_ffn(self) -> bool:
@@ -154,6 +155,8 @@ class SliceGPT:
         """Receive the bases."""
         self._centre = source.family.norm == "layer"
         self._planned = planned
+        if (every := int(findings["every"])) > 1:
+            self.notes = [f"fits use one calibration batch in {every}: tokens_per_channel asks for no more"]
         count = 2 * len(planned.layers) + 1
         per_layer = self.options.rotation == "per_layer"
         names = [f"basis.{i:04d}" if per_layer else "basis" for i in range(count)]
@@ -162,24 +165,9 @@ class SliceGPT:
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
-        from compressor.skeleton import base_of, optional_submodules, set_weight
+        from compressor.passes.structure.slice_block import set_stem
 
-        base, site, family = base_of(walk.model), self._sites[0], walk.source.family
-        for module in optional_submodules(base, family.embeddings):
-            weight: torch.Tensor = module.weight.data  # type: ignore[assignment]
-            if isinstance(module, torch.nn.Embedding):
-                set_weight(module, site.stream(weight.double()).float())
-                continue
-            bias = getattr(module, "bias", None)
-            narrow = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
-            set_weight(module, narrow, None if bias is None else site.stream(bias.double()).float())
-        for path in family.embedding_biases:
-            parent, _, name = path.rpartition(".")
-            holder = base.get_submodule(parent)
-            vector = getattr(holder, name, None)
-            if vector is not None:
-                narrow = site.stream(vector.data.double()).float()
-                setattr(holder, name, torch.nn.Parameter(narrow, requires_grad=False))
+        set_stem(walk, self._sites[0])
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
