@@ -290,19 +290,24 @@ def timing(spec: Result) -> Result:
 
 
 def generation(spec: Result) -> Result:
-    """Decode with onnxruntime-genai: `ours` and `other` in turn, `prompt` and `tokens` long, in `rounds`."""
+    """Decode with onnxruntime-genai: `ours` and `other` in turn, `prompt` and `tokens` long, in `rounds`.
+
+    Half of the rounds are with models opened afresh in the other order, as in `compressor.benchmark`.
+    """
     import numpy as np
     import onnxruntime_genai as og
 
-    models = {side: _genai_model(og, spec[side]) for side in ("ours", "other")}
     prompt = np.arange(2, 2 + spec["prompt"], dtype=np.int64) % spec["vocabulary"]
     seconds: dict[str, list[float]] = {"ours": [], "other": []}
     tokens: dict[str, list[int]] = {}
-    for number in range(spec["rounds"] + 1):
-        for side in ("ours", "other") if number % 2 else ("other", "ours"):
-            spent, tokens[side] = _generate(og, models[side], prompt, spec["tokens"])
-            if number:  # the first round warms up
-                seconds[side].append(spent / spec["tokens"])
+    for sides in (("ours", "other"), ("other", "ours")):
+        models = {side: _genai_model(og, spec[side]) for side in sides}
+        for number in range(spec["rounds"] // 2 + 1):
+            for side in sides if number % 2 else sides[::-1]:
+                spent, tokens[side] = _generate(og, models[side], prompt, spec["tokens"])
+                if number:  # the first round warms up
+                    seconds[side].append(spent / spec["tokens"])
+        del models
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["other"], strict=True)]
     per_second = {side: 1 / float(np.median(values)) for side, values in seconds.items()}
     same = tokens["ours"] == tokens["other"]

@@ -182,7 +182,7 @@ def _builder(context: Context, precision: str, shape: Geometry, ours: Row, job: 
     pair = {"ours": ours["out"], "other": str(out)}
     lengths = list(_contexts(context))
     timed = context.step(SUITE, f"timing-builder-{slug}", "timing", {**pair, "lengths": lengths, **_effort(context)})
-    spec = {**pair, "prompt": _PROMPT, "tokens": _TOKENS, "rounds": 3 if context.quick else 9}
+    spec = {**pair, "prompt": _PROMPT, "tokens": _TOKENS, "rounds": 4 if context.quick else 20}
     decoded = context.step(SUITE, f"generation-{slug}", "generation", {**spec, "vocabulary": shape.vocabulary})
     found: Row = {"session": timed, "genai": {**decoded, "prompt": _PROMPT, "tokens": _TOKENS}}
     if precision == "fp32":

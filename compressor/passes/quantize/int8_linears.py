@@ -7,14 +7,14 @@ made of it.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compressor._lazy import lazy
-from compressor.passes.base import Options, PassFamily
+from compressor.passes.base import Options
+from compressor.passes.quantize.quantizer import Quantizer
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +59,8 @@ class Int8Options(Options):
     )
 
 
-class Int8:
-    """Base of the INT8 methods; an instance serves one run over one model.
+class Int8(Quantizer):
+    """Base of the INT8 methods.
 
     Attributes:
         calibrated: whether the method must see inputs.
@@ -68,41 +68,24 @@ class Int8:
         export_format: a graph (`onnx`, `ort`) can multiply an input, `safetensors` cannot.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[PassFamily] = "quantize"
-    summary: ClassVar[str]
-    Options: ClassVar[type[Options]]
     activations: ClassVar[Activations]
     takes_calibration: ClassVar[bool] = True
     calibrated: bool = False
-    needs_dense = False
 
     def __init__(self, options: Any) -> None:
         """Take validated options."""
         from compressor.processor import cpu, weight_bits
 
-        self.options = options
+        super().__init__(options)
         self.export_format = "onnx"
         self.walks = 2 if options.sensitive else 1
         bits, self.reason = weight_bits(cpu()["features"])
         if options.reduce_range != "auto":
             bits, self.reason = (7 if options.reduce_range else 8), "the recipe's reduce_range"
         self.levels = (1 << (bits - 1)) - 1
-        self._specs: dict[str, GridSpec] = {}
         self._kept: set[str] = set()
 
     # -- the pass protocol -----------------------------------------------------------------------------------------
-
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes of `source`: quantization changes none.
-
-        Raises:
-            ModelError: the family is not covered.
-        """
-        from compressor.passes.quantize.linears import check_covered
-
-        check_covered(self.name, source.family)
-        return source.shapes
 
     def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, of the embeddings and of the head."""
@@ -116,10 +99,7 @@ class Int8:
         head = head_name(source)
         if self.options.head != "none" and head is not None:
             names.append(head)
-        return {name: spec for name in names if not self._excluded(name)}
-
-    def _excluded(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
+        return {name: spec for name in names if not self.excluded(name)}
 
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return the loss that each group of modules causes alone, by block and group, if any may be spared."""
@@ -144,10 +124,6 @@ class Int8:
         if self._kept:
             found.append(f"most sensitive, so their inputs stay floats: {', '.join(sorted(self._kept))}")
         return found
-
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Change nothing beside the grids."""
-        return {}
 
     def change_stem(self, walk: Walk) -> None:
         """Round the embeddings; a tied head is the same matrix."""

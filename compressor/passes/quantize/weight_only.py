@@ -7,14 +7,14 @@ before it have made of its input, so every weight is fitted to the inputs that i
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compressor._lazy import lazy
-from compressor.passes.base import Options, PassFamily
+from compressor.passes.base import Options
+from compressor.passes.quantize.quantizer import Quantizer
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,8 @@ class WeightOnlyOptions(Options):
         return self
 
 
-class WeightOnly:
-    """Base of the weight-only methods; an instance serves one run over one model.
+class WeightOnly(Quantizer):
+    """Base of the weight-only methods.
 
     Attributes:
         calibrated: whether the method looks at the inputs of the modules.
@@ -74,18 +74,11 @@ class WeightOnly:
         frame: coordinates that the changed residual stream has; None: those of the dense one.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[PassFamily] = "quantize"
-    summary: ClassVar[str]
-    Options: ClassVar[type[Options]]
     calibrated: bool = True
-    needs_dense: bool = False
-    walks = 1
 
     def __init__(self, options: Any) -> None:
         """Take validated options."""
-        self.options = options
-        self._specs: dict[str, GridSpec] = {}
+        super().__init__(options)
         self._assigned: list[int] = []
         self.frame: Projection | None = None
         self._observes = type(self).calibrated
@@ -119,17 +112,6 @@ class WeightOnly:
 
     # -- the pass protocol -----------------------------------------------------------------------------------------
 
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes of `source`: quantization changes none.
-
-        Raises:
-            ModelError: the family is not covered.
-        """
-        from compressor.passes.quantize.linears import check_covered
-
-        check_covered(self.name, source.family)
-        return source.shapes
-
     def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, and of embedding and head where asked for."""
         from compressor.passes.quantize import mixed
@@ -162,10 +144,6 @@ class WeightOnly:
         o = self.options
         return GridSpec(bits, o.group_size, o.symmetric, accuracy_level=0 if o.accuracy_level == 0 else 4)
 
-    def excluded(self, name: str) -> bool:
-        """Tell whether the options exclude the module `name`."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
-
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return the bits of every module and what they were chosen by, for `bits: auto`; else nothing."""
         if self.options.bits != "auto":
@@ -185,10 +163,6 @@ class WeightOnly:
                 {f"loss_at_{bits}_bits": loss for bits, loss in zip(AUTO_BITS, row, strict=True)} for row in rows
             ]
         self._specs = self.plan_grids(source)
-
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Change nothing beside the grids."""
-        return {}
 
     def change_stem(self, walk: Walk) -> None:
         """Round the embedding, if it is to be quantized; a tied head is the same matrix."""

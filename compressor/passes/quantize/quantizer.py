@@ -1,0 +1,48 @@
+"""What all methods that put weights on grids share: they change no shape, and leave alone what a recipe excludes."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.passes.base import Options, PassFamily
+
+if TYPE_CHECKING:
+    from compressor.architectures import Shapes
+    from compressor.grids import GridSpec
+    from compressor.loading import ModelFolder
+
+
+class Quantizer:
+    """Base of the weight-only and the INT8 methods; an instance serves one run over one model."""
+
+    name: ClassVar[str]
+    family: ClassVar[PassFamily] = "quantize"
+    summary: ClassVar[str]
+    Options: ClassVar[type[Options]]
+    needs_dense: bool = False
+    walks: int = 1
+
+    def __init__(self, options: Any) -> None:
+        """Take validated options, which have `exclude`."""
+        self.options = options
+        self._specs: dict[str, GridSpec] = {}
+
+    def plan(self, source: ModelFolder) -> Shapes:
+        """Return the shapes of `source`: quantization changes none.
+
+        Raises:
+            ModelError: the family is not covered.
+        """
+        from compressor.passes.quantize.linears import check_covered
+
+        check_covered(self.name, source.family)
+        return source.shapes
+
+    def excluded(self, name: str) -> bool:
+        """Tell whether the options exclude the module `name`."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
+
+    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
+        """Change nothing in config.json beside the grids."""
+        return {}
