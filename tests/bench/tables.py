@@ -147,6 +147,10 @@ def speed_table(speed: Results) -> str:
         for phase in row.get("phases", ()):
             rows.append((*first, *_phase_cells(phase)))
     text = table(head, rows)
+    if generated := [_generated_cells(r["shape"], g) for r in speed["rows"] for g in r.get("genai", {}).values()]:
+        text += "\n\n" + table(
+            ("decode in onnxruntime-genai", "tokens", "dense, tokens/s", "ours", "speed-up"), generated
+        )
     for precision, builder in (speed.get("builder") or {}).items():
         text += f"\n\n{_builder_table(precision, builder)}"
     return text
@@ -164,6 +168,14 @@ def _phase_cells(phase: Mapping[str, Any]) -> tuple[str, ...]:
         f"{share:.0%}" if share else "–",
         f"{latency['other']:.1f} → {latency['ours']:.1f}",
     )
+
+
+def _generated_cells(shape: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    where = (shape, f"{row['tokens']} after {row['prompt']}")
+    if "speedup" not in row:
+        return (*where, f"failed: {row['error']}", "", "")
+    per_second = row["tokens_per_second"]
+    return (*where, f"{per_second['other']:.1f}", f"{per_second['ours']:.1f}", f"{row['speedup']:.2f} ×")
 
 
 def _builder_table(precision: str, builder: Mapping[str, Any]) -> str:

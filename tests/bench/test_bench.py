@@ -108,7 +108,9 @@ def results() -> dict[str, Any]:
                  "phases": [{**phase, "share_of_ideal": 1.25 / 1.3, "latency_ms": latency}]},
                 {"shape": "broken", "parameters_ratio": 0.5, "error": "ValueError: no"},
                 {"shape": STACKED, "parameters_ratio": 0.8, "bytes_ratio": 0.14,
-                 "phases": [{**phase, "ideal": None, "share_of_ideal": None, "latency_ms": latency, "speedup": 3.6}]},
+                 "phases": [{**phase, "ideal": None, "share_of_ideal": None, "latency_ms": latency, "speedup": 3.6}],
+                 "genai": {"128": {"tokens": 64, "prompt": 128, "speedup": 3.7,
+                                   "tokens_per_second": {"ours": 37.0, "other": 10.0}}}},
             ],
             "builder": {precision: {"session": {"phases": [
                 {"name": "decode", "length": 128, "speedup": speedup, "speedup_quartiles": [0.9, 1.1],
