@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.loading import ModelFolder
+from compressor.packing import checkpoint_bytes, grid_bytes
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
@@ -48,19 +49,32 @@ def _meta_inputs(model: ModelFolder, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.zeros(1, length, dtype=torch.long, device="meta")}
 
 
-def count_cost(model: ModelFolder, length: int, dtype: str = "float32") -> Cost:
+def count_cost(model: ModelFolder, length: int, dtype: str = "float32", *, graph: bool = True) -> Cost:
     """Return all three figures for parameters stored as `dtype`, but for those that lie on grids."""
-    return Cost(model.parameters, stored_bytes(model, _DTYPE_BYTES[dtype]), count_flops(model, length))
+    return Cost(model.parameters, stored_bytes(model, _DTYPE_BYTES[dtype], graph=graph), count_flops(model, length))
 
 
-def stored_bytes(model: ModelFolder, itemsize: int) -> int:
-    """Return the bytes of all parameters: `itemsize` each, but for weights on grids, which are codes and scales."""
+def stored_bytes(model: ModelFolder, itemsize: int, *, graph: bool = True) -> int:
+    """Return the bytes of all parameters: `itemsize` each, but for weights on grids, which are codes and scales.
+
+    Args:
+        model: plain, compressed, or planned.
+        itemsize: bytes of a parameter without a grid.
+        graph: packed as the operators of a graph read them; else as a checkpoint has them.
+    """
     total = model.parameters * itemsize
-    if model.grids:
-        skeleton = model.skeleton()
-        for name, spec in model.grids.items():
-            outputs, inputs = skeleton.get_parameter(f"{name}.weight").shape
-            total += spec.bytes(outputs, inputs) - outputs * inputs * itemsize
+    if not model.grids:
+        return total
+    skeleton = model.skeleton()
+    tied = skeleton.get_input_embeddings() if model.shapes.tied else None
+    for name, spec in model.grids.items():
+        module = skeleton.get_submodule(name)
+        outputs, inputs = skeleton.get_parameter(f"{name}.weight").shape
+        linear = isinstance(module, torch.nn.Linear)
+        packed = spec.bytes(outputs, inputs) if graph else checkpoint_bytes(spec, outputs, inputs, linear=linear)
+        total += packed - outputs * inputs * itemsize
+        if module is tied and not graph:
+            total += grid_bytes(spec, outputs, inputs)  # the head shares the codes and has a copy of their grid
     return total
 
 

@@ -5,8 +5,6 @@ Calibration data and evaluation data are read by the same functions. Too little 
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,13 @@ import numpy as np
 
 from compressor.data import Batches, EvalData, Inputs, LabelData, PairData, SentenceData, TextData
 from compressor.errors import DataError
+from compressor.images import check_images, load_processor, pixels
+from compressor.tables import Sentences, read_labels, read_sentences
+from compressor.texts import DOCUMENT_END, read_documents, read_lines
 
 TEXT_BATCH = 8
 SENTENCE_BATCH = 32
 IMAGE_BATCH = 16
-DOCUMENT_END = "<|endoftext|>"
 _CHARACTERS_PER_TOKEN = 8
 
 Purpose = Literal["calibration", "evaluation"]
@@ -93,9 +93,33 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
     if path.is_dir():
         raise DataError(f"{request.key}: {path.name} is a folder; {task} needs a file (.txt, .jsonl, .csv, .tsv)")
     tokenizer = load_tokenizer(folder, request.key)
+    config = _config(folder)
+    data: EvalData
     if task == "text-generation":
-        return _windows(path, request, tokenizer)
-    return _sentences(path, request, tokenizer, task)
+        data = _windows(path, request, tokenizer)
+    else:
+        classes = int(config.num_labels) if task == "text-classification" else None
+        data = _sentences(path, request, tokenizer, classes)
+    _check_ids(data, int(config.vocab_size), request.key, folder)
+    return data
+
+
+def _config(folder: Path) -> Any:
+    """Return the model's config, whose classes and vocabulary the data must fit."""
+    from compressor.loading import read_config
+
+    return read_config(folder)
+
+
+def _check_ids(data: EvalData, size: int, key: str, folder: Path) -> None:
+    """Raise DataError where the data hold a token that the model's vocabulary of `size` does not have."""
+    greatest = max(int(batch["input_ids"].max(initial=0)) for batch in model_batches(data))
+    if greatest >= size:
+        raise DataError(
+            f"{key}: the tokenizer of {folder.name} gives token {greatest}; vocab_size in its config.json is {size},"
+            f" so the model knows tokens 0 to {size - 1}",
+            hint="Put the tokenizer files that belong to the model into the folder of model.id.",
+        )
 
 
 def load_tokenizer(folder: Path, where: str = "model.id") -> Any:
@@ -114,31 +138,6 @@ def load_tokenizer(folder: Path, where: str = "model.id") -> Any:
         raise DataError(f"{where}: the tokenizer of {folder.name} cannot be read: {error}") from error
 
 
-def _read_text(path: Path, key: str) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{key}: {path.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise DataError(f"{key}: {path.name} cannot be read: {error.strerror}") from error
-    if path.suffix == ".jsonl":
-        return DOCUMENT_END.join(_jsonl(text, path, key))
-    return text
-
-
-def _jsonl(text: str, path: Path, key: str) -> list[str]:
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-            found.append(item if isinstance(item, str) else str(item["text"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'{key}: {path.name} line {number}: not JSON with a "text" field') from error
-    return found
-
-
 def _encode(tokenizer: Any, text: str) -> list[int]:
     """Tokenise text; documents apart, each with the tokenizer's own opening token, where the text marks their ends."""
     if DOCUMENT_END not in text:
@@ -149,7 +148,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _windows(path: Path, request: DataRequest, tokenizer: Any) -> TextData:
-    text = _read_text(path, request.key)
+    text = read_documents(path, request.key)
     if request.purpose == "calibration" and request.samples is not None:
         windows = _random_windows(text, request, tokenizer)
     else:
@@ -191,27 +190,6 @@ def _short(path: Path, request: DataRequest, given: str, possible: int) -> None:
     )
 
 
-def _rows(path: Path, key: str) -> list[list[str]]:
-    """Read .csv / .tsv rows without their header, .txt lines or .jsonl texts as one-column rows."""
-    text = _read_text(path, key) if path.suffix != ".jsonl" else path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return [[item] for item in _jsonl(text, path, key)]
-    if path.suffix not in {".csv", ".tsv"}:
-        return [[line.strip()] for line in text.splitlines() if line.strip()]
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-    rows = [row for row in csv.reader(text.splitlines(), **dialect) if row]  # type: ignore[arg-type]
-    if rows and len(rows[0]) > 1 and not any(_number(cell) is not None for cell in rows[0]):
-        rows = rows[1:]
-    return rows
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
 def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int]:
     """Choose sample indices: all, the first n (evaluation) or n at random (calibration)."""
     wanted = count if request.samples is None else request.samples
@@ -225,26 +203,22 @@ def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int
     return sorted(random.Random(request.seed).sample(range(count), wanted))
 
 
-def _sentences(path: Path, request: DataRequest, tokenizer: Any, task: str) -> EvalData:
-    rows = _rows(path, request.key)
-    rows = [rows[i] for i in _choose(len(rows), request, path, "sentences")]
+def _sentences(path: Path, request: DataRequest, tokenizer: Any, classes: int | None) -> EvalData:
+    """Read sentences for a classifier of `classes` classes, or for an encoder (None)."""
+    if path.suffix in {".csv", ".tsv"}:
+        table = read_sentences(path, request.key, classes)
+    else:
+        table = Sentences([(line,) for line in read_lines(path, request.key)], [])
+    chosen = _choose(len(table.texts), request, path, "sentences")
     batch = _tokeniser(tokenizer, request.length)
-    width = len(rows[0])
-    if any(len(row) != width for row in rows):
-        raise DataError(f"{request.key}: {path.name}: rows do not all have {width} columns")
-    if width == 1:
-        return SentenceData(batch([row[0] for row in rows]), len(rows), str(path))
-    numbers = [_number(row[-1]) for row in rows]
-    if any(number is None for number in numbers):
-        raise DataError(f"{request.key}: {path.name}: the last column must be a number (score or label)")
-    values = np.asarray(numbers, dtype=np.float64)
-    if width == 3:
-        first, second = [row[0] for row in rows], [row[1] for row in rows]
-        return PairData(first, second, values, batch(first), batch(second), str(path))
-    texts = [row[0] for row in rows]
-    if task == "text-classification":
-        return LabelData(batch(texts), values.astype(np.int64), str(path))
-    return SentenceData(batch(texts), len(texts), str(path))
+    sides = [list(side) for side in zip(*(table.texts[i] for i in chosen), strict=True)]
+    numbers = np.asarray([table.numbers[i] for i in chosen] if table.numbers else [], dtype=np.float64)
+    if len(sides) == 2:
+        first, second = sides
+        return PairData(first, second, numbers, batch(first), batch(second), str(path))
+    if classes is not None and table.numbers:
+        return LabelData(batch(sides[0]), numbers.astype(np.int64), str(path))
+    return SentenceData(batch(sides[0]), len(chosen), str(path))
 
 
 def _tokeniser(tokenizer: Any, length: int) -> Callable[[Sequence[str]], Batches]:
@@ -264,47 +238,22 @@ def _images(path: Path, request: DataRequest, folder: Path) -> LabelData:
     labels = path / "labels.csv" if path.is_dir() else path
     if not labels.is_file():
         raise DataError(f"{request.key}: {path.name}: images are a folder with labels.csv (file,label)")
-    rows = _rows(labels, request.key)
-    if any(len(row) != 2 or not row[1].strip().isdigit() for row in rows):
-        raise DataError(f"{request.key}: {labels.name}: every row must be file,label with a class index")
+    rows = read_labels(labels, request.key, int(_config(folder).num_labels))
     rows = [rows[i] for i in _choose(len(rows), request, path, "images")]
     root = labels.parent.resolve()
-    files = [(root / row[0]).resolve() for row in rows]
+    files = [(root / name).resolve() for name, _ in rows]
     for file in files:
         if root not in file.parents or not file.is_file():
             raise DataError(f"{request.key}: {labels.name} names {file.name}, which is not an image in its folder")
-    processor = _image_processor(folder)
+    processor = load_processor(folder)
+    check_images(files, request.key)
 
     def make() -> Iterable[Inputs]:
         for start in range(0, len(files), IMAGE_BATCH):
-            yield {"pixel_values": _pixels(files[start : start + IMAGE_BATCH], processor, request.key)}
+            yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], processor, request.key)}
 
     batches = Batches(make, -(-len(files) // IMAGE_BATCH))
-    return LabelData(batches, np.asarray([int(row[1]) for row in rows], dtype=np.int64), str(path))
-
-
-def _image_processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
-
-    if not (folder / "preprocessor_config.json").is_file():
-        raise DataError(f"model.id: {folder.name} has no preprocessor_config.json, so images cannot be prepared")
-    try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        raise DataError(f"model.id: the image processor of {folder.name} cannot be read: {error}") from error
-
-
-def _pixels(files: Sequence[Path], processor: Any, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    from PIL import Image, UnidentifiedImageError
-
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{key}: {file.name} is not a readable image: {error}") from error
-    return np.asarray(processor(images=images, return_tensors="np")["pixel_values"], dtype=np.float32)
+    return LabelData(batches, np.asarray([label for _, label in rows], dtype=np.int64), str(path))
 
 
 def model_batches(data: EvalData, size: int = TEXT_BATCH) -> Batches:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from compressor._lazy import lazy
 from compressor.errors import ModelError
 
 torch = lazy("torch")
-safetensors = lazy("safetensors")
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
            "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
+FLOATS = tuple(name for name in _DTYPES.values() if "float" in name)
 _CODES = {name: code for code, name in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
 
@@ -36,12 +37,13 @@ def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: its file, its name there, its shape and its torch dtype name."""
+    """Where one tensor lies: its file, its name there, its shape, its torch dtype name, and its place in the file."""
 
     file: Path
     stored: str
     shape: tuple[int, ...]
     dtype: str
+    offset: int = 0
 
     @property
     def bytes(self) -> int:
@@ -112,23 +114,35 @@ class Checkpoint:
         """
         try:
             if entry.file not in self._open:
-                handle = safetensors.safe_open(str(entry.file), framework="pt")
-                self._open[entry.file] = self._stack.enter_context(handle)
-            return self._open[entry.file].get_tensor(entry.stored)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+                self._open[entry.file] = self._stack.enter_context(entry.file.open("rb", buffering=0))
+            return _read_tensor(self._open[entry.file], entry)
+        except (OSError, ValueError) as error:
             raise ModelError(f"{entry.file.name}: cannot read tensor {entry.stored!r}: {error}") from error
 
     def close(self) -> None:
-        """Release the mapped files; a later read maps them again."""
+        """Close the files; a later read opens them again."""
         self._open.clear()
         self._stack.close()
+
+
+def _read_tensor(stream: RawIOBase, entry: Entry) -> Any:
+    """Read a tensor into memory of its own: pages of a mapped file would stay resident as long as any is in use."""
+    tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
+    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    stream.seek(entry.offset)
+    while left:
+        count = stream.readinto(left)
+        if not count:
+            raise ValueError("the file has become shorter")
+        left = left[count:]
+    return tensor
 
 
 def read_header(file: Path) -> dict[str, Entry]:
     """Return the tensors that a safetensors file states, checked against its length.
 
     Raises:
-        ModelError: the file is missing, truncated, or not safetensors.
+        ModelError: the file is missing, truncated, not safetensors, or holds a dtype that is not read.
     """
     try:
         size = file.stat().st_size
@@ -141,13 +155,32 @@ def read_header(file: Path) -> dict[str, Entry]:
         end = max((item["data_offsets"][1] for item in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"the header promises {8 + length + end} bytes, the file has {size}")
-        return {name: Entry(file, name, tuple(item["shape"]), _DTYPES[item["dtype"]]) for name, item in header.items()}
+        if foreign := [name for name, item in header.items() if item["dtype"] not in _DTYPES]:
+            raise ModelError(
+                f"{file.name}: {len(foreign)} tensors are stored in a dtype that is not read: {foreign[0]} is"
+                f" {header[foreign[0]]['dtype']}; allowed: {', '.join(_DTYPES)}",
+                hint="Convert the weights to BF16 or F32, or take the model before it was quantized.",
+            )
+        return {name: _entry(file, name, item, 8 + length) for name, item in header.items()}
     except FileNotFoundError:
         raise ModelError(f"{file.name}: no such file in {file.parent.name}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(
             f"{file.name} is not a whole safetensors file: {error}", hint="Download or copy the model again."
         ) from error
+
+
+def _entry(file: Path, name: str, item: Mapping[str, Any], start: int) -> Entry:
+    """Return the entry that a header states, whose data begin at byte `start` of the file.
+
+    Raises:
+        ValueError: the tensor does not take the bytes that are stated for it.
+    """
+    begin, end = item["data_offsets"]
+    entry = Entry(file, name, tuple(item["shape"]), _DTYPES[item["dtype"]], start + begin)
+    if begin < 0 or end - begin != entry.bytes:
+        raise ValueError(f"{name} takes {end - begin} bytes, its shape and dtype ask for {entry.bytes}")
+    return entry
 
 
 def stored_entries(folder: Path) -> dict[str, Entry]:

@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from compressor.architectures import Family, Shapes, family_of, read_shapes, shape_section
+from compressor.architectures import Family, Shapes, family_named, family_of, read_shapes, shape_section
 from compressor.checkpoint import Checkpoint, Entry, stored_entries
-from compressor.errors import ModelError
+from compressor.errors import ModelError, did_you_mean
 from compressor.grids import SCALE, SECTION, ZERO_POINT, Grid, GridSpec, read_section
+from compressor.matching import check_entries, codes_as_weight, module_entries
 from compressor.packing import PACKED, PackedEntry, packed_entry
 from compressor.skeleton import build_skeleton
 
@@ -32,6 +32,8 @@ TASK_OF_CLASS = {
 }
 QUANTIZATION = "quantization_config"
 """Key of config.json by which transformers knows a checkpoint whose weights are codes."""
+_UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What modules raise when their config makes no sense."""
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/*"]
 
 
@@ -71,7 +73,7 @@ class ModelFolder:
 
     def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
         """Return entries under module names; codes of quantized weights are read as the weights that they stand for."""
-        names = {_codes_as_weight(name): entry for name, entry in stored.items()}
+        names = {codes_as_weight(name): entry for name, entry in stored.items()}
         entries = module_entries(model, names)
         numbers = Checkpoint({})
         for module, spec in self.grids.items():
@@ -104,11 +106,41 @@ class ModelFolder:
     @cached_property
     def parameters(self) -> int:
         """The number of parameters that config.json describes, tied weights counted once; reads no weights."""
-        return sum(int(parameter.numel()) for parameter in self.skeleton().parameters())
+        return sum(int(parameter.numel()) for parameter in self._described().parameters())
 
     def skeleton(self) -> PreTrainedModel:
-        """Return the module with meta parameters of the true shapes, buffers real, in eval mode."""
-        return build_skeleton(self.config, self.family, self.task, self.shapes)
+        """Return the module with meta parameters of the true shapes, buffers real, in eval mode.
+
+        Optional modules that the checkpoint lacks are None, as stock transformers builds a model without them.
+
+        Raises:
+            ModelError: config.json describes a model that cannot be built.
+        """
+        model = self._described()
+        for name in self._absent:
+            setattr(model, name, None)
+        return model
+
+    def _described(self) -> PreTrainedModel:
+        """Return the skeleton of all that config.json describes."""
+        try:
+            return build_skeleton(self.config, self.family, self.task, self.shapes)
+        except _UNBUILDABLE as error:
+            raise ModelError(
+                f"config.json describes a model that cannot be built: {type(error).__name__}: {error}",
+                hint="Take config.json from the same place as the weights.",
+            ) from error
+
+    @cached_property
+    def _absent(self) -> tuple[str, ...]:
+        """Optional modules that the checkpoint lacks; none where there is no checkpoint."""
+        if self.task != "feature-extraction" or not self.family.optional:
+            return ()
+        try:
+            stored = [name.split(".") for name in stored_entries(self.path)]
+        except ModelError:  # `weights` says what is wrong with it, if it is needed
+            return ()
+        return tuple(name for name in self.family.optional if not any(name in parts for parts in stored))
 
     def load(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """Return the whole model in memory with its weights in `dtype`."""
@@ -123,60 +155,6 @@ class ModelFolder:
     def with_grids(self, grids: Mapping[str, GridSpec]) -> ModelFolder:
         """Return the same folder's description with weights on grids: a model that is not there yet."""
         return replace(self, grids=grids)
-
-
-def _codes_as_weight(stored: str) -> str:
-    """Return the stored name of the weight that codes stand for; renaming rules know weights alone."""
-    stem, _, leaf = stored.rpartition(".")
-    return f"{stem}.weight" if leaf == PACKED else stored
-
-
-def module_entries(model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
-    """Return checkpoint entries under module names; transformers' own renaming rules translate the stored ones.
-
-    Raises:
-        ModelError: the checkpoint stores tensors in a form that needs more than a renaming.
-    """
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    names = cast("dict[str, Any]", dict(model.state_dict()))
-    entries = {}
-    for name, entry in stored.items():
-        renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
-        if converter is not None:
-            raise ModelError(f"{entry.file.name}: tensor {name!r} is stored in a form that must be converted first")
-        if renamed in names:
-            entries[renamed] = entry
-    return entries
-
-
-def check_entries(model: PreTrainedModel, entries: dict[str, Entry], *, tied: bool) -> None:
-    """Compare a checkpoint with a skeleton.
-
-    Raises:
-        ModelError: tensors are missing, or have other shapes than config.json states.
-    """
-    missing, different = [], []
-    head = model.get_output_embeddings()
-    for name, tensor in model.state_dict().items():
-        if name not in entries:
-            if not (tied and head is not None and name == _name_of(model, head) + ".weight"):
-                missing.append(name)
-        elif entries[name].shape != tuple(tensor.shape):
-            different.append(f"{name} is {list(entries[name].shape)}, config.json says {list(tensor.shape)}")
-    if missing:
-        raise ModelError(
-            f"{len(missing)} tensors are missing from the checkpoint: {', '.join(missing[:4])}",
-            hint="The checkpoint is incomplete or of another task; set model.task.",
-        )
-    if different:
-        raise ModelError(f"{len(different)} tensors do not have the shape that config.json states: {different[0]}")
-
-
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    found: str = next(name for name, module in model.named_modules() if module is wanted)
-    return found
 
 
 def materialise(
@@ -254,7 +232,8 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     """Read config.json.
 
     Raises:
-        ModelError: it is missing, is not a config, or asks for remote code that was not allowed.
+        ModelError: it is missing, is not a config, is of a family that is not covered, or asks for remote code that was
+            not allowed.
     """
     file = folder / "config.json"
     try:
@@ -265,10 +244,11 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ModelError(f"{file.name} cannot be read: {error}") from error
     if not isinstance(raw, dict) or "model_type" not in raw:
         raise ModelError(f"{folder}: config.json names no model_type")
+    kind = raw.pop("model_type")
+    family_named(kind)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        kind = raw.pop("model_type")
         if trust_remote_code:
             return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=True))
         config: PretrainedConfig = AutoConfig.for_model(kind, **{k: v for k, v in raw.items() if k != "auto_map"})
@@ -299,6 +279,16 @@ def task_of(config: PretrainedConfig, family: Family, task: str = "auto") -> str
     return task
 
 
+def _check_activation(config: PretrainedConfig, family: Family) -> None:
+    """Raise ModelError where config.json names an activation that transformers does not have."""
+    given = getattr(config, family.activation_key)
+    if given not in ACT2FN:
+        raise ModelError(
+            f"config.json: {family.activation_key} is {given!r}{did_you_mean(given, ACT2FN)};"
+            f" allowed: {', '.join(sorted(ACT2FN))}"
+        )
+
+
 def open_model(
     model: str | Path,
     *,
@@ -317,6 +307,7 @@ def open_model(
     folder = resolve_path(str(model), revision=revision)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     family = family_of(config)
+    _check_activation(config, family)
     store = None if dtype == "auto" else dtype
     shapes, grids = read_shapes(config, family), read_section(config)
     return ModelFolder(folder, config, family, task_of(config, family, task), shapes, store, grids)

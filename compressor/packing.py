@@ -30,6 +30,25 @@ def words(count: int, bits: int) -> int:
     return -(-count * bits // WORD)
 
 
+def checkpoint_bytes(spec: GridSpec, outputs: int, inputs: int, *, linear: bool) -> int:
+    """Return the bytes of a quantized weight [outputs, inputs] in this format, grid included.
+
+    Weights with float inputs are packed into words beside their shape, all others take a byte per code; those of linear
+    modules with calibrated inputs have the grid of these beside them.
+    """
+    total = grid_bytes(spec, outputs, inputs)
+    if spec.activations == "static" and linear:
+        total += 4 + 1
+    if spec.activations == "float" and linear:
+        return total + outputs * words(inputs, spec.bits) * WORD // 8 + 2 * 8
+    return total + outputs * inputs
+
+
+def grid_bytes(spec: GridSpec, outputs: int, inputs: int) -> int:
+    """Return the bytes of scales (float32) and zero points (a byte each) of a weight [outputs, inputs]."""
+    return outputs * spec.groups(inputs) * (4 if spec.symmetric else 5)
+
+
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Return uint8 codes [rows, n] as int32 words [rows, ⌈n · bits / 32⌉]; `bits` divides 8."""
     rows, count = codes.shape

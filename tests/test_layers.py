@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "_lazy", "data", "process", "processor", "progress", "demo"}),
+    frozenset({"errors", "_lazy", "data", "process", "processor", "progress", "demo", "texts", "tables", "images"}),
     frozenset({"recipe"}),
     frozenset({"architectures"}),
-    frozenset({"loading", "checkpoint", "companions", "packing", "shards", "skeleton", "grids"}),
+    frozenset({"loading", "checkpoint", "companions", "matching", "packing", "shards", "skeleton", "grids"}),
     frozenset({"accounting", "calibration"}),
     frozenset({"activations", "block_view", "blocks", "calls"}),
     frozenset({"passes"}),

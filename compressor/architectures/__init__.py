@@ -18,6 +18,7 @@ __all__ = [
     "LayerShape",
     "Shapes",
     "Slot",
+    "family_named",
     "family_of",
     "read_shapes",
     "shape_section",
@@ -32,13 +33,23 @@ def family_of(config: Any) -> Family:
     Raises:
         ModelError: no family does; the message lists those that are covered and what to add.
     """
+    family = family_named(config.model_type)
+    if not getattr(config, "do_layer_norm_before", True):
+        return replace(family, residual="post", final_norm=None)
+    return family
+
+
+def family_named(model_type: Any) -> Family:
+    """Return the table that covers a `model_type` of config.json.
+
+    Raises:
+        ModelError: no table does; the message lists those that are covered and what to add.
+    """
     for family in FAMILIES:
-        if config.model_type in family.model_types:
-            if not getattr(config, "do_layer_norm_before", True):
-                return replace(family, residual="post", final_norm=None)
+        if model_type in family.model_types:
             return family
     covered = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
     raise ModelError(
-        f"model_type {config.model_type!r} in config.json is not covered; covered are: {covered}",
+        f"model_type {model_type!r} in config.json is not covered; covered are: {covered}",
         hint="A new family is one table in compressor/architectures/ (see CONTRIBUTING.md, 'Add an architecture').",
     )

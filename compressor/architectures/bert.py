@@ -30,6 +30,7 @@ BERT = Family(
     norm="layer",
     residual="post",
     explicit_head_dim=False,
+    optional=("pooler",),
     head_count_attributes=("num_attention_heads", None),
     rotary=False,
 )

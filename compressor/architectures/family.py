@@ -105,6 +105,9 @@ class Family:
         residual: where norms stand relative to the residual sums.
         explicit_head_dim: whether config.json can state a head_dim different from hidden_size / heads.
         width_key: config key of the FFN width.
+        activation_key: config key of the FFN's activation.
+        optional: modules of the base model on whose output no hidden state depends; a checkpoint for feature
+            extraction may lack them.
         head_count_attributes: attributes of the attention module that hold (heads, key-value heads), if it reads any.
         transposed: whether linear weights are stored [in, out] (GPT-2's Conv1D).
         rotary: whether positions enter by rotating queries and keys.
@@ -124,6 +127,8 @@ class Family:
     residual: Residual = "pre"
     explicit_head_dim: bool = True
     width_key: str = "intermediate_size"
+    activation_key: str = "hidden_act"
+    optional: tuple[str, ...] = ()
     embedding_biases: tuple[str, ...] = ()
     head_count_attributes: tuple[str | None, str | None] = (None, None)
     transposed: bool = False

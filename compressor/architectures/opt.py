@@ -30,6 +30,7 @@ OPT = Family(
     norm="layer",
     explicit_head_dim=False,
     width_key="ffn_dim",
+    activation_key="activation_function",
     head_count_attributes=("num_heads", None),
     rotary=False,
 )

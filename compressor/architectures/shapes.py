@@ -65,22 +65,34 @@ def read_shapes(config: Any, family: Family) -> Shapes:
     """Return the shapes stated by a transformers config and its `compression` section.
 
     Raises:
-        ModelError: the section is of another version or does not fit the number of layers.
+        ModelError: a width or a count is below one, or the section is of another version or does not fit the number of
+            layers.
     """
-    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
-    count = int(config.num_hidden_layers)
-    stated = getattr(config, family.width_key, None)
+    hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
+    count = _count(config, "num_hidden_layers")
     layer = LayerShape(
-        intermediate_size=int(stated) if stated else 4 * hidden,
+        intermediate_size=_count(config, family.width_key, 4 * hidden),
         num_attention_heads=heads,
-        num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        num_key_value_heads=_count(config, "num_key_value_heads", heads),
         residual=(hidden, hidden, hidden),
     )
-    head_dim = (getattr(config, "head_dim", None) if family.explicit_head_dim else None) or hidden // heads
+    head_dim = _count(config, "head_dim", hidden // heads) if family.explicit_head_dim else hidden // heads
     tied = bool(getattr(config, "tie_word_embeddings", False)) and "lm_head" in family.heads
-    shapes = Shapes(hidden, int(head_dim), (layer,) * count, tied=tied)
+    shapes = Shapes(hidden, head_dim, (layer,) * count, tied=tied)
     section = getattr(config, "compression", None)
     return _apply_section(shapes, section) if section else shapes
+
+
+def _count(config: Any, key: str, absent: int | None = None) -> int:
+    """Return a width or a count that the config states, `absent` where it states none."""
+    stated = getattr(config, key, None)
+    given = absent if stated is None else stated
+    if not isinstance(given, int) or given < 1:
+        raise ModelError(
+            f"config.json: {key} is {given!r}; allowed: whole numbers from 1",
+            hint="Take config.json from the same place as the weights.",
+        )
+    return given
 
 
 def _apply_section(shapes: Shapes, section: Any) -> Shapes:

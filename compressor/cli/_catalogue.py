@@ -11,7 +11,7 @@ import typer
 
 from compressor.cli._output import emit_json, method_options, results
 from compressor.cli._run import JsonOption, SetOption
-from compressor.errors import CompressorError, UsageError, did_you_mean
+from compressor.errors import CompressorError, RecipeError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -69,14 +69,22 @@ def validate_recipes(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False)],
     sets: SetOption = None,
 ) -> None:
-    """Check recipes; every problem is shown with its line. Exit code 2 if one is not valid."""
+    """Check recipes; every problem is shown with its line. Exit code 2 if one is not valid.
+
+    What depends on the model, such as the metrics that it has, is checked by `compressor plan`.
+    """
     from compressor.cli._errors import show_error
     from compressor.cli._run import open_recipe
+    from compressor.passes import methods
+    from compressor.recipe import disagreements
 
     wrong = 0
     for name in recipes:
         try:
             parsed = open_recipe(name, sets or [])
+            known = methods()
+            if problems := disagreements(parsed, [known[entry.name](entry.options) for entry in parsed.passes]):
+                raise RecipeError(problems, source=parsed.source)
         except UsageError as error:
             wrong += 1
             show_error(error)

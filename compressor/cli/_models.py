@@ -19,6 +19,7 @@ from compressor.errors import CompressorError, ModelError, RecipeError, Verifica
 if TYPE_CHECKING:
     from compressor.calibration import DataRequest
     from compressor.progress import Progress
+    from compressor.recipe import ExportSection, ModelSection
     from compressor.verification import Verdict
 
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder.", show_default=False)]
@@ -179,19 +180,19 @@ def evaluate(
 ) -> None:
     """Measure the quality of a model or artifact on held-out data."""
     with working(quiet=quiet) as progress:
-        from compressor.accounting import default_length
         from compressor.calibration import DataRequest, load_data
         from compressor.evaluation import evaluate as measure
         from compressor.loading import open_model, resolve_path
+        from compressor.pipeline.prepare import sample_length
         from compressor.runners import open_runner
 
         progress.stage("load")
-        folder = resolve_path(path)
-        runner = open_runner(folder, threads)
-        reference = open_runner(resolve_path(against), threads) if against is not None else None
-        tokens = length or default_length(open_model(folder), None)
+        folders = [resolve_path(name) for name in (path, against) if name is not None]
+        tokens = min(sample_length(open_model(folder), length, "--length") for folder in folders)
+        runner = open_runner(folders[0], threads)
+        reference = open_runner(folders[1], threads) if against is not None else None
         request = DataRequest(data, (Path.cwd(),), samples, tokens, 0, "evaluation")
-        loaded = load_data(request, runner.task, folder)
+        loaded = load_data(request, runner.task, folders[0])
         progress.stage("evaluate")
         metrics = measure(runner, loaded, [str(name) for name in metric or ()], reference)
     if json:
@@ -214,18 +215,32 @@ def _dense(against: str | None, artifact: Path, progress: Progress) -> Iterator[
         yield None
         return
     from compressor.loading import open_model, resolve_path
+    from compressor.runners import runtime_model
 
     folder = resolve_path(against)
-    if not (artifact / "model.onnx").is_file() or (folder / "model.onnx").is_file():
+    if runtime_model(artifact) is None or runtime_model(folder) is not None:
         yield folder
         return
-    from compressor.exporters.onnx import OnnxOptions, export_onnx
+    from compressor.pipeline.run import export_dense
 
     progress.stage("export the model to compare with")
-    half = _manifest(artifact).get("precision") == "float16"
+    model, export = _own_sections(artifact)
+    source = open_model(folder, task=model.task, dtype=model.dtype)
     with tempfile.TemporaryDirectory(prefix="compressor-dense-") as place:
-        export_onnx(open_model(folder), Path(place), OnnxOptions(dtype="float16" if half else "float32"))
+        export_dense(source, Path(place), export)
         yield Path(place)
+
+
+def _own_sections(artifact: Path) -> tuple[ModelSection, ExportSection]:
+    """Return how the recipe of an artifact, overrides included, opened its model and exported it; else the defaults."""
+    from compressor.recipe import ExportSection, ModelSection
+
+    recipe = _manifest(artifact).get("recipe")
+    stated = recipe if isinstance(recipe, dict) else {}
+    try:
+        return ModelSection(**stated.get("model") or {}), ExportSection(**stated.get("export") or {})
+    except (TypeError, ValueError):  # of another release
+        return ModelSection(), ExportSection()
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

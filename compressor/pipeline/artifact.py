@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from compressor.exporters.result import ExportResult
 from compressor.loading import ModelFolder
 from compressor.recipe import ExportSection
-from compressor.verification.codes import digest
+from compressor.verification.codes import INPUTS, digest
+from compressor.verification.codes import KEY as CODES
+from compressor.verification.exact import LEVELS
 
 
 def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype: str) -> ExportResult:
@@ -27,6 +32,21 @@ def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype
     opset = None if section.opset == "auto" else int(section.opset)
     options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype)  # type: ignore[arg-type]
     return (export_ort if section.format == "ort" else export_onnx)(model, folder, options)
+
+
+def grid_records(model: ModelFolder, result: ExportResult, *, graph: bool) -> dict[str, dict[str, Any]]:
+    """Return what compression.json records of quantized weights, by which verification knows them again.
+
+    Args:
+        model: the compressed model.
+        result: of its export.
+        graph: whether it was exported as a graph, which says how products round their inputs.
+    """
+    codes = result.codes
+    records: dict[str, dict[str, Any]] = {CODES: code_digests(model, codes)}
+    if graph:
+        records |= {LEVELS: accuracy_levels(model, codes), INPUTS: input_grids(model, codes)}
+    return records
 
 
 def code_digests(model: ModelFolder, codes: Mapping[str, list[str]]) -> dict[str, str]:
@@ -54,3 +74,17 @@ def accuracy_levels(model: ModelFolder, codes: Mapping[str, list[str]]) -> dict[
     """
     specs = {name: model.grids[modules[0]] for name, modules in codes.items()}
     return {name: spec.accuracy_level for name, spec in specs.items() if spec.activations == "float"}
+
+
+def input_grids(model: ModelFolder, codes: Mapping[str, list[str]]) -> dict[str, list[float]]:
+    """Return name of stored codes -> step and zero point of the calibrated grid of the product's input.
+
+    Args:
+        model: the compressed model.
+        codes: name of stored codes -> modules (`ExportResult.codes`).
+    """
+    specs = {name: model.grids[modules[0]] for name, modules in codes.items()}
+    calibrated = {name: spec for name, spec in specs.items() if spec.activations == "static" and spec.input_scale}
+    return {
+        name: [float(np.float32(spec.input_scale)), float(spec.input_zero_point)] for name, spec in calibrated.items()
+    }

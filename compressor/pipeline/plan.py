@@ -9,7 +9,7 @@ from compressor.accounting import Cost, count_cost
 from compressor.loading import ModelFolder
 from compressor.pipeline.memory import estimate_memory, estimate_seconds
 from compressor.pipeline.prepare import Prepared, planned_model, prepare
-from compressor.recipe import Recipe
+from compressor.recipe import ExportSection, Recipe
 
 
 def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
@@ -24,7 +24,11 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     prepared = prepare(recipe, model)
     dtype = artifact_dtype(prepared)
     models = [planned_model(prepared, i) for i in range(len(prepared.shapes))]
-    costs = [count_cost(item, prepared.length, artifact_dtype(prepared, after=i)) for i, item in enumerate(models)]
+    graph = recipe.export.format != "safetensors"
+    costs = [
+        count_cost(item, prepared.length, artifact_dtype(prepared, after=i), graph=graph)
+        for i, item in enumerate(models)
+    ]
     return {
         "recipe": recipe.name,
         "model": {"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task,
@@ -46,19 +50,23 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
 def artifact_dtype(prepared: Prepared, after: int | None = None) -> str:
     """Return the dtype of the artifact's weights after some passes (None: all; 0: of the dense artifact).
 
-    That of a pass that sets one; else the recipe's; else float32 in ONNX, the model's in safetensors.
+    That of a pass that sets one; else that of the dense artifact.
     """
     for method in reversed(prepared.passes[:after]):
         if stated := getattr(method, "artifact_dtype", None):
             return str(stated)
-    export = prepared.recipe.export
+    return dense_dtype(prepared.source, prepared.recipe.export)
+
+
+def dense_dtype(source: ModelFolder, export: ExportSection) -> str:
+    """Return the dtype of the weights of a model as it came: the recipe's; else float32 in ONNX, its own in PyTorch."""
     if export.dtype != "auto":
         return str(export.dtype)
     if export.format != "safetensors":
         return "float32"
-    if prepared.source.store_dtype:
-        return prepared.source.store_dtype
-    stated = str(getattr(prepared.source.config, "dtype", None) or "float32")
+    if source.store_dtype:
+        return source.store_dtype
+    stated = str(getattr(source.config, "dtype", None) or "float32")
     return stated.removeprefix("torch.")
 
 

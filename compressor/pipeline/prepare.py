@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from compressor.grids import GridSpec
 from compressor.loading import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.base import Pass
-from compressor.recipe import Recipe
+from compressor.pipeline.measures import unmeasurable
+from compressor.recipe import Recipe, disagreements
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,9 @@ class Prepared:
         """Read the calibration data.
 
         Raises:
-            RecipeError: passes need it and the recipe names none.
             DataError: it cannot be used.
         """
-        if self.calibration is None:
-            problem = Problem(
-                "calibration", f"{', '.join(self.method_names)} need calibration data; add calibration.data"
-            )
-            raise RecipeError([problem], source=self.recipe.source)
+        assert self.calibration is not None, "asked for only where passes use it"
         return load_data(self.calibration, self.source.task, self.source.path)
 
     def load_evaluation(self) -> EvalData | None:
@@ -86,12 +82,15 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, model: str | None) -> Prepared:
-    """Open the model and plan every pass; reads config.json, no weights and no data.
+    """Open the model, plan every pass, and see that what is to be measured can be; reads config.json and no weights.
+
+    Of data, what there is for the evaluation of encoders and classifiers is opened, to know of what kind it is.
 
     Raises:
         UsageError: no model is named.
-        ModelError: the model is missing or not covered, or a pass does not fit it.
-        RecipeError: options ask for what this model cannot give.
+        ModelError: the model is missing or not covered.
+        DataError: the evaluation data is there and cannot be used, or samples are longer than the model's positions.
+        RecipeError: with all that the recipe asks for and cannot get, alone or of this model.
     """
     name = model or recipe.model.id
     if not name:
@@ -105,56 +104,52 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     )
     known: Mapping[str, type[Pass]] = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
-    models = [source]
+    problems = disagreements(recipe, passes)
+    models, found = _planned(recipe, source, passes)
+    problems += found
+    section = recipe.calibration
+    calibration = _request(section, "calibration", recipe, source) if section is not None else None
+    evaluation = _request(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
+    problems += unmeasurable(recipe, source, evaluation)
+    if problems:
+        raise RecipeError(problems, source=recipe.source)
+    shapes, grids = tuple(m.shapes for m in models), tuple(m.grids for m in models)
+    return Prepared(recipe, name, source, passes, shapes, grids, calibration, evaluation)
+
+
+def _planned(recipe: Recipe, source: ModelFolder, passes: Sequence[Pass]) -> tuple[list[ModelFolder], list[Problem]]:
+    """Return descriptions of the model before the first pass and after each, and what of the passes does not fit it.
+
+    A pass that cannot be planned is left out of what follows.
+    """
+    models, problems = [source], []
     for index, method in enumerate(passes):
         if hasattr(method, "export_format"):
             method.export_format = recipe.export.format
         try:
-            _check_export(method, recipe, quantized=bool(models[-1].grids))
-            models.append(_planned(method, models[-1]))
+            models.append(_after(method, models[-1], quantized=bool(source.grids)))
         except (UsageError, ModelError) as error:
-            problem = Problem(f"passes[{index}].{method.name}", error.message)
-            raise RecipeError([problem], source=recipe.source) from error
-    shapes, grids = tuple(m.shapes for m in models), tuple(m.grids for m in models)
-    section = recipe.calibration
-    calibration = _request(section, "calibration", recipe, source) if section is not None else None
-    evaluation = _request(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
-    return Prepared(recipe, name, source, passes, shapes, grids, calibration, evaluation)
+            message = f"{error.message}. {error.hint}" if error.hint else error.message
+            problems.append(recipe.problem(("passes", index, method.name), message))
+    return models, problems
 
 
-def _check_export(method: Pass, recipe: Recipe, *, quantized: bool) -> None:
-    """Refuse a pass that sets the artifact's dtype where the export cannot have it.
+def _after(method: Pass, model: ModelFolder, *, quantized: bool) -> ModelFolder:
+    """Return the description of `model` after a pass; `quantized` tells whether it was before the first one.
 
     Raises:
-        UsageError: the format, the dtype that the recipe states, or weights on grids are in the way.
-    """
-    dtype = getattr(method, "artifact_dtype", None)
-    if dtype is None:
-        return
-    export, formats = recipe.export, getattr(method, "formats", ())
-    if export.format not in formats:
-        raise UsageError(
-            f"{dtype} cannot be exported as {export.format}: ONNX Runtime's CPU kernels do not compute in it; "
-            f"set export.format to {' or '.join(formats)}, or use fp16"
-        )
-    if export.dtype not in ("auto", dtype):
-        raise UsageError(f"the pass makes the artifact {dtype}, export.dtype says {export.dtype}; leave it auto")
-    if quantized:
-        raise UsageError(f"the weights lie on integer grids, whose scales are float32: {dtype} has nothing to add")
-
-
-def _planned(method: Pass, model: ModelFolder) -> ModelFolder:
-    """Return the description of `model` after a pass.
-
-    Raises:
-        UsageError: the model is quantized already.
+        UsageError: it was, or the pass quantizes nothing of it.
         ModelError: the pass does not fit it.
     """
-    if model.grids:
+    if quantized:
         raise UsageError(
-            "the weights are quantized already, and any change would take them off their grids; put it first"
+            "the model is quantized already, and any change would take its weights off their grids",
+            hint="Give the model that it was made from.",
         )
-    return model.with_shapes(method.plan(model)).with_grids(method.plan_grids(model))
+    planned = model.with_shapes(method.plan(model)).with_grids(method.plan_grids(model))
+    if method.family == "quantize" and not hasattr(method, "artifact_dtype") and not planned.grids:
+        raise UsageError("exclude: nothing is left to quantize", hint="Exclude less, or remove the pass.")
+    return planned
 
 
 def _located(name: str, recipe: Recipe) -> str:
@@ -166,20 +161,38 @@ def _located(name: str, recipe: Recipe) -> str:
 
 
 def _request(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) -> DataRequest:
-    limit = default_length(source, None if source.task == "image-classification" else 1 << 30)
-    if "length" in section.model_fields_set and section.length > limit:
-        raise DataError(
-            f"{purpose}.length: {section.length} tokens; the model has {limit} positions",
-            hint=f"Set {purpose}.length to at most {limit}.",
-        )
+    stated = section.length if "length" in section.model_fields_set else None
     return DataRequest(
         data=section.data,
         bases=(*((recipe.folder,) if recipe.folder is not None else ()), Path.cwd()),
         samples=section.samples,
-        length=min(section.length, limit),
+        length=sample_length(source, stated, f"{purpose}.length"),
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,
         purpose=purpose,
     )
+
+
+def sample_length(source: ModelFolder, stated: int | None, key: str) -> int:
+    """Return the tokens per sample: as stated, else 512, or fewer where the model has fewer positions.
+
+    Images have none, so any length will do.
+
+    Args:
+        source: the model.
+        stated: what the user wants.
+        key: what the user calls it.
+
+    Raises:
+        DataError: the model has fewer positions than that.
+    """
+    if stated is None:
+        return default_length(source, None)
+    limit = default_length(source, stated)
+    if limit < stated and source.task != "image-classification":
+        raise DataError(
+            f"{key}: {stated} tokens; the model has {limit} positions", hint=f"Set {key} to at most {limit}."
+        )
+    return stated
 
 
 def planned_model(prepared: Prepared, after: int) -> ModelFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -16,24 +15,22 @@ from typing import Any
 
 from compressor.accounting import Cost, count_cost
 from compressor.blocks import Change
-from compressor.calibration import find_data, model_batches
-from compressor.checkpoint import sha256_of
+from compressor.calibration import model_batches
 from compressor.data import Batches, EvalData, TextData
 from compressor.grids import precision_of
 from compressor.loading import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
-from compressor.pipeline.artifact import accuracy_levels, code_digests, export_model
-from compressor.pipeline.plan import artifact_dtype
+from compressor.pipeline.artifact import export_model, grid_records
+from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
+from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
-from compressor.pipeline.work import check_target, locked, put_in_place, rejected_folder, work_folder
+from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_place, rejected_folder, work_folder
 from compressor.process import peak_memory
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import ExportSection, Recipe
 from compressor.report import build_report, write_reports
 from compressor.streaming import measure_streamed
 from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
-from compressor.verification.codes import KEY as CODES
-from compressor.verification.exact import LEVELS
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
 
@@ -86,7 +83,7 @@ def run(
     with clock.stage("load"):
         progress.stage("load")
         prepared = prepare(recipe, model)
-        hashes = _input_hashes(prepared)
+        hashes = input_hashes(prepared)
     with locked(work_folder(out), resume=resume) as work:
         return _run(prepared, hashes, out, work, progress, clock)
 
@@ -130,15 +127,15 @@ def _run_passes(
             progress.stage("calibrate")
             batches = model_batches(prepared.load_calibration())
     section = prepared.recipe.calibration
-    cache = section.cache_memory if section is not None else 0
+    cache, device = section.cache_memory if section is not None else 0, _device()
     for index, method in enumerate(prepared.passes):
         start = time.perf_counter()
         progress.stage(method.name, total=len(current.shapes.layers) * method.walks)
         setting = Setting(
             work=work / f"pass-{index}",
-            fingerprint=_fingerprint(prepared, hashes, index),
+            fingerprint=pass_fingerprint(prepared, hashes, index, device),
             cache_bytes=cache,
-            device=_device(),
+            device=device,
             advance=progress.advance,
         )
         before = current
@@ -199,56 +196,29 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _input_hashes(prepared: Prepared) -> dict[str, str]:
-    """Return sha256 of the weights, config and data files that the result depends on.
-
-    Raises:
-        ModelError: the checkpoint is missing or damaged.
-        DataError: data is missing.
-    """
-    weights = prepared.source.weights
-    files = {weights.entry(name).file for name in weights.names()}
-    hashes = {f"model/{file.name}": sha256_of(file) for file in sorted(files)}
-    hashes["model/config.json"] = sha256_of(prepared.source.path / "config.json")
-    for request in (prepared.calibration, prepared.evaluation):
-        if request is not None:
-            path = find_data(request)
-            if path.is_file():
-                hashes[f"data/{path.name}"] = sha256_of(path)
-            else:
-                listing = "\n".join(f"{p.name} {p.stat().st_size}" for p in sorted(path.iterdir()))
-                hashes[f"data/{path.name}/"] = hashlib.sha256(listing.encode()).hexdigest()
-    return hashes
-
-
-def _fingerprint(prepared: Prepared, hashes: dict[str, str], index: int) -> str:
-    """Name everything that the result of pass `index` depends on."""
-    recipe, request = prepared.recipe, prepared.calibration
-    basis = {
-        "hashes": {name: value for name, value in hashes.items()},
-        "passes": [[e.name, e.options.model_dump(mode="json")] for e in recipe.passes[: index + 1]],
-        "calibration": [request.samples, request.length, request.seed] if request is not None else None,
-        "dtype": recipe.model.dtype,
-        "format": recipe.export.format,
-        "environment": fingerprint_environment(),
-    }
-    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
-
-
 def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progress: Progress) -> Path:
     """Export the model as it came, to compare with; a finished export of an earlier run of the same inputs is kept."""
     export = prepared.recipe.export
     if export.format == "safetensors":
         return prepared.source.path
-    folder, mark = work / "dense", work / "dense.json"
-    basis = json.dumps({"hashes": hashes, "export": export.model_dump(mode="json")}, sort_keys=True)
+    folder, mark = work / "dense", work / DENSE_MARK
+    basis = dense_basis(prepared, hashes)
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == basis and folder.is_dir()):
         progress.stage("export dense")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        export_model(prepared.source, folder, export, artifact_dtype(prepared, after=0))
+        export_dense(prepared.source, folder, export)
         mark.write_text(basis, encoding="utf-8")
     return folder
+
+
+def export_dense(source: ModelFolder, folder: Path, export: ExportSection) -> None:
+    """Write a model as it is into the existing `folder`, in the form that a recipe asks for.
+
+    Raises:
+        CompressorError: what the exporter raises.
+    """
+    export_model(source, folder, export, dense_dtype(source, export))
 
 
 def _export(
@@ -273,8 +243,7 @@ def _export(
         folder,
         {
             "precision": precision_of(compressed.grids, dtype),
-            CODES: code_digests(compressed, result.codes),
-            LEVELS: {} if prepared.recipe.export.format == "safetensors" else accuracy_levels(compressed, result.codes),
+            **grid_records(compressed, result, graph=prepared.recipe.export.format != "safetensors"),
             STEP: _quantization_step(entries),
             "task": compressed.task,
             "parameters": compressed.parameters,
@@ -305,8 +274,9 @@ def _quantization_step(entries: list[dict[str, Any]]) -> float | None:
 
 def _costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
     length = prepared.length
-    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0))
-    return dense, count_cost(compressed, length, artifact_dtype(prepared))
+    graph = prepared.recipe.export.format != "safetensors"
+    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0), graph=graph)
+    return dense, count_cost(compressed, length, artifact_dtype(prepared), graph=graph)
 
 
 def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:

@@ -6,13 +6,14 @@ Nothing here knows the methods: whoever parses a recipe brings their options (`c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from compressor.errors import Problem, RecipeError, did_you_mean
+from compressor.recipe._agreement import METRIC_OF, PassFacts, disagreements
 from compressor.recipe._overrides import Overrides
 from compressor.recipe._problems import line_of, validate
 from compressor.recipe._schema import json_schema
@@ -30,13 +31,16 @@ from compressor.recipe._yaml import MAX_BYTES, Document, KeyPath, Refused, key_n
 
 __all__ = [
     "BOUNDS",
+    "METRIC_OF",
     "Bound",
     "CalibrationSection",
     "EvaluationSection",
     "ExportSection",
     "ModelSection",
     "PassEntry",
+    "PassFacts",
     "Recipe",
+    "disagreements",
     "json_schema",
     "load_bounds",
     "load_recipe",
@@ -76,6 +80,8 @@ class Recipe:
         source: what messages call the recipe.
         folder: where relative data paths are looked for first; None for a text that came from no file.
         overrides: the `--set` texts that were applied.
+        document: the text as it was read, by which problems that are found later know their lines.
+        changes: the overrides, by which such problems know that they come from one.
     """
 
     name: str
@@ -89,6 +95,12 @@ class Recipe:
     source: str
     folder: Path | None = None
     overrides: tuple[str, ...] = ()
+    document: Document = field(default_factory=Document, repr=False, compare=False)
+    changes: Overrides = field(default_factory=lambda: Overrides(()), repr=False, compare=False)
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Return a problem with the value at `path`, with its line, or the override that it comes from."""
+        return self.changes.attribute(Problem(key_name(path), message, line_of(path, self.document)))
 
     @property
     def bounds(self) -> dict[str, dict[str, float]]:
@@ -151,6 +163,8 @@ def parse_recipe(
         source=source,
         folder=folder,
         overrides=tuple(overrides),
+        document=document,
+        changes=changes,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import Problem, did_you_mean
-from compressor.recipe._yaml import Document, KeyPath, key_name, shown
+from compressor.recipe._yaml import LARGEST, Document, KeyPath, key_name, shown
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -75,12 +75,23 @@ def _problems(
 
 
 def _joined(messages: Sequence[str]) -> str:
-    """Join what the members of a union say: `expected auto or expected an integer, got 'x'`."""
+    """Join what the members of a union say: `allowed: auto or an integer, got 'x'`."""
     if len(messages) == 1:
         return messages[0]
     heads = [message.split(", got ")[0] for message in messages]
     tail = next((f", got {m.split(', got ', 1)[1]}" for m in messages if ", got " in m), "")
-    return " or ".join(dict.fromkeys(heads)) + tail
+    choices = [choice for head in heads for choice in _choices(head)]
+    return f"allowed: {' or '.join(filter(None, [', '.join(choices[:-1]), choices[-1]]))}{tail}"
+
+
+def _choices(head: str) -> list[str]:
+    """Return what one member of a union allows: its words, its type, or its limits."""
+    kind, _, rest = head.partition(" ")
+    if kind == "allowed:":
+        return re.split(", | or ", rest)
+    if kind == "must":
+        return [f"a number of {rest.removeprefix('be ')}"]
+    return [rest if kind == "expected" else head]
 
 
 def _locate(loc: Sequence[str | int], value: Any, *, missing: bool) -> tuple[KeyPath, Any]:
@@ -119,6 +130,8 @@ def _message(item: Any, model: type[BaseModel], path: KeyPath, given: Any) -> st
         words = re.findall(r"'([^']*)'", expected)
         meant = did_you_mean(given, words) if isinstance(given, str) else ""
         return f"allowed: {expected.replace(chr(39), '')}, got {shown(given)}{meant}"
+    if kind in ("int_type", "int_from_float") and isinstance(given, float) and abs(given) >= LARGEST:
+        return f"must be {_end(model, path, given)}, got {shown(given)}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {shown(given)}"
     if kind in _LIMITS:
@@ -133,6 +146,18 @@ def _message(item: Any, model: type[BaseModel], path: KeyPath, given: Any) -> st
 
 def _with_given(message: str, given: Any) -> str:
     return message if isinstance(given, dict | list) else f"{message}, got {shown(given)}"
+
+
+def _end(model: type[BaseModel], path: KeyPath, given: float) -> str:
+    """Return the bound that an integer beyond all that are read misses: `at most 100`."""
+    holder = _model_at(model, path[:-1])
+    field = holder.model_fields.get(str(path[-1])) if holder and path else None
+    side = "l" if given > 0 else "g"
+    for item in field.metadata if field else ():
+        for key, words in _LIMITS.values():
+            if key.startswith(side) and hasattr(item, key):
+                return f"{words} {getattr(item, key)}"
+    return f"at most {LARGEST}" if given > 0 else f"at least {-LARGEST}"
 
 
 def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:

@@ -172,6 +172,14 @@ class ExportSection(Section):
         default="auto", description="Type of the weights in the artifact."
     )
 
+    @model_validator(mode="after")
+    def _with_effect(self) -> ExportSection:
+        """Refuse what is said of a graph where none is written."""
+        stated = [f"{key}: {getattr(self, key)}" for key in ("graph", "opset") if getattr(self, key) != "auto"]
+        if self.format == "safetensors" and stated:
+            raise ValueError(f"format: safetensors has no graph, so leave out {' and '.join(stated)}")
+        return self
+
 
 class Bound(Section):
     """Limits for one measured value; at least one of them."""

@@ -24,6 +24,8 @@ MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 
 _MAX_DIGITS = 18
+LARGEST = 10**_MAX_DIGITS - 1
+"""Integers beyond are read as floats."""
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")

@@ -24,7 +24,7 @@ from compressor.evaluation import Quality, check_metrics, measure
 from compressor.passes import methods
 from compressor.process import peak_memory
 from compressor.runners import Runner, open_runner, read_config, runtime_model, task_of
-from compressor.verification.codes import check_codes
+from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
 from compressor.verification.manifest import (
@@ -225,7 +225,7 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
         checks.append(yes("graph.session", False, "the artifact was not loaded: its data is missing or outside"))
         return None
     checks += _guard("weights", lambda: [*check_values(weights), *check_codes(weights, manifest)])
-    checks += _guard("weights", lambda: check_levels(weights, manifest))
+    checks += _guard("weights", lambda: [*check_levels(weights, manifest), *check_inputs(weights, manifest)])
     runner, check = open_checked(folder, job.threads)
     checks.append(check)
     return runner

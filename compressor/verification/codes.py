@@ -20,7 +20,7 @@ from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights
 
 onnx = lazy("onnx")
-KEY = "codes"
+KEY, INPUTS = "codes", "input_grids"
 FACTORS = ".input_factors"
 """How names of factors end by which the input of an integer product is multiplied first."""
 
@@ -65,6 +65,41 @@ def dequantised(weights: StoredWeights) -> Iterator[tuple[str, NDArray[np.float3
         if found is not None and found[0] not in done:
             done.add(found[0])
             yield found
+
+
+def check_inputs(weights: StoredWeights, manifest: Mapping[str, Any]) -> list[Check]:
+    """Check that a graph rounds every calibrated input to the grid that compression.json records."""
+    recorded = manifest.get(INPUTS) or {}
+    found = input_grids(weights) if weights.is_onnx else {}
+    if not weights.is_onnx or not (found or recorded):
+        return []
+    wrong = sorted(name for name in found.keys() | recorded.keys() if found.get(name) != recorded.get(name))
+    shown = wrong[0] if wrong else ""
+    reason = (
+        f"the input of {shown} is rounded to step and zero point {found.get(shown)}, calibrated were "
+        f"{recorded.get(shown)} ({len(wrong)} differ)"
+    )
+    return [yes("weights.inputs", not wrong, reason, value=len(found))]
+
+
+def input_grids(weights: StoredWeights) -> dict[str, list[float]]:
+    """Return name of stored codes -> step and zero point of the product's input, of QDQ graphs.
+
+    Where an input is rounded to one grid and widened from another, both stand there.
+    """
+    read, found = _Reader(weights), {}
+    for node in weights.model.graph.node:
+        product = next(iter(read.consumers.get(node.output[0], [])), None)
+        if node.op_type != "DequantizeLinear" or product is None or product.op_type != "MatMul":
+            continue
+        if product.input[1] != node.output[0]:
+            continue
+        codes = node.input[0] if node.input[0] in read else read.producers[node.input[0]].input[0]
+        widened = read.producers[product.input[0]]
+        rounded = read.producers[widened.input[0]]
+        ends = [[float(read.array(name)) for name in end.input[1:3]] for end in (rounded, widened)]
+        found[codes] = ends[0] if ends[0] == ends[1] else ends[0] + ends[1]
+    return found
 
 
 class _Reader:

@@ -143,8 +143,15 @@ def check_sanity(quality: Quality, data: EvalData, bounds: Bounds) -> list[Check
 
 
 def worse_than_dense(values: Mapping[str, float]) -> bool:
-    """Tell whether quality is below dense beyond noise; NaN counts as worse."""
-    limits = {"perplexity_increase": 1e-3, "spearman_drop": 1e-3, "accuracy_drop": 1e-3, "kl": 1e-5}
+    """Tell whether quality is below dense beyond noise; NaN counts as worse.
+
+    What only differs from dense counts as worse, unless every figure of the task itself is better.
+    """
+    tasks = {"perplexity_increase": 1e-3, "spearman_drop": 1e-3, "accuracy_drop": 1e-3}
+    judged = [values[name] < -limit for name, limit in tasks.items() if name in values]
+    if judged and all(judged):
+        return False
+    limits = {**tasks, "kl": 1e-5}
     floors = {"cosine": 0.9999, "top1": 0.999}
     return any(not values[n] <= limit for n, limit in limits.items() if n in values) or any(
         not values[n] >= floor for n, floor in floors.items() if n in values

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Literal
 
 import pytest
@@ -28,10 +28,24 @@ class Bare(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-METHODS = {
-    "toy": SimpleNamespace(name="toy", family="structure", summary="Removes channels.", Options=Toy),
-    "bare": SimpleNamespace(name="bare", family="quantize", summary="Rounds weights.", Options=Bare),
-}
+class Method:
+    """What a command asks of a method."""
+
+    calibrated = False
+
+    def __init__(self, options: BaseModel) -> None:
+        self.options = options
+
+
+class ToyMethod(Method):
+    name, family, summary, Options = "toy", "structure", "Removes channels.", Toy
+
+
+class BareMethod(Method):
+    name, family, summary, Options = "bare", "quantize", "Rounds weights.", Bare
+
+
+METHODS = {"toy": ToyMethod, "bare": BareMethod}
 
 
 @pytest.fixture

@@ -73,6 +73,19 @@ def test_validate(cli, shelf, tmp_path):
     )
 
 
+def test_validate_finds_what_cannot_go_together(cli, tmp_path):
+    text = "version: 1\nname: x\npasses:\n  - bare: {}\n  - toy: {sparsity: 0.3}\nverify: {kl: {max: 1}}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    done = cli("recipes", "validate", "r.yaml")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "error: r.yaml: 2 problems",
+        "  line 5: passes[1].toy: bare has quantized the weights, and any change would take them off their grids;"
+        " put toy before it",
+        "  line 6: verify.kl: is measured on evaluation data, and the recipe names none; add `evaluation: {data: ...}`",
+    ]
+
+
 def test_schema(cli):
     schema = json.loads(cli("recipes", "schema").stdout)
     methods = schema["properties"]["passes"]["items"]["properties"]

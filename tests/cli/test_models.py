@@ -97,25 +97,49 @@ def test_verify_with_own_bounds_and_data(cli, artifact, verdicts, tmp_path):
     assert (job.bounds, job.data.data, job.metrics, job.timing) == ({"speedup": {"min": 1.5}}, "other.txt", (), False)
 
 
-def test_verify_exports_a_torch_model_for_an_onnx_artifact(cli, artifact, verdicts, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (None, ("onnx", "auto", None, "float32", "auto", "auto")),
+        ({"export": {"format": "tflite"}}, ("onnx", "auto", None, "float32", "auto", "auto")),
+        (
+            {"model": {"task": "feature-extraction", "dtype": "float16"}, "export": {"format": "ort", "opset": 19}},
+            ("ort", "auto", 19, "float32", "feature-extraction", "float16"),
+        ),
+        (
+            {"export": {"format": "onnx", "graph": "portable", "dtype": "float16"}},
+            ("onnx", "portable", None, "float16", "auto", "auto"),
+        ),
+    ],
+)
+def test_the_dense_model_is_exported_as_the_artifact_was(
+    cli, artifact, verdicts, tmp_path, monkeypatch, recipe, expected
+):
     (artifact / "model.onnx").write_bytes(b"")
+    manifest = json.loads((artifact / "compression.json").read_text())
+    # Half the weights are no reason to halve the dense model's: the run compares with what export.dtype says.
+    (artifact / "compression.json").write_text(json.dumps({**manifest, "precision": "float16", "recipe": recipe}))
     (tmp_path / "dense").mkdir()
     exported = []
 
-    def export(source, out, options):
-        exported.append((source.name, out, options.dtype))
-        (out / "model.onnx").write_bytes(b"")
+    def exporter(format):
+        def export(source, out, options):
+            exported.append((format, options.graph, options.opset, options.dtype, source.task, source.dtype))
+            (out / "model.onnx").write_bytes(b"")
 
-    monkeypatch.setattr("compressor.exporters.onnx.export_onnx", export)
-    monkeypatch.setattr(
-        "compressor.loading.open_model",
-        lambda folder: SimpleNamespace(name=str(folder), config=SimpleNamespace(max_position_embeddings=8)),
-    )
+        return export
+
+    def open_model(folder, *, task="auto", dtype="auto"):
+        return SimpleNamespace(task=task, dtype=dtype, config=SimpleNamespace(max_position_embeddings=8))
+
+    monkeypatch.setattr("compressor.exporters.onnx.export_onnx", exporter("onnx"))
+    monkeypatch.setattr("compressor.exporters.ort.export_ort", exporter("ort"))
+    monkeypatch.setattr("compressor.loading.open_model", open_model)
     monkeypatch.setattr("compressor.accounting.count_flops", lambda model, length: 1)
-    assert cli("verify", artifact, "--against", "dense", "-q").exit_code == 0
-    assert [(source, dtype) for source, _, dtype in exported] == [("dense", "float32")]
-    assert verdicts.jobs[0].dense == exported[0][1]
-    assert not exported[0][1].exists(), "the export is temporary"
+    done = cli("verify", artifact, "--against", "dense", "-q")
+    assert done.exit_code == 0, done.stderr
+    assert exported == [expected]
+    assert not verdicts.jobs[0].dense.exists(), "the export is temporary"
 
 
 @pytest.mark.parametrize(("damaged", "code"), [(False, 4), (True, 3)])
@@ -210,3 +234,20 @@ def test_eval(cli, tmp_path, monkeypatch):
     shown = json.loads(cli("eval", "model", "--data", "valid.txt", "--json").stdout)
     assert shown["metrics"] == {"perplexity": 4.5, "kl": None} and shown["samples"] == 3
     assert (asked["reference"], asked["request"].length) == (None, 256)
+
+
+def test_eval_refuses_more_tokens_than_the_model_has_positions(cli, tmp_path, monkeypatch):
+    for name in ("model", "dense"):
+        (tmp_path / name).mkdir()
+    positions = {"model": 256, "dense": 128}
+
+    def open_model(folder):
+        config = SimpleNamespace(max_position_embeddings=positions[folder.name])
+        return SimpleNamespace(config=config, task="text-generation")
+
+    monkeypatch.setattr("compressor.loading.open_model", open_model)
+    for given, limit in ((["--length", 300], 256), (["--length", 200, "--against", "dense"], 128)):
+        done = cli("eval", "model", "--data", "valid.txt", *given, "-q")
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert f"error: --length: {given[1]} tokens; the model has {limit} positions\n" in done.stderr
+        assert f"next:  Set --length to at most {limit}.\n" in done.stderr

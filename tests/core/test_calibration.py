@@ -144,9 +144,34 @@ def test_labels_cannot_name_files_outside(pico: Pico, tmp_path: Path) -> None:
 def test_broken_image(pico: Pico, tmp_path: Path) -> None:
     folder = images(tmp_path / "i")
     (folder / "1.png").write_bytes(b"no image")
-    data = load_data(request(folder, samples=5), "image-classification", pico("vit"))
     with pytest.raises(DataError, match="1.png is not a readable image"):
-        list(model_batches(data))
+        load_data(request(folder, samples=5), "image-classification", pico("vit"))
+
+
+def test_image_label_that_the_model_does_not_know(pico: Pico, tmp_path: Path) -> None:
+    folder = images(tmp_path / "i")
+    assert load_data(request(folder), "image-classification", pico("vit", num_labels=3))
+    with pytest.raises(DataError, match=r"calibration.data: labels.csv line 4: label '2'.* classes 0 to 1"):
+        load_data(request(folder), "image-classification", pico("vit", num_labels=2))
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("llama", "text-generation"), ("bert", "feature-extraction"), ("bert", "text-classification")]
+)
+def test_tokenizer_with_more_tokens_than_the_model(pico: Pico, text: Path, family: str, task: str) -> None:
+    from transformers import AutoTokenizer
+
+    full = pico(family)
+    ids = AutoTokenizer.from_pretrained(full)(text.read_text(), add_special_tokens=False)["input_ids"]
+    greatest = max(ids)
+    enough, small = (pico(family, vocab_size=size) for size in (greatest + 1, greatest))
+    everything = request(text, samples=None, length=len(ids) if family == "bert" else 8, purpose="evaluation")
+    assert load_data(everything, task, enough)
+    with pytest.raises(
+        DataError, match=rf"evaluation.data: .* gives token {greatest}; vocab_size in its config.json is {greatest},"
+    ) as caught:
+        load_data(everything, task, small)
+    assert "model.id" in str(caught.value)
 
 
 def test_folder_where_text_is_wanted(pico: Pico, tmp_path: Path) -> None:

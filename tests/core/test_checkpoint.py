@@ -56,6 +56,13 @@ def test_truncated_file(tmp_path: Path, cut: int) -> None:
         stored_entries(tmp_path)
 
 
+def test_dtype_that_is_not_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "w": torch.ones(64).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="dtype that is not read: w is F8_E4M3; allowed: F64, F32") as caught:
+        stored_entries(tmp_path)
+    assert "ownload" not in str(caught.value)
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=200), length=st.integers(0, 2**64 - 1))
 def test_any_bytes_give_a_model_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, length: int) -> None:

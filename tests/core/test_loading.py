@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from compressor.accounting import count_flops
 from compressor.architectures import FAMILIES, family_of, read_shapes, shape_section
-from compressor.checkpoint import Plan, write_safetensors
+from compressor.checkpoint import Plan, stored_entries, write_safetensors
 from compressor.errors import ModelError
 from compressor.exporters.remote_code import add_remote_code
 from compressor.loading import config_for, open_model, read_config
+from compressor.matching import check_entries
 from compressor.skeleton import AUTO_CLASSES
 
 COVERED = ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "deit"]
@@ -114,9 +115,9 @@ def test_shapes_survive_config_json(pico: Pico) -> None:
     assert read_shapes(config, family_of(config)) == shapes
 
 
-def broken(pico: Pico, tmp_path: Path, **config: Any) -> Path:
+def broken(pico: Pico, tmp_path: Path, family: str = "llama", **config: Any) -> Path:
     folder = tmp_path / "model"
-    shutil.copytree(pico("llama"), folder)
+    shutil.copytree(pico(family), folder)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, **config}))
     return folder
@@ -136,6 +137,51 @@ def test_missing_tensor(pico: Pico, tmp_path: Path) -> None:
         open_model(folder).weights.names()
 
 
+def test_integers_where_weights_belong(pico: Pico, tmp_path: Path) -> None:
+    folder = broken(pico, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(torch.int64)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"1 weights hold integers: .*layers.1.mlp.up_proj.weight is int64; allowed:"):
+        open_model(folder).weights.names()
+
+
+def test_buffers_that_hold_integers_are_no_weights(pico: Pico) -> None:
+    folder = open_model(pico("bert"))
+    entries = stored_entries(folder.path)
+    entries["steps"] = replace(next(iter(entries.values())), dtype="int64", shape=(1, 3))
+    model = folder.skeleton()
+    model.register_buffer("steps", torch.zeros(1, 3))
+    with pytest.raises(ModelError, match="steps is int64"):
+        check_entries(model, entries, tied=False)
+    model.register_buffer("steps", torch.arange(3)[None])
+    check_entries(model, entries, tied=False)
+
+
+def without_pooler(folder: Path) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, folder / "model.safetensors")
+    return folder
+
+
+def test_encoder_without_a_pooler_is_stock_without_one(pico: Pico, tmp_path: Path) -> None:
+    folder = open_model(without_pooler(broken(pico, tmp_path, "bert")))
+    ours = folder.load()
+    theirs = stock(folder.path, folder.task, add_pooling_layer=False)
+    with torch.no_grad():
+        assert torch.equal(ours(**inputs_for(folder.task))[0], theirs(**inputs_for(folder.task))[0])
+    assert {name for name, _ in ours.named_parameters()} == {name for name, _ in theirs.named_parameters()}
+    assert folder.parameters == open_model(pico("bert")).parameters
+
+
+def test_classifier_needs_its_pooler(pico: Pico, tmp_path: Path) -> None:
+    folder = without_pooler(broken(pico, tmp_path, "bert"))
+    with pytest.raises(ModelError, match=r"missing from the checkpoint: .*pooler.dense.weight"):
+        open_model(folder, task="text-classification").weights.names()
+
+
 def test_nan_in_weights(pico: Pico, tmp_path: Path) -> None:
     folder = broken(pico, tmp_path)
     tensors = load_file(folder / "model.safetensors")
@@ -145,10 +191,34 @@ def test_nan_in_weights(pico: Pico, tmp_path: Path) -> None:
         open_model(folder).load()
 
 
-def test_uncovered_family_lists_what_is_covered(pico: Pico, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="'gpt2'.*bert.*llama") as caught:
-        open_model(broken(pico, tmp_path, model_type="gpt2"))
+@pytest.mark.parametrize("name", ["gpt2", "nosuchtype"])
+def test_uncovered_family_lists_what_is_covered(pico: Pico, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=f"'{name}'.*covered are: {', '.join(sorted(COVERED))}\n") as caught:
+        open_model(broken(pico, tmp_path, model_type=name))
     assert "compressor/architectures" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "reason"),
+    [
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers is 0; allowed: whole numbers from 1"),
+        ("llama", {"num_hidden_layers": -1}, "num_hidden_layers is -1; allowed: whole numbers from 1"),
+        ("llama", {"num_key_value_heads": 0}, "num_key_value_heads is 0; allowed"),
+        ("opt", {"ffn_dim": -4}, "ffn_dim is -4; allowed"),
+        ("llama", {"hidden_act": "nosuch"}, "hidden_act is 'nosuch'; allowed: .*gelu.*silu"),
+        ("bert", {"hidden_act": "gleu"}, r"hidden_act is 'gleu' \(did you mean 'gelu'\?\); allowed: .*relu"),
+        ("opt", {"activation_function": "nosuch"}, "activation_function is 'nosuch'; allowed: .*relu"),
+        ("bert", {"num_attention_heads": 5}, "cannot be built: ValueError: .*not a multiple"),
+        ("llama", {"pad_token_id": 9999}, "cannot be built: AssertionError: Padding_idx"),
+        ("vit", {"patch_size": 0}, "cannot be built: ZeroDivisionError"),
+    ],
+)
+def test_config_that_makes_no_model(
+    pico: Pico, tmp_path: Path, family: str, config: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ModelError, match=f"config.json.* {reason}") as caught:
+        open_model(broken(pico, tmp_path, family, **config)).skeleton()
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(

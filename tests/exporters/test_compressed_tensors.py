@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compressor.accounting import stored_bytes
 from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
@@ -76,6 +77,10 @@ def expected(model: ModelFolder) -> np.ndarray[Any, Any]:
     return made
 
 
+def held_bytes(folder: Path) -> int:
+    return sum(t.numel() * t.element_size() for f in folder.glob("*.safetensors") for t in load_file(f).values())
+
+
 def same_weights(ours: torch.nn.Module, wanted: torch.nn.Module) -> bool:
     left, right = ours.state_dict(), wanted.state_dict()
     return all(torch.equal(left[name], tensor) for name, tensor in right.items())
@@ -101,6 +106,7 @@ def test_stock_transformers_computes_the_same(pico: Pico, tmp_path: Path, case: 
     out = exported(model, tmp_path / "o")
     np.testing.assert_array_equal(stock_outputs(out, model.task), expected(model))
     assert same_weights(load(out), model.load())
+    assert held_bytes(out) == stored_bytes(model, 4, graph=False)
 
 
 def test_a_process_without_this_package_computes_the_same(pico: Pico, tmp_path: Path) -> None:
@@ -241,6 +247,7 @@ def test_static_products_in_bytes(pico: Pico, tmp_path: Path, family: str) -> No
     model = in_bytes(pico(family), tmp_path / "w", activations="static", input_scale=scale, input_zero_point=zero)
     out = exported(model, tmp_path / "o")
     assert same_weights(load(out), model.load())
+    assert held_bytes(out) == stored_bytes(model, 4, graph=False)
     reference = model.load()
 
     def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from compressor.errors import ModelError
 from compressor.exporters.ort import MODEL, OPERATORS, convert, export_ort
 from compressor.grids import precision_of
 from compressor.loading import ModelFolder, open_model
-from compressor.pipeline.artifact import accuracy_levels, code_digests
+from compressor.pipeline.artifact import grid_records
 from compressor.runners import OnnxRunner, TorchRunner, runtime_model
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from compressor.verification.ort import _initializers
@@ -37,8 +37,7 @@ def made(source: ModelFolder, out: Path) -> Path:
     manifest = {
         "precision": precision_of(source.grids, "float32"),
         "parameters": parameter_count(source),
-        "codes": code_digests(source, result.codes),
-        "accuracy_levels": accuracy_levels(source, result.codes),
+        **grid_records(source, result, graph=True),
     }
     seal(out, manifest)
     return out

@@ -171,11 +171,36 @@ def test_errors_come_before_work_and_leave_nothing(pico: Pico, make_recipe: Make
         go(make_recipe(), tmp_path / "nowhere", out)
     with pytest.raises(UsageError, match="no model"):
         run(make_recipe(), out=out, progress=NullProgress())
-    with pytest.raises(RecipeError, match="calibration"):
+    with pytest.raises(RecipeError, match=r"passes\[0\].width: needs calibration data"):
         go(make_recipe(calibration=None), pico("llama"), out)
+    with pytest.raises(DataError, match="too little"):
+        go(make_recipe(calibration={"data": "train.txt", "samples": 10**6}), pico("llama"), out)
     with pytest.raises(DataError, match=r"calibration.length: 5000 tokens; the model has 256 positions"):
         go(make_recipe(calibration={"data": "train.txt", "length": 5000}), pico("llama"), out)
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_on_other_calibration_data_is_not_resumed(
+    pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: Any) -> None:
+        raise DataError("stopped before the export")
+
+    monkeypatch.setattr(sys.modules["compressor.pipeline.run"], "_export_dense", stop)
+
+    def weights(name: str, data: list[str], *, resume: bool) -> dict[str, str]:
+        sections = [{"data": text, "samples": 8, "length": 32} for text in data]
+        recipe = make_recipe(calibration=sections[0], evaluation=sections[1])
+        with pytest.raises(DataError, match="stopped") as caught:
+            go(recipe, pico("llama"), tmp_path / name, resume=resume)
+        assert "--resume" in str(caught.value.hint)
+        folder = work_folder(tmp_path / name) / "pass-0"
+        return {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+
+    data = ["train.txt", "valid.txt"]
+    wanted = weights("fresh", data[::-1], resume=False)
+    assert weights("out", data, resume=False) != wanted
+    assert weights("out", data[::-1], resume=True) == wanted
 
 
 COMMAND = """

@@ -47,7 +47,7 @@ verify:
         "line 5: calibration.seed: must be at least 0, got -1",
         f"line 7: passes[0].width.foo: unknown key; allowed: {options}",
         "line 7: passes[0].width.importance: allowed: obs or act, got 'obz' (did you mean 'obs'?)",
-        "line 7: passes[0].width.layers: expected a list or allowed: all, got 'al'",
+        "line 7: passes[0].width.layers: allowed: a list or all, got 'al'",
         "line 7: passes[0].width.sparsity: must be less than 1.0, got 1.5",
         "line 8: passes[1].widht: unknown method (did you mean 'width'?); allowed: width, int8-dynamic",
         "line 9: passes[2]: expected one method with its options, got 'int8-dynamic'; write `- int8-dynamic: {}`",
@@ -86,6 +86,18 @@ def test_missing_keys_without_a_line(problems):
         ('model: {id: "a\\nb"}', "model.id: must be one line of visible text"),
         ("calibration: {data: x, samples: true}", "calibration.samples: expected an integer, got true"),
         ("calibration: {data: x, samples: 0}", "calibration.samples: must be at least 1, got 0"),
+        (
+            "calibration: {data: x, samples: 99999999999999999999}",
+            "calibration.samples: must be at most 999999999999999999, got 1e+20",
+        ),
+        (
+            "calibration: {data: x, seed: -99999999999999999999}",
+            "calibration.seed: must be at least 0, got -1e+20",
+        ),
+        (
+            "calibration: {data: x, seed: 99999999999999999999}",
+            "calibration.seed: must be less than 4294967296, got 1e+20",
+        ),
         ("calibration: {data: x, cache_memory: -1}", "calibration.cache_memory: must be at least 0, got -1"),
         ("calibration: {data: [x]}", "calibration.data: expected text, got a list"),
         ("evaluation: {data: x, metrics: perplexity}", "evaluation.metrics: expected a list, got 'perplexity'"),
@@ -93,6 +105,14 @@ def test_missing_keys_without_a_line(problems):
         ("evaluation: {data: x, metrics: [kl, kl]}", "evaluation.metrics: given twice: kl"),
         ("export: {opset: auto, dtype: int8}", "export.dtype: allowed: auto, float32 or float16, got 'int8'"),
         ("export: {opset: true}", "export.opset: expected auto, or an opset from 18 to 23, got true"),
+        (
+            "export: {format: safetensors, graph: portable}",
+            "export: format: safetensors has no graph, so leave out graph: portable",
+        ),
+        (
+            "export: {format: safetensors, opset: 20, graph: portable}",
+            "export: format: safetensors has no graph, so leave out graph: portable and opset: 20",
+        ),
         ("verify: {kl: {}}", "verify.kl: needs min or max or both"),
         ("verify: {kl: {max: a}}", "verify.kl.max: expected a number, got 'a'"),
         ("verify: {kl: {max: true}}", "verify.kl.max: expected a number, got true"),

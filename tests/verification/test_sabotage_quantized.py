@@ -18,7 +18,7 @@ from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
 from compressor.grids import precision_of
 from compressor.loading import ModelFolder
-from compressor.pipeline.artifact import accuracy_levels, code_digests
+from compressor.pipeline.artifact import grid_records
 from compressor.runners import TorchRunner
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from compressor.verification.codes import dequantised, digest
@@ -41,8 +41,7 @@ def sealed(model: ModelFolder, out: Path, form: str) -> Path:
     manifest = {
         "precision": precision_of(model.grids, "float32"),
         "parameters": parameter_count(model),
-        "codes": code_digests(model, result.codes),
-        "accuracy_levels": accuracy_levels(model, result.codes) if form == "onnx" else {},
+        **grid_records(model, result, graph=form == "onnx"),
     }
     seal(out, manifest)
     return out
@@ -86,7 +85,7 @@ def edit(folder: Path, name: str, change: Edit) -> None:
         model = onnx.load(str(path))
         tensor = next(t for t in model.graph.initializer if t.name == name)
         array = onnx.numpy_helper.to_array(tensor)
-        changed = np.ascontiguousarray(change(array.copy()))
+        changed = np.array(change(array.copy()), order="C")
         assert not np.array_equal(changed, array)
         tensor.CopyFrom(onnx.numpy_helper.from_array(changed, name))
         onnx.save(model, str(path))

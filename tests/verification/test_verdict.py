@@ -17,7 +17,7 @@ from compressor.errors import CompressorError, DataError, ModelError, UsageError
 from compressor.evaluation import Quality
 from compressor.verification import BOUNDS, Check, Job, Verdict, run_fresh, verify
 from compressor.verification.__main__ import main
-from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived
+from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense
 from compressor.verification.verdict import bounded
 
 
@@ -90,6 +90,14 @@ def test_an_artifact_that_is_slower_and_worse_is_explained() -> None:
     assert "at best 0.40 times dense's speed" in dominated.reason and "worse than dense" in dominated.reason
     faster = check_gain(values, 2.6, ["int8-static"], timed=True)
     assert all(check.passed for check in faster)
+
+
+def test_another_model_that_is_better_at_its_task_is_not_worse() -> None:
+    differs = {"kl": 0.2, "top1": 0.8}
+    assert worse_than_dense({**differs, "perplexity_increase": 0.0})
+    assert not worse_than_dense({**differs, "perplexity_increase": -0.15})
+    assert worse_than_dense({**differs, "perplexity_increase": -0.15, "accuracy_drop": 0.0})
+    assert worse_than_dense({"cosine": 0.99, "spearman_drop": math.nan})
 
 
 def quality(**changes: object) -> Quality:

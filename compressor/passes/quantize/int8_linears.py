@@ -8,7 +8,7 @@ made of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,7 +43,7 @@ class Int8Options(Options):
     head: Literal["none", 8] = Field(
         8, description="Bits of a language model's output head; a head tied to the embedding takes the embedding's."
     )
-    smooth: Literal["auto", "fold", "none"] | float = Field(
+    smooth: Literal["auto", "fold", "none"] | Annotated[float, Field(ge=0, le=1)] = Field(
         "auto",
         description="Factors per channel that even inputs out (SmoothQuant): fold puts them where they cost nothing, "
         "auto also multiplies inputs where that more than pays; a number is SmoothQuant's alpha instead of a search.",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.passes.base import Options
 from compressor.passes.quantize.int8_linears import Int8, Int8Options
@@ -32,9 +32,18 @@ class Int8StaticOptions(Int8Options):
     method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
         "mse", description="How the range of an input follows from its histogram."
     )
-    percentile: float = Field(
-        99.99, gt=50.0, le=100.0, description="percentile only: share of values, in percent, below the upper end."
+    percentile: float | None = Field(
+        None,
+        gt=50.0,
+        le=100.0,
+        description="method: percentile only: share of values, in percent, below the upper end; 99.99 if absent.",
     )
+
+    @model_validator(mode="after")
+    def _with_effect(self) -> Self:
+        if self.percentile is not None and self.method != "percentile":
+            raise ValueError(f"percentile is for method: percentile, and method is {self.method}; leave one out")
+        return self
 
 
 class Int8Static(Int8):
@@ -77,12 +86,12 @@ class Int8Static(Int8):
         walk.grids[name] = replace(grid, spec=self._calibrated(grid.spec, low, high, map(inputs, range(count))))
 
     def _calibrated(self, spec: GridSpec, low: float, high: float, rows: Iterable[Rows]) -> GridSpec:
-        from compressor.passes.quantize.ranges import Histogram, range_of, scale_and_zero
+        from compressor.passes.quantize.ranges import PERCENTILE, Histogram, range_of, scale_and_zero
 
         histogram = Histogram(low, high)
         for part in rows:
             histogram.add(part)
-        scale, zero = scale_and_zero(*range_of(histogram, self.options.method, self.options.percentile))
+        scale, zero = scale_and_zero(*range_of(histogram, self.options.method, self.options.percentile or PERCENTILE))
         return replace(spec, input_scale=scale, input_zero_point=zero)
 
 

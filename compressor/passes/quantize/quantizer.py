@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.errors import UsageError, did_you_mean
 from compressor.passes.base import Options, PassFamily
 
 if TYPE_CHECKING:
@@ -33,10 +35,12 @@ class Quantizer:
 
         Raises:
             ModelError: the family is not covered.
+            UsageError: `exclude` names what the model does not have.
         """
         from compressor.passes.quantize.linears import check_covered
 
         check_covered(self.name, source.family)
+        _check_names(self.options.exclude, source)
         return source.shapes
 
     def excluded(self, name: str) -> bool:
@@ -46,3 +50,18 @@ class Quantizer:
     def config_updates(self, source: ModelFolder) -> dict[str, Any]:
         """Change nothing in config.json beside the grids."""
         return {}
+
+
+def _check_names(patterns: Iterable[str], source: ModelFolder) -> None:
+    """Raise UsageError where a pattern matches no module that has a matrix."""
+    names = [
+        name
+        for name, module in source.skeleton().named_modules()
+        if (weight := getattr(module, "weight", None)) is not None and weight.ndim == 2
+    ]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"exclude: '{pattern}' matches no linear module or embedding{did_you_mean(pattern, names)}",
+                hint=f"Allowed: names such as {names[0]} and {names[-1]}, with * for any part.",
+            )

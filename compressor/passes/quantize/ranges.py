@@ -21,6 +21,7 @@ else:
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 LEVELS = 255
 BINS = 2048
+PERCENTILE = 99.99
 _SHRINKS = 100
 _SIGMAS = 3.0
 
@@ -110,7 +111,7 @@ class Histogram:
         return self.low + step * (torch.arange(BINS, dtype=torch.float64) + 0.5)
 
 
-def range_of(histogram: Histogram, method: Method, percentile: float = 99.99) -> tuple[float, float]:
+def range_of(histogram: Histogram, method: Method, percentile: float = PERCENTILE) -> tuple[float, float]:
     """Return the range that 8-bit codes should cover; it holds 0.
 
     `minmax` covers every value seen. `percentile` leaves the same share of values out at both ends. `mse` and `entropy`

@@ -60,8 +60,10 @@ class WeightOnlyOptions(Options):
 
     @model_validator(mode="after")
     def _budgeted(self) -> Self:
-        if (self.bits == "auto") != (self.budget is not None):
-            raise ValueError("bits: auto and budget need each other")
+        if self.bits == "auto" and self.budget is None:
+            raise ValueError("bits: auto needs a budget, the share of float32's bytes to keep, such as budget: 0.2")
+        if self.bits != "auto" and self.budget is not None:
+            raise ValueError(f"budget is for bits: auto, and bits is {self.bits}; set bits: auto, or leave budget out")
         return self
 
 

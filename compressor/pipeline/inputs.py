@@ -1,0 +1,100 @@
+"""What a run depends on, as hashes: the model's files and the data, and of these what a pass depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from compressor.calibration import DataRequest, find_data
+from compressor.checkpoint import sha256_of
+from compressor.companions import COMPANIONS
+from compressor.passes.apply import fingerprint_environment
+from compressor.pipeline.prepare import Prepared
+from compressor.tables import read_labels
+
+_MODEL, _CALIBRATION, _EVALUATION = "model/", "calibration/", "evaluation/"
+_LABELS = "labels.csv"
+
+
+def input_hashes(prepared: Prepared) -> dict[str, str]:
+    """Return sha256 of everything that the result depends on: `model/…`, `calibration/…` and `evaluation/…`.
+
+    An image folder, whose name ends with `/`, has one hash of its labels and of every file that they name.
+
+    Raises:
+        ModelError: the checkpoint is missing or damaged.
+        DataError: data is missing, or the labels of images cannot be read.
+    """
+    source = prepared.source
+    weights = {source.weights.entry(name).file for name in source.weights.names()}
+    beside = [source.path / name for name in COMPANIONS if (source.path / name).is_file()]
+    hashes = {f"{_MODEL}{file.name}": sha256_of(file) for file in sorted(weights)}
+    for file in (source.path / "config.json", *beside):
+        hashes[f"{_MODEL}{file.relative_to(source.path).as_posix()}"] = sha256_of(file)
+    for prefix, request in ((_CALIBRATION, prepared.calibration), (_EVALUATION, prepared.evaluation)):
+        if request is not None:
+            path = find_data(request)
+            if source.task == "image-classification":
+                hashes[f"{prefix}{path.name}/"] = _hash_of_images(request, path, int(source.config.num_labels or 0))
+            elif path.is_file():
+                hashes[f"{prefix}{path.name}"] = sha256_of(path)
+    return hashes
+
+
+def _hash_of_images(request: DataRequest, path: Path, classes: int) -> str:
+    """Return sha256 over the labels and the images that they name; `path` is their folder or they."""
+    labels = path / _LABELS if path.is_dir() else path
+    if not labels.is_file():
+        return ""  # what is wrong with it is said when it is read
+    digest = hashlib.sha256(labels.read_bytes())
+    root = labels.parent.resolve()
+    for name in sorted({name for name, _ in read_labels(labels, request.key, classes)}):
+        file = (root / name).resolve()
+        if file.is_relative_to(root) and file.is_file():
+            digest.update(f"\n{name} {sha256_of(file)}".encode())
+    return digest.hexdigest()
+
+
+def dense_basis(prepared: Prepared, hashes: Mapping[str, str]) -> str:
+    """Name everything that the export of the model as it came depends on."""
+    return json.dumps(
+        {
+            "model": _of_model(prepared, hashes),
+            "export": prepared.recipe.export.model_dump(mode="json"),
+            "environment": fingerprint_environment(),
+        },
+        sort_keys=True,
+    )
+
+
+def pass_fingerprint(prepared: Prepared, hashes: Mapping[str, str], index: int, device: str) -> str:
+    """Name everything that the result of pass `index` depends on.
+
+    Args:
+        prepared: the recipe bound to its model.
+        hashes: of the inputs, as `input_hashes` has them.
+        index: of the pass.
+        device: torch device that computes.
+    """
+    recipe, request = prepared.recipe, prepared.calibration
+    calibration = None
+    if request is not None and prepared.uses_calibration:
+        data = {name: value for name, value in hashes.items() if name.startswith(_CALIBRATION)}
+        calibration = [data, request.samples, request.length, request.seed]
+    basis = {
+        "model": _of_model(prepared, hashes),
+        "calibration": calibration,
+        "passes": [[entry.name, entry.options.model_dump(mode="json")] for entry in recipe.passes[: index + 1]],
+        "format": recipe.export.format,
+        "device": device,
+        "environment": fingerprint_environment(),
+    }
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
+
+
+def _of_model(prepared: Prepared, hashes: Mapping[str, str]) -> list[object]:
+    """Return the hashes of the model's files, and how they are read."""
+    files = {name: value for name, value in hashes.items() if name.startswith(_MODEL)}
+    return [files, prepared.source.task, prepared.recipe.model.dtype]

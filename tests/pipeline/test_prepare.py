@@ -1,0 +1,155 @@
+"""What is found wrong before work begins: the place in the recipe, what is allowed, and all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import DataError, RecipeError
+from compressor.loading import ModelFolder, open_model
+from compressor.passes import methods
+from compressor.pipeline import plan
+from compressor.pipeline.prepare import prepare, sample_length
+from compressor.recipe import Recipe, parse_recipe
+
+Pico = Callable[..., Path]
+OPTIONS = {name: method.Options for name, method in methods().items()}
+TEXT = "calibration: {data: t.txt, length: 32}\nevaluation: {data: t.txt, length: 32}\n"
+
+
+def read(passes: list[str], rest: str = TEXT, folder: Path | None = None) -> Recipe:
+    """Return a recipe whose passes, if it has any, begin in line 4."""
+    lines = "".join(f"\n  - {item}" for item in passes) or " []"
+    text = f"version: 1\nname: x\npasses:{lines}\n{rest}"
+    return parse_recipe(text, source="r.yaml", options=OPTIONS, folder=folder)
+
+
+def problems(recipe: Recipe, model: Path) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        plan(recipe, model=str(model))
+    assert caught.value.exit_code == 2
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_all_at_once_with_line_and_next_step(pico: Pico) -> None:
+    passes = ["width: {sparsity: 0.999999, round_to: 64}", "gptq: {bits: auto, budget: 0.01}", "rtn: {exclude: [x]}"]
+    narrow, budget, second, excluded, metric = problems(
+        read(passes, TEXT + "verify: {cosine: {min: 0}}"), pico("llama")
+    )
+    assert narrow.startswith("line 4: passes[0].width: ")
+    assert budget.startswith("line 5: passes[1].gptq: budget: 0.01 of the matrices' float32 bytes is asked for")
+    assert ". Allowed: 0." in budget and "a larger group_size takes less." in budget
+    assert second.startswith("line 6: passes[2].rtn: gptq has quantized the weights already")
+    assert excluded.startswith("line 6: passes[2].rtn: exclude: 'x' matches no linear module")
+    assert metric.startswith("line 9: verify.cosine: is not measured for text-generation on text; allowed: perplexity,")
+
+
+def test_calibration_that_is_missing_is_found_by_plan(pico: Pico) -> None:
+    passes = ["gptq: {exclude: [x]}"]
+    first, second = problems(read(passes, "model: {id: demo}"), pico("llama"))
+    assert first.startswith("line 4: passes[0].gptq: needs calibration data, and the recipe names none")
+    assert second.startswith("line 4: passes[0].gptq: exclude: ")
+
+
+@pytest.mark.parametrize(
+    ("exclude", "said"),
+    [
+        (
+            "['*layers.0.*', model.layers.1.mlp.down_prj]",
+            "exclude: 'model.layers.1.mlp.down_prj' matches no linear module or embedding (did you mean"
+            " 'model.layers.1.mlp.down_proj'?). Allowed: names such as model.embed_tokens and lm_head, with *",
+        ),
+        ("[model.layers.0]", "exclude: 'model.layers.0' matches no linear module"),
+        ("['*']", "exclude: nothing is left to quantize. Exclude less, or remove the pass."),
+    ],
+)
+@pytest.mark.parametrize("method", ["rtn", "int8-dynamic"])
+def test_modules_to_exclude_must_be_there_and_leave_some(pico: Pico, method: str, exclude: str, said: str) -> None:
+    (problem,) = problems(read([f"{method}: {{exclude: {exclude}}}"]), pico("llama"))
+    assert problem.startswith(f"line 4: passes[0].{method}: {said}")
+
+
+def test_a_module_that_would_not_be_quantized_may_be_excluded(pico: Pico) -> None:
+    assert prepare(read(["rtn: {exclude: [lm_head, '*.0.*']}"]), str(pico("llama"))).grids[1]
+
+
+def test_a_quantized_model_is_not_compressed_again(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = prepare(read(["rtn: {}"]), str(pico("llama")))
+    model = replace(quantized.source, grids=quantized.grids[1])
+    monkeypatch.setattr("compressor.pipeline.prepare.open_model", lambda *args, **given: model)
+    (problem,) = problems(read(["width: {sparsity: 0.3}"]), pico("llama"))
+    assert problem.startswith("line 4: passes[0].width: the model is quantized already")
+    assert "Give the model that it was made from." in problem
+
+
+ROWS = {"pairs.csv": "one,two,3\nthree,four,1\n", "labels.csv": "one,0\ntwo,1\n", "plain.txt": "one\ntwo\n"}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    for name, text in ROWS.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "rest", "expected"),
+    [
+        ("llama", "auto", "{data: plain.txt, metrics: [kl, accuracy]}\n"
+         "verify: {accuracy: {min: 0}, spearman: {min: 0}}", [
+            "line 5: evaluation.metrics[1]: accuracy is not measured for text-generation on text; allowed: perplexity,"
+            " kl, top1",
+            "line 6: verify.accuracy: is not measured for text-generation on text; allowed: perplexity,",
+            "line 6: verify.spearman: is not measured for text-generation on text; allowed: perplexity,"]),
+        ("llama", "auto", "{data: plain.txt}\nverify: {speedup_forward: {min: 1}, latency_decode_ms: {max: 1}}", [
+            "line 6: verify.speedup_forward: is not measured for text-generation on text"]),
+        ("bert", "auto", "{data: pairs.csv, metrics: [spearman]}\nverify: {top1: {min: 0}, speedup_decode: {min: 1},"
+         " spearman_drop: {max: 1}}", [
+            "line 6: verify.speedup_decode: is not measured for feature-extraction on sentence pairs with scores",
+            "line 6: verify.top1: is not measured for feature-extraction on sentence pairs with scores; allowed:"
+            " cosine, cosine_min, spearman, spearman_drop, size_ratio,"]),
+        ("bert", "auto", "{data: plain.txt}\nverify: {spearman: {min: 0}}", [
+            "line 6: verify.spearman: is not measured for feature-extraction on sentences without labels; allowed:"
+            " cosine, cosine_min, size_ratio,"]),
+        ("bert", "text-classification", "{data: pairs.csv, metrics: [accuracy]}\nverify: {kl: {max: 1}}", [
+            "line 5: evaluation.data: holds sentence pairs with scores, and text-classification is measured on labelled"
+            " samples"]),
+        ("bert", "text-classification", "{data: nowhere.csv, metrics: [spearman]}", [
+            "line 5: evaluation.metrics[0]: spearman is not measured for text-classification on labelled samples;"
+            " allowed: accuracy, top1, kl"]),
+        ("vit", "auto", "{data: nowhere, metrics: [perplexity]}", [
+            "line 5: evaluation.metrics[0]: perplexity is not measured for image-classification on labelled samples"]),
+    ],
+)  # fmt: skip
+def test_what_is_never_measured(
+    pico: Pico, shelf: Path, family: str, task: str, rest: str, expected: list[str]
+) -> None:
+    found = problems(read([], f"model: {{task: {task}}}\nevaluation: {rest}", shelf), pico(family))
+    assert len(found) == len(expected)
+    assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "rest"),
+    [
+        ("llama", "auto", "{data: plain.txt, metrics: [kl]}\nverify: {perplexity_increase: {max: 1}, bytes: {max: 9}}"),
+        ("bert", "text-classification", "{data: labels.csv}\nverify: {accuracy_drop: {max: 1}}"),
+        ("bert", "auto", "{data: nowhere.csv}\nverify: {spearman: {min: 0}, speedup_forward: {min: 0}}"),
+        ("vit", "auto", "{data: nowhere}\nverify: {kl: {max: 1}, latency_forward_ms: {max: 9}}"),
+    ],
+)
+def test_what_may_be_measured(pico: Pico, shelf: Path, family: str, task: str, rest: str) -> None:
+    assert prepare(read([], f"model: {{task: {task}}}\nevaluation: {rest}", shelf), str(pico(family)))
+
+
+def test_tokens_per_sample(pico: Pico) -> None:
+    model = open_model(pico("llama"))
+    assert [sample_length(model, stated, "x") for stated in (None, 1, 256)] == [256, 1, 256]
+    with pytest.raises(DataError, match="x: 257 tokens; the model has 256 positions") as caught:
+        sample_length(model, 257, "x")
+    assert caught.value.hint == "Set x to at most 256."
+    images: ModelFolder = open_model(pico("vit"))
+    assert sample_length(images, 10_000, "x") == 10_000, "images have no positions to run out of"
