@@ -220,7 +220,6 @@ class Walk:
         Raises:
             ModelError: a block gives NaN or infinite activations.
         """
-        _trim_heap()  # of what a survey has freed
         self.streams_dense, self.streams_current = changer.needs_dense, True
         if changer.needs_dense:
             self.start(self.dense)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from compressor.calibration import model_batches
 from compressor.data import EvalData, Ids, Inputs, LabelData, PairData, TextData
-from compressor.errors import DataError, UsageError, did_you_mean
+from compressor.errors import DataError, ModelError, UsageError, did_you_mean
 from compressor.runners import Array, Runner
 
 F64 = NDArray[np.float64]
@@ -280,11 +280,18 @@ def embed(runner: Runner, inputs: Inputs, pooling: str = "mean") -> F64:
 
 
 def pooling_of(*folders: Path | None) -> str:
-    """Return how the first folder with sentence-transformers' `1_Pooling/config.json` pools; `mean` without one."""
+    """Return how the first folder with sentence-transformers' `1_Pooling/config.json` pools; `mean` without one.
+
+    Raises:
+        ModelError: such a file is not what that library writes.
+    """
     for folder in folders:
         path = folder / "1_Pooling" / "config.json" if folder is not None else None
         if path is not None and path.is_file():
-            config = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                config = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise ModelError(f"1_Pooling/config.json cannot be read: {error}") from error
             if isinstance(mode := config.get("pooling_mode"), str):
                 return mode
             return next((m for m, key in _POOLING_KEYS.items() if config.get(key)), "mean")

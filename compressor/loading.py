@@ -265,12 +265,13 @@ def task_of(config: PretrainedConfig, family: Family, task: str = "auto") -> str
     """Return the task a model is loaded for.
 
     Raises:
-        ModelError: the family is not covered for the task that was asked for.
+        ModelError: the family is not covered for the task that was asked for, or config.json names no classes.
     """
     if task == "auto":
-        found = [
-            kind for name in config.architectures or [] for end, kind in TASK_OF_CLASS.items() if name.endswith(end)
-        ]
+        stated = config.architectures or []
+        if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+            raise ModelError(f"config.json: architectures is {stated!r}; allowed: a list of class names")
+        found = [kind for name in stated for end, kind in TASK_OF_CLASS.items() if name.endswith(end)]
         task = found[0] if found and found[0] in family.tasks else family.tasks[0]
     if task not in family.tasks:
         raise ModelError(

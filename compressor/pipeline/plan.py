@@ -15,8 +15,9 @@ from compressor.recipe import ExportSection, Recipe
 def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     """Return sizes before and after every pass, peak memory and a time estimate; loads no weights.
 
-    Parameters, bytes of the weights and FLOPs are exact; peak memory is a model of the run's own allocations; seconds
-    follow from FLOPs and a rate measured once on this machine.
+    Parameters, bytes of the weights and FLOPs are exact, but for bytes that depend on what calibration finds
+    (`bytes_exact`): grids chosen by sensitivity, or laid over widths of such choice. Peak memory is a model of the
+    run's own allocations; seconds follow from FLOPs and a rate measured once on this machine.
 
     Raises:
         CompressorError: what `prepare` raises.
@@ -36,6 +37,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
         "passes": [_pass_entry(prepared, models, costs, i) for i in range(len(prepared.passes))],
         "dense": asdict(costs[0]),
         "planned": asdict(costs[-1]),
+        "bytes_exact": not models[-1].grids or all(getattr(method, "foreseen", True) for method in prepared.passes),
         "ratios": {key: getattr(costs[-1], key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
         "length": prepared.length,
         "peak_memory_bytes": estimate_memory(prepared),

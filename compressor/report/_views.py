@@ -24,8 +24,8 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
     """Print what a recipe would do to a model: sizes before and after, pass by pass, and what the run will cost.
 
     Args:
-        plan: `model`, `passes`, `dense`, `planned`, `ratios`, `peak_memory_bytes`, `seconds_estimate`, `calibration`;
-            absent keys are left out.
+        plan: `model`, `passes`, `dense`, `planned`, `bytes_exact`, `ratios`, `peak_memory_bytes`, `seconds_estimate`,
+            `calibration`; absent keys are left out.
         console: where to print.
     """
     console.print(_title("Plan", plan.get("model") or {}))
@@ -39,7 +39,8 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
         ("FLOPs, theoretical" if wide else "FLOPs", "flops", show.flops),
     ):
         if dense.get(key) is not None or planned.get(key) is not None:
-            table.add_row(label, form(dense.get(key)), form(planned.get(key)), show.ratio(ratios.get(key)))
+            about = "about " if key == "bytes" and not plan.get("bytes_exact", True) else ""
+            table.add_row(label, form(dense.get(key)), about + form(planned.get(key)), show.ratio(ratios.get(key)))
     console.print(table)
     console.print()
     passes: Sequence[Mapping[str, Any]] = plan.get("passes") or []

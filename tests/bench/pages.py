@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.goals import Results, judge
-from tests.bench.tables import TABLES, goals_table, quality_text, speedup_text, table
+from tests.bench.tables import (
+    QUANTIZED,
+    TABLES,
+    goals_table,
+    quality_text,
+    quantize_row,
+    speedup_text,
+    table,
+)
 
 _QUICK = "**A quick run: small samples, no figures to quote.** Run `make bench` for the real ones."
 _HEADER = ("size", "quality", "speed", "time")
@@ -81,6 +89,10 @@ def readme_section(results: Results) -> str:
     if "quality" in results:
         head = ("model", "pass", "perplexity, cosine or accuracy", "bytes", "speed-up, ONNX Runtime")
         parts.append(table(head, _readme_rows(results["quality"])))
+    if "quantize" in results:
+        rows = [quantize_row(row) for row in results["quantize"]["rows"] if "error" not in row]
+        parts.append("Quantization, beside other quantizers on the same model and data:")
+        parts.append(table(QUANTIZED, [row[: len(QUANTIZED)] for row in rows]))
     parts.append(_missed_text(results))
     where = next((result["environment"] for result in results.values()), None)
     if where is not None:

@@ -74,10 +74,13 @@ def quality_text(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+QUANTIZED = ("model", "quantizer", "quality", "KL", "bytes", "speed-up")
+
+
 def quantize_table(quantize: Results) -> str:
     """Return one row per quantizer, ours and others."""
-    head = ("model", "quantizer", "quality", "KL", "bytes", "speed-up", "CPU s", "verdict")
-    lines = [table(head, [_quantize_row(row) for row in quantize["rows"]]), ""]
+    head = (*QUANTIZED, "CPU s", "verdict")
+    lines = [table(head, [quantize_row(row) for row in quantize["rows"]]), ""]
     for item in quantize["settings"]:
         length = f" of {item['length']} tokens" if item["length"] else ""
         held_out = "all" if item["held_out"] is None else item["held_out"]
@@ -88,7 +91,8 @@ def quantize_table(quantize: Results) -> str:
     return "\n".join(lines)
 
 
-def _quantize_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+def quantize_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one quantizer: those of `QUANTIZED`, CPU seconds and the verdict."""
     what = row["pass"] if row.get("peer") else f"`{row['pass']}`"
     if "error" in row:
         return (row["model"], what, f"failed: {row['error']}", *[""] * 5)

@@ -211,6 +211,7 @@ def test_uncovered_family_lists_what_is_covered(pico: Pico, tmp_path: Path, name
         ("bert", {"num_attention_heads": 5}, "cannot be built: ValueError: .*not a multiple"),
         ("llama", {"pad_token_id": 9999}, "cannot be built: AssertionError: Padding_idx"),
         ("vit", {"patch_size": 0}, "cannot be built: ZeroDivisionError"),
+        ("llama", {"architectures": 3}, "architectures is 3; allowed: a list"),
     ],
 )
 def test_config_that_makes_no_model(

@@ -47,6 +47,22 @@ def test_all_at_once_with_line_and_next_step(pico: Pico) -> None:
     assert metric.startswith("line 9: verify.cosine: is not measured for text-generation on text; allowed: perplexity,")
 
 
+@pytest.mark.parametrize(
+    ("passes", "exact"),
+    [
+        (["gptq: {bits: 4}"], True),
+        (["width: {sparsity: 0.3, allocation: global}"], True),
+        (["width: {sparsity: 0.3, allocation: uniform}", "gptq: {bits: 4}"], True),
+        (["width: {sparsity: 0.3, allocation: global}", "gptq: {bits: 4}"], False),
+        (["cfsp: {sparsity: 0.3}", "int8-dynamic: {}"], False),
+        (["gptq: {bits: auto, budget: 0.3}"], False),
+        (["int8-static: {sensitive: 0.3}"], False),
+    ],
+)
+def test_plan_says_whether_its_bytes_are_exact(pico: Pico, passes: list[str], exact: bool) -> None:
+    assert plan(read(passes), model=str(pico("llama")))["bytes_exact"] is exact
+
+
 def test_calibration_that_is_missing_is_found_by_plan(pico: Pico) -> None:
     passes = ["gptq: {exclude: [x]}"]
     first, second = problems(read(passes, "model: {id: demo}"), pico("llama"))

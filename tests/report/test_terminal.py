@@ -105,6 +105,13 @@ def test_golden(view, width):
     assert text == file.read_text(encoding="utf-8")
 
 
+def test_bytes_that_calibration_decides_are_estimates():
+    console = Console(width=100, record=True, file=io.StringIO(), color_system=None)
+    render_plan({**PLAN, "bytes_exact": False}, console)
+    (line,) = [line for line in console.export_text().splitlines() if "bytes stored" in line]
+    assert "about 442.5 MB" in line and "about 538" not in line
+
+
 @pytest.mark.parametrize("width", [100, 72, 60, 40])
 @pytest.mark.parametrize("view", VIEWS)
 def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut_off(view, width):

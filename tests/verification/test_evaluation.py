@@ -16,7 +16,7 @@ import scipy.stats
 
 from compressor.calibration import DataRequest, load_data
 from compressor.data import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
-from compressor.errors import DataError, UsageError
+from compressor.errors import DataError, ModelError, UsageError
 from compressor.evaluation import METRICS, embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
 from compressor.runners import Array, TorchRunner
 
@@ -214,6 +214,14 @@ def test_pooling_follows_sentence_transformers(config: dict[str, Any], expected:
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
     assert pooling_of(None, tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "3", "\xff"])
+def test_pooling_that_cannot_be_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ModelError, match="1_Pooling/config.json cannot be read"):
+        pooling_of(tmp_path)
 
 
 def test_pooling_ignores_padding() -> None:

@@ -79,6 +79,7 @@ class Int8(Quantizer):
         super().__init__(options)
         self.export_format = "onnx"
         self.walks = 2 if options.sensitive else 1
+        self.foreseen = not options.sensitive
         bits, self.reason = weight_bits(cpu()["features"])
         if options.reduce_range != "auto":
             bits, self.reason = (7 if options.reduce_range else 8), "the recipe's reduce_range"

@@ -85,6 +85,7 @@ class WeightOnly(Quantizer):
         self.frame: Projection | None = None
         self._observes = type(self).calibrated
         self._figures: list[dict[str, float]] = []
+        self.foreseen = options.bits != "auto"
         if options.bits == "auto":
             self.calibrated = True
             self.walks = 1 + self.walks

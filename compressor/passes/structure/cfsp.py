@@ -36,7 +36,7 @@ class Cfsp:
     def __init__(self, options: CfspOptions) -> None:
         """Take validated options; every call goes to a `Width`."""
         width = Width(WidthOptions(importance="cfsp", allocation="cfsp", **options.model_dump()))
-        self.needs_dense, self.walks = width.needs_dense, width.walks
+        self.needs_dense, self.walks, self.foreseen = width.needs_dense, width.walks, width.foreseen
         self.plan, self.survey, self.begin = width.plan, width.survey, width.begin
         self.change_stem, self.change_block, self.change_tail = width.change_stem, width.change_block, width.change_tail
         self.config_updates, self.plan_grids = width.config_updates, width.plan_grids

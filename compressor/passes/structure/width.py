@@ -83,6 +83,7 @@ class Width:
         self.needs_dense = options.reconstruct
         # The Fisher trace walks forward and backward on its own.
         curves = 4 if options.weighting == "fisher" else 2
+        self.foreseen = options.allocation == "uniform"
         self.walks = {"uniform": 1, "cfsp": 2, "global": curves}[options.allocation]
         self._widths: list[int] = []
 
