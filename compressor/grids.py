@@ -139,6 +139,12 @@ def fit_grid(weight: torch.Tensor, spec: GridSpec) -> Grid:
     return Grid(spec, scale, torch.round(-low / scale).clamp(0, top).to(torch.uint8))
 
 
+def fit_rows(weight: torch.Tensor, spec: GridSpec, levels: int) -> Grid:
+    """Return the grid whose row i has step max|W_i| / levels; `levels` is 127, or 63 for 7-bit weights."""
+    scale = weight.float().abs().amax(1, keepdim=True) / levels
+    return Grid(spec, torch.where(scale == 0, 1.0, scale))
+
+
 def group_range(weight: torch.Tensor, spec: GridSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the least and the greatest entry of every group, [outputs, groups] float32 each."""
     outputs, inputs = weight.shape

@@ -40,7 +40,8 @@ class Pass(Protocol):
         walks: how often the blocks are walked, surveys included (for progress and time estimates).
 
     A method may have `foreseen`: whether the widths of all layers and the grids of all weights follow from the options
-    and the config alone, as they do without it. It may have `notes`, a sequence of sentences: what it decided by itself, known after `begin`, for the report.
+    and the config alone, as they do without it. It may have `notes`, a sequence of sentences: what it decided by
+    itself, known after `begin`, for the report.
     """
 
     name: ClassVar[str]

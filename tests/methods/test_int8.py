@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from compressor.data import Batches
-from compressor.grids import GridSpec
+from compressor.grids import GridSpec, fit_rows
 from compressor.loading import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
-from compressor.passes.quantize.int8_linears import fit_rows
 from compressor.passes.quantize.int8_sensitivity import round_inputs
 from compressor.passes.quantize.ranges import BINS, ChannelRanges, Histogram, range_of, scale_and_zero
 from compressor.passes.quantize.smooth import find_factors, predicted_error

@@ -139,6 +139,7 @@ class Int8(Quantizer):
             self._round(walk, name)
 
     def _round(self, walk: Walk, name: str) -> None:
+        from compressor.grids import fit_rows
         from compressor.skeleton import submodule
 
         if name in self._specs:
@@ -180,6 +181,7 @@ class Int8(Quantizer):
 
     def _quantize(self, block: BlockView, halves: Halves, sharing: Sharing, error: QuantizationError) -> bool:
         """Quantize the modules that read one input; return whether the input was smoothed."""
+        from compressor.grids import fit_rows
         from compressor.passes.quantize.linears import real
         from compressor.passes.quantize.smooth import with_factors
         from compressor.skeleton import submodule
@@ -256,14 +258,6 @@ def _weight_only(weight: torch.Tensor) -> Grid:
     from compressor.grids import GridSpec, fit_grid
 
     return fit_grid(weight, GridSpec(8, WEIGHT_ONLY_GROUP, symmetric=True))
-
-
-def fit_rows(weight: torch.Tensor, spec: GridSpec, levels: int) -> Grid:
-    """Return the grid whose row i has step max|W_i| / levels; `levels` is 127, or 63 for 7-bit weights."""
-    from compressor.grids import Grid
-
-    scale = weight.float().abs().amax(1, keepdim=True) / levels
-    return Grid(spec, torch.where(scale == 0, 1.0, scale))
 
 
 def embedding_names(source: ModelFolder) -> list[str]:

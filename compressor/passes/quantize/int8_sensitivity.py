@@ -68,8 +68,7 @@ def _factors(block: BlockView, groups: Sequence[Sharing], levels: int) -> dict[s
 @contextmanager
 def rounded(module: nn.Module, sharing: Sharing, factors: torch.Tensor, levels: int) -> Iterator[None]:
     """While entered, the modules of a sharing compute with 8-bit codes of factors ⊙ input and of weight / factors."""
-    from compressor.grids import GridSpec
-    from compressor.passes.quantize.int8_linears import fit_rows
+    from compressor.grids import GridSpec, fit_rows
     from compressor.skeleton import submodule
 
     def round_args(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
