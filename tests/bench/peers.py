@@ -66,6 +66,8 @@ def ort_dynamic(spec: Result) -> Result:
         per_channel=True,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=spec.get("operators", ["MatMul", "Gather"]),
+        # Shape inference knows no type of what contrib operators give.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     (out / "model.onnx.data").unlink(missing_ok=True)
     return {"cpu_seconds": time.process_time() - start}

@@ -61,7 +61,7 @@ _PEERS = (
     Peer("ONNX Runtime MatMulNBits, asymmetric", "ort_nbits", {"algorithm": "default", "symmetric": False}),
     Peer("ONNX Runtime quantize_dynamic", "ort_dynamic", {"operators": ["MatMul"]}),
     Peer("onnxruntime-genai builder, default", "genai_int4", {"options": []}),
-    Peer("onnxruntime-genai builder, k_quant", "genai_int4", {"options": ["int4_algo_config=k_quant"]}),
+    Peer("onnxruntime-genai builder, k_quant", "genai_int4", {"options": ["algo_config=k_quant"]}),
 )
 # It refuses groups that do not divide the inputs, and the FFN's writer has 688 of them.
 _LLMCOMPRESSOR_PEERS = tuple(
