@@ -238,3 +238,19 @@ def test_real_model_diverges_half_as_much_as_rounded(data_root: Path, tmp_path: 
     found = divergence("gptq", Gptq)
     assert found < 0.5 * divergence("rtn", Rtn)
     assert found < 0.85 * divergence("plain", Gptq, correct=False)
+
+
+@pytest.mark.parametrize(("bits", "factor", "level"), [(4, 1, 4), (8, 1, 4), (8, 1000, 0)])
+def test_inputs_are_rounded_unless_it_costs_much(
+    bits: int, factor: float, level: int, pico: Make, tmp_path: Path
+) -> None:
+    """8-bit weights lose less than rounded inputs do, which is no reason to be slow; a loud channel is one."""
+    module: Any = open_model(pico("llama")).load()
+    layer = module.model.layers[0]
+    layer.input_layernorm.weight.data[5] *= factor
+    for reader in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+        reader.weight.data[:, 5] /= factor
+    module.save_pretrained(tmp_path / "model")
+    model, _ = run(Gptq, open_model(tmp_path / "model"), tmp_path / "work", bits=bits, group_size=16)
+    assert model.grids["model.layers.0.self_attn.q_proj"].accuracy_level == level
+    assert model.grids["model.layers.1.self_attn.q_proj"].accuracy_level == 4

@@ -31,6 +31,8 @@ else:
 Bits = Literal[2, 4, 8]
 AUTO_BITS = (4, 8)
 FLOAT_BITS = 32
+ROUNDING = 1e-3
+"""Share of E‖Wx‖² that rounding of inputs may cost without a thought: a fraction of what 4-bit weights cost."""
 GroupSize = Literal[16, 32, 64, 128, 256]
 
 
@@ -55,7 +57,7 @@ class WeightOnlyOptions(Options):
     accuracy_level: Literal["auto", 0, 4] = Field(
         "auto",
         description="In ONNX Runtime: 4 rounds a block's inputs to 8 bits, which is fast; 0 does not; auto takes 4 but "
-        "where that costs more than the weights' own rounding.",
+        "where that costs much, and more than the weights' own rounding.",
     )
 
     @model_validator(mode="after")
@@ -245,8 +247,9 @@ class WeightOnly(Quantizer):
         parameter = submodule(block.module, path).weight
         before = self.target(parameter.data, path, stats)
         grid, values = self.quantize(before, spec, stats)
-        lost = error.add(before, values, stats)
-        if self.options.accuracy_level == "auto" and stats is not None and stats.rounding_error(before) > lost:
+        lost, whole = error.add(before, values, stats)
+        tolerated = max(lost, ROUNDING * whole)
+        if self.options.accuracy_level == "auto" and stats is not None and stats.rounding_error(before) > tolerated:
             grid = replace(grid, spec=replace(grid.spec, accuracy_level=0))
         parameter.data = values
         block.grids[path] = grid
@@ -262,18 +265,18 @@ class QuantizationError:
         """Start with nothing seen."""
         self._lost = self._whole = 0.0
 
-    def add(self, before: torch.Tensor, after: torch.Tensor, stats: InputStats | None) -> float:
-        """See a weight [outputs, inputs] before and after; return E‖(W − W')x‖²."""
+    def add(self, before: torch.Tensor, after: torch.Tensor, stats: InputStats | None) -> tuple[float, float]:
+        """See a weight [outputs, inputs] before and after; return E‖(W − W')x‖² and E‖Wx‖²."""
         gram = None if stats is None else stats.gram
 
         def energy(matrix: torch.Tensor) -> float:
             wide = matrix.double()
             return float((wide.square() if gram is None else (wide @ gram) * wide).sum())
 
-        lost = energy(before - after)
+        lost, whole = energy(before - after), energy(before)
         self._lost += lost
-        self._whole += energy(before)
-        return lost
+        self._whole += whole
+        return lost, whole
 
     def figures(self) -> dict[str, float]:
         """Return the figure for the report."""
