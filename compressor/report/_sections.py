@@ -75,6 +75,9 @@ def widths(report: Report) -> str:
                 before, after = sum(r.before for r in dimension.rows), sum(r.after for r in dimension.rows)
                 share = f", {100 * after / before:.1f} %" if before else ""
                 note = f"<p>{after:,.0f} of {before:,.0f} kept over all layers{share}.</p>"
+                if entry.family == "quantize":  # bits are not counted over layers, but averaged
+                    count = len(dimension.rows)
+                    note = f"<p>On average {before / count:.3g} → {after / count:.3g}{share}.</p>"
             drawn = entry.family in ("structure", "") or not dimension.uniform
             plot = _svg.widths(dimension) + _figures(dimension.rows) if drawn else ""
             parts.append(f'<div class="figure">{title}{note}{plot}</div>')

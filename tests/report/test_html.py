@@ -115,6 +115,14 @@ def test_every_layer_has_its_column():
     assert "FFN width" in page.text and "bits per weight" in page.text
 
 
+def test_bits_by_layer_are_averaged():
+    report = decoder()
+    quantizer = next(entry for entry in report["passes"] if entry["family"] == "quantize")
+    for layer in quantizer["layers"][:15]:
+        layer["bits_after"] = 8
+    assert "On average 32 → 6, 18.8 %." in Page(html_report(report)).text
+
+
 def test_loss_is_attributed_to_passes_and_export():
     text = Page(html_report(decoder())).text
     start = text.index("Where perplexity changed")
