@@ -8,10 +8,8 @@ correct their error. Memory holds one block twice and the activations of one dep
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import itertools
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,6 +28,7 @@ from compressor.data import Batches
 from compressor.errors import ModelError
 from compressor.grids import Grid
 from compressor.loading import ModelFolder, materialise, release
+from compressor.process import trim_heap
 from compressor.shards import ShardWriter
 from compressor.skeleton import ShortcutBlock, base_of, base_prefix, resize_block
 
@@ -56,13 +55,6 @@ class Rewriter(Protocol):
 
     def change_tail(self, walk: Walk) -> None:
         """Change the modules after the last block, in place on `walk.model`."""
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system where glibc keeps it: between blocks it would pile up in fragments."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _finite(tensor: torch.Tensor) -> bool:
@@ -178,7 +170,7 @@ class Walk:
         release(self.blocks[index])
         self.source.weights.close()
         gc.collect()  # hooks that end a forward pass leave cycles behind, which hold activations
-        _trim_heap()
+        trim_heap()
 
     def round_to_storage(self, module: nn.Module, index: int, exact: Collection[str] = ()) -> None:
         """Round a changed block's parameters, but for those named in `exact`, to the dtype in which they are stored."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _PROC = Path("/proc/self")
@@ -30,3 +33,18 @@ def reset_peak() -> int:
     with contextlib.suppress(OSError):  # macOS has none, some containers forbid it: the peak then counts from the start
         (_PROC / "clear_refs").write_text("5", encoding="ascii")
     return int(psutil.Process().memory_info().rss)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    found: Callable[[int], int] | None = None
+    if sys.platform == "linux":
+        found = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return found
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system where the C library keeps it (glibc): in fragments it piles up."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)

@@ -73,7 +73,7 @@ def _first_line(text: str) -> str:
 def _resume_hint(ctx: Any) -> str | None:
     if ctx.invoked_subcommand != "run":
         return None
-    return "Finished blocks are kept; the same command with --resume goes on."
+    return "What is finished is kept; the same command with --resume goes on."
 
 
 def _end(ctx: Any, shown: CompressorError, cause: BaseException) -> NoReturn:

@@ -67,7 +67,7 @@ def apply_pass(
     if FINDINGS not in shards.done:
         shards.save(FINDINGS, {}, method.survey(walk, planned), findings=True)
     findings = shards.read(FINDINGS)
-    found = {name: findings.tensor(name) for name in findings.names()}
+    found = {name: findings.tensor(name).to(walk.device) for name in findings.names()}
     method.begin(source, planned, found)
     if EVERY in found:
         walk.every = int(found[EVERY])

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from compressor import __version__
 from compressor.errors import CompressorError, ResourceError
+from compressor.exporters.onnx.inline import write_inline
 from compressor.exporters.release import PeriodicRelease
 
 GRAPH = "model.onnx"
@@ -64,7 +65,7 @@ def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
                 model, graph, external_data=DATA, size_threshold_bytes=1024, callback=on_tensor, alignment=_ALIGNMENT
             )
         else:
-            ir.save(model, graph)
+            write_inline(model, graph, mapped.read)
     except OSError as error:
         raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space and run again.") from error
     except ir.serde.SerdeError as error:  # onnx_ir wraps what reading a weight raised

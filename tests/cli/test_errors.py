@@ -48,7 +48,7 @@ class OutOfMemoryError(RuntimeError):
         (
             KeyboardInterrupt(),
             130,
-            "error: interrupted\nnext:  Finished blocks are kept; the same command with --resume",
+            "error: interrupted\nnext:  What is finished is kept; the same command with --resume",
         ),
         (ValueError("odd\nsecond line"), 1, "error: internal error: ValueError: odd\nnext:  Please report this"),
         (KeyError(), 1, "error: internal error: KeyError: no message\n"),
@@ -159,4 +159,4 @@ def test_ctrl_c_in_a_real_process(repository, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err.startswith("error: interrupted\nnext:  Finished blocks are kept") and "Traceback" not in err
+    assert err.startswith("error: interrupted\nnext:  What is finished is kept") and "Traceback" not in err

@@ -18,6 +18,7 @@ from compressor.loading import open_model
 from compressor.passes.quantize import _solver as solver
 from compressor.passes.quantize.gptq import Gptq
 from compressor.passes.quantize.rtn import Rtn
+from compressor.passes.structure.obs import damped
 from tests.methods.quantized import check_on_grids, correlated, outputs, padded, run
 
 Make = Callable[..., Path]
@@ -60,7 +61,7 @@ def one_by_one(weight: torch.Tensor, grid: Grid, gram: torch.Tensor, order: list
 def test_feedback_is_optimal_brain_quantization(inputs: int, group: int, symmetric: bool, act_order: bool) -> None:
     """Blocks of columns, lazy updates and the Cholesky factor change nothing; groups may be ragged."""
     weight, gram = problem(6, inputs)
-    gram = solver.damped(gram, 0.01)
+    gram = damped(gram, 0.01)
     grid = fit_grid(weight, GridSpec(4, group, symmetric))
     order = torch.argsort(gram.diagonal(), descending=True).tolist() if act_order else list(range(inputs))
     codes = solver.feed_back(weight, grid, gram, act_order=act_order)
@@ -70,7 +71,7 @@ def test_feedback_is_optimal_brain_quantization(inputs: int, group: int, symmetr
 
 def test_float32_loses_as_little_as_float64() -> None:
     weight, gram = problem(64, 200)
-    gram, grid = solver.damped(gram, 0.01), fit_grid(weight, GridSpec(4, 32, False))
+    gram, grid = damped(gram, 0.01), fit_grid(weight, GridSpec(4, 32, False))
     found = [
         loss(weight, grid.values(solver.feed_back(w, grid, gram, act_order=True)), gram)
         for w in (weight, weight.float())
@@ -80,7 +81,7 @@ def test_float32_loses_as_little_as_float64() -> None:
 
 def test_descent_ends_where_no_single_code_can_improve() -> None:
     weight, gram = problem(4, 40)
-    gram, grid = solver.damped(gram, 0.01), fit_grid(weight, GridSpec(2, 16, False))
+    gram, grid = damped(gram, 0.01), fit_grid(weight, GridSpec(2, 16, False))
     codes, before = grid.codes(weight), np.inf
     for _ in range(50):
         codes = solver.descend(weight, grid, codes, gram)
@@ -98,7 +99,7 @@ def test_descent_ends_where_no_single_code_can_improve() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_refitted_scales_are_the_least_squares_solution(symmetric: bool) -> None:
     weight, gram = problem(5, 100)
-    gram, spec = solver.damped(gram, 0.01), GridSpec(3, 32, symmetric)
+    gram, spec = damped(gram, 0.01), GridSpec(3, 32, symmetric)
     grid = fit_grid(weight, spec)
     codes = solver.feed_back(weight, grid, gram, act_order=True)
     found = solver.refit_scales(weight, grid, codes, gram)
@@ -145,15 +146,15 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     gram[dead] = 0
     gram[:, dead] = 0
     grid = fit_grid(weight, GridSpec(4, 16, False))
-    codes = solver.feed_back(weight, grid, solver.damped(gram, 0.01), act_order=True)
+    codes = solver.feed_back(weight, grid, damped(gram, 0.01), act_order=True)
     assert torch.equal(codes[:, dead], grid.codes(weight)[:, dead])
-    nothing = solver.feed_back(weight, grid, solver.damped(torch.zeros_like(gram), 0.01), act_order=True)
+    nothing = solver.feed_back(weight, grid, damped(torch.zeros_like(gram), 0.01), act_order=True)
     assert torch.equal(nothing, grid.codes(weight))
 
 
 def test_moments_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(ModelError, match="not finite"):
-        solver.damped(torch.full((4, 4), torch.inf), 0.01)
+        damped(torch.full((4, 4), torch.inf), 0.01)
     with pytest.raises(ModelError, match="cannot be inverted"):
         solver.inverse_factor(-torch.eye(4, dtype=torch.float64))
 

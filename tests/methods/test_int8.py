@@ -275,6 +275,9 @@ def test_sensitive_spares_what_loses_most(pico: Make, tmp_path: Path) -> None:
     share = sum(skeleton.get_parameter(f"{n}.weight").numel() for n in kept) / whole
     assert 0 < share <= 0.35
     assert sum(change.figures["spared_modules"] for change in changes) == len(kept)
+    for name in kept:
+        inputs, group = skeleton.get_parameter(f"{name}.weight").shape[1], model.grids[name].group_size
+        assert group == 16 or group < 2 * inputs, "no more padding than a power of two asks for"
 
 
 def test_input_factors_stay_out_of_safetensors(pico: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

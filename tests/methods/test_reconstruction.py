@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from compressor.errors import DataError, ModelError
+from compressor.passes.structure.obs import eliminate
 from compressor.passes.structure.reconstruction import Moments, fit
+from tests.live import LiveBytes
 
 KEPT = torch.tensor([0, 2, 3, 6])
 
@@ -99,3 +101,34 @@ def test_refusals() -> None:
         fit(streamed(twice, targets), KEPT, damping=0.0)
     with pytest.raises(ModelError, match="not finite"):
         fit(streamed(inputs * float("inf"), targets), KEPT)
+
+
+def test_all_inputs_are_every_index() -> None:
+    inputs, targets, _ = tokens()
+    moments = streamed(inputs, targets)
+    whole, listed = fit(moments, bias=True), fit(moments, torch.arange(8), bias=True)
+    assert torch.equal(whole.weight, listed.weight) and whole.error == listed.error
+    assert torch.equal(moments.gram, streamed(inputs, targets).gram), "a fit must leave the moments as they are"
+
+
+def test_moments_are_symmetric_over_several_strips() -> None:
+    inputs = torch.randn(50, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moments = Moments(300, 0)
+    moments.add(inputs, inputs[:, :0])
+    assert torch.equal(moments.gram, moments.gram.T)
+    torch.testing.assert_close(moments.gram, inputs.T @ inputs / 50)
+
+
+def test_few_whole_matrices_at_once() -> None:
+    """A fit holds the moments and their factor, an elimination the inverse besides."""
+    inputs = torch.randn(600, 512, generator=torch.Generator().manual_seed(0))
+    moments = Moments(512, 4)
+    moments.add(inputs, inputs[:, :4])
+    matrix = 512 * 512 * 8
+    with LiveBytes() as live:
+        found = fit(moments)
+    assert live.peak < 2.2 * matrix
+    gram = moments.gram
+    with LiveBytes() as live:
+        eliminate(found.weight, gram, keep=200)
+    assert live.peak < 3.2 * matrix

@@ -154,13 +154,13 @@ def test_full_width_projection_leaves_a_residual_network_unchanged(centre: bool)
     turned = logits(
         site.stream(rows),
         [site.norm_weight()] * 3,
-        [site.reader(fold_scale(w, s)) for w, s in zip(up, scales, strict=False)],
+        [fold_scale(w, s) @ site.matrix for w, s in zip(up, scales, strict=False)],
         [site.writer(w) for w in down],
-        site.reader(fold_scale(head, scales[2])),
+        fold_scale(head, scales[2]) @ site.matrix,
     )
     dense = logits(rows, scales, up, down, head)
     assert float((turned - dense).abs().max()) < 1e-10
-    assert float((site.reader(up[0]) - up[0]).abs().max()) > 0.1
+    assert float((up[0] @ site.matrix - up[0]).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("centre", [False, True])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.grids import Grid, fit_grid
+from compressor.passes.structure.obs import damped
 
 if TYPE_CHECKING:
     import torch
@@ -85,16 +86,6 @@ def group_sums(values: torch.Tensor, spec: GridSpec) -> torch.Tensor:
 def spread(values: torch.Tensor, spec: GridSpec, inputs: int) -> torch.Tensor:
     """Return values [outputs, groups] repeated for every input of their group, [outputs, inputs]."""
     return values.repeat_interleave(spec.group_size or inputs, dim=1)[:, :inputs]
-
-
-def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return H + damping·mean(diag H)·I in float64; the identity where no input was ever other than 0."""
-    gram = gram.double()
-    mean = gram.diagonal().mean()
-    if not bool(torch.isfinite(mean)):
-        raise ModelError("the second moments of a layer's inputs are not finite", hint="The model overflows.")
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return eye if float(mean) == 0 else gram + damping * mean * eye
 
 
 def corrected(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:

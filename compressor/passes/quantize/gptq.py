@@ -67,7 +67,8 @@ class Gptq(WeightOnly):
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""
         from compressor.grids import fit_grid
-        from compressor.passes.quantize._solver import clipped_grid, damped, descend, feed_back, refit_scales
+        from compressor.passes.quantize._solver import clipped_grid, descend, feed_back, refit_scales
+        from compressor.passes.structure.obs import damped
 
         assert stats is not None
         o, gram = self.options, stats.gram

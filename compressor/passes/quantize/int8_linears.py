@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-WEIGHT_ONLY_GROUP = 128
+# MatMulNBits takes groups of powers of two from 16; a group wider than the matrix would store padding.
+_LEAST_GROUP, _LARGEST_GROUP = 16, 128
 
 
 class Int8Options(Options):
@@ -257,7 +258,8 @@ class Int8(Quantizer):
 def _weight_only(weight: torch.Tensor) -> Grid:
     from compressor.grids import GridSpec, fit_grid
 
-    return fit_grid(weight, GridSpec(8, WEIGHT_ONLY_GROUP, symmetric=True))
+    covering = 1 << (weight.shape[1] - 1).bit_length()
+    return fit_grid(weight, GridSpec(8, min(max(covering, _LEAST_GROUP), _LARGEST_GROUP), symmetric=True))
 
 
 def embedding_names(source: ModelFolder) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from compressor._lazy import lazy
 from compressor.passes.base import Options
 from compressor.passes.quantize.quantizer import Quantizer
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -236,6 +237,7 @@ class WeightOnly(Quantizer):
                 for path, wanted in halves.wanted(sharing, k):
                     stats.want(path, real(wanted, mask), real(inputs, mask), weights)
         assert stats is not None
+        trim_heap()  # the activations have left holes that the matrices of a solver do not fit
         return stats
 
     def _quantize_module(self, block: BlockView, path: str, stats: InputStats | None, error: QuantizationError) -> None:

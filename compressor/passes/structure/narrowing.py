@@ -88,9 +88,8 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
         given = reader_signal(block, block.module, current, norm)
         moments.add(rows(given, mask), rows(wanted, mask))
     has_bias = all(bias(block.module, path) is not None for path in paths)
-    same = torch.eye(width, dtype=torch.float64, device=moments.gram.device)
-    everything = torch.arange(width, device=same.device)
-    found = fit(moments, everything, damping=REFIT_DAMPING, bias=has_bias, prior=same)
+    same = torch.eye(width, dtype=torch.float64, device=block.current_in(0).device)
+    found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=same)
     compose(block.module, paths, found.weight, found.bias)
 
 
@@ -120,9 +119,8 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
 
 
 def _assign_fit(block: BlockView, path: str, moments: Moments) -> float:
-    everything = torch.arange(matrix(block.module, path).shape[1], device=moments.gram.device)
     has_bias = bias(block.module, path) is not None
-    found = fit(moments, everything, damping=REFIT_DAMPING, bias=has_bias, prior=matrix(block.module, path))
+    found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=matrix(block.module, path))
     assign(block.module, path, found.weight, found.bias)
     return found.error
 
@@ -144,7 +142,7 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
         every = _every(block, REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
         refined = refine_readers(block, Sample(list(range(0, len(block), every)), targets, weights))
         moments = _writer_moments(block, targets, weights)
-        error = _fit_writer(block, moments, torch.arange(width, device=kept.device), options.damping)
+        error = _fit_writer(block, moments, None, options.damping)
         figures["refined_error"] = refined
     targets.clear()
     return {**figures, "reconstruction_error": error}
@@ -160,12 +158,13 @@ def _writer_moments(block: BlockView, targets: ActivationStore, weights: dict[in
     return moments
 
 
-def _fit_writer(block: BlockView, moments: Moments, kept: torch.Tensor, damping: float) -> float:
-    """Cut the FFN to the channels `kept` and refit its writer; return the relative error."""
+def _fit_writer(block: BlockView, moments: Moments, kept: torch.Tensor | None, damping: float) -> float:
+    """Cut the FFN to the channels `kept` (None: all) and refit its writer; return the relative error."""
     writer = block.family.ffn.writer
     has_bias = bias(block.module, writer) is not None
     found = fit(moments, kept, damping=damping, bias=has_bias, prior=matrix(block.module, writer))
-    keep_channels(block.module, block.family, kept)
+    if kept is not None:
+        keep_channels(block.module, block.family, kept)
     assign(block.module, writer, found.weight, found.bias)
     return found.error
 
@@ -178,8 +177,7 @@ def _choose(block: BlockView, moments: Moments, width: int, options: WidthOption
         return scores.argsort(stable=True)[channels - width :].sort().values
     has_bias = bias(block.module, block.family.ffn.writer) is not None
     seen = moments.centred() if has_bias else moments
-    everything = torch.arange(channels, device=seen.gram.device)
-    whole: LinearFit = fit(moments, everything, damping=options.damping, bias=has_bias)
+    whole: LinearFit = fit(moments, damping=options.damping, bias=has_bias)
     return eliminate(whole.weight, seen.gram, keep=width, damping=options.damping).kept(width, channels)
 
 

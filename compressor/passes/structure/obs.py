@@ -21,6 +21,8 @@ else:
 
 # A group is at most this share of the channels left: larger ones would remove channels that stand in for each other.
 GROUP_SHARE = 1 / 64
+# What is gone stays in the matrices, unread, until it is this share of them: to copy them costs more than to carry it.
+GONE_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Elimination:
 
 def check_finite(gram: torch.Tensor) -> None:
     """Raise ModelError where second moments hold NaN or infinity."""
-    if not bool(torch.isfinite(gram).all()):
+    if not bool(torch.isfinite(torch.stack(gram.aminmax())).all()):  # the extremes hold every NaN
         raise ModelError("second moments of the activations are not finite", hint="The model overflows on this data.")
 
 
@@ -59,12 +61,12 @@ def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
     Raises:
         ModelError: the second moments are not finite.
     """
-    gram = gram.double()
     check_finite(gram)
-    mean = gram.diagonal().mean()
+    out = gram.to(torch.float64, copy=True)
+    mean = out.diagonal().mean()
     # A map that never sees a signal is as good without any channel: the identity then stands in for λI.
-    scale = damping * mean if float(mean) > 0 else torch.ones_like(mean)
-    return gram + scale * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    out.diagonal().add_(damping * mean if float(mean) > 0 else torch.ones_like(mean))
+    return out
 
 
 def inverse(matrix: torch.Tensor) -> torch.Tensor:
@@ -87,7 +89,6 @@ def eliminate(
     *,
     keep: int = 1,
     damping: float = 0.01,
-    metric: torch.Tensor | None = None,
     group: int | None = None,
 ) -> Elimination:
     """Remove channels one group after another until `keep` are left.
@@ -97,22 +98,16 @@ def eliminate(
         gram: [channels, channels] second moments H of the inputs.
         keep: how many channels stay, at least 1.
         damping: λ over the mean diagonal of H.
-        metric: [out, out] positive semi-definite; losses are then E[eᵀ·metric·e] of the error e instead of E‖e‖².
         group: channels that go at a time; None takes 1/64 of those left.
 
     Raises:
         ModelError: the second moments are not finite, or singular in spite of damping.
     """
     channels = weight.shape[1]
-    target = weight.double()
-    if metric is not None:
-        # The columns' inner products are all that counts: any root of the metric gives the same losses.
-        values, vectors = torch.linalg.eigh(metric.double())
-        target = (vectors * values.clamp_min(0).sqrt()).T @ target
-    state = _State(target, inverse(damped(gram, damping)))
-    while len(state.left) > keep:
-        share = group or max(1, int(len(state.left) * GROUP_SHARE))
-        state.remove(min(share, len(state.left) - keep))
+    state = _State(weight.to(torch.float64, copy=True), inverse(damped(gram, damping)))
+    while state.count > keep:
+        share = group or max(1, int(state.count * GROUP_SHARE))
+        state.remove(min(share, state.count - keep))
     order = torch.cat(state.order) if state.order else torch.empty(0, dtype=torch.long, device=weight.device)
     steps = torch.cat(state.steps) if state.steps else torch.empty(0, dtype=torch.float64, device=weight.device)
     assert len(order) == channels - keep
@@ -120,31 +115,43 @@ def eliminate(
 
 
 class _State:
-    """What is left of a map in the course of an elimination."""
+    """What is left of a map in the course of an elimination.
+
+    Attributes:
+        count: how many channels are left.
+    """
 
     def __init__(self, target: Any, inverse_gram: Any) -> None:
-        self.target = target  # [out, left]
-        self.inverse = inverse_gram  # [left, left]
-        self.left = torch.arange(target.shape[1], device=target.device)
+        self.count = target.shape[1]
+        self.target = target  # [out, columns]: the channels that are left and a few that have gone
+        self.inverse = inverse_gram  # [columns, columns]
+        self.channels = torch.arange(self.count, device=target.device)  # which channel a column is of
+        self.gone = torch.zeros(self.count, dtype=torch.bool, device=target.device)
         self.order: list[Any] = []
         self.steps: list[Any] = []
 
     def remove(self, count: int) -> None:
         """Remove the `count` channels whose own loss is least, the cheapest first."""
-        costs = self.target.square().sum(0) / self.inverse.diagonal()
-        gone = costs.argsort(stable=True)[:count]
-        stays = torch.ones(len(costs), dtype=torch.bool, device=costs.device)
-        stays[gone] = False
-        factor = torch.linalg.cholesky(self.inverse[gone[:, None], gone])  # (count, count)
+        costs = (self.target.square().sum(0) / self.inverse.diagonal()).masked_fill_(self.gone, torch.inf)
+        going = costs.argsort(stable=True)[:count]
+        factor = torch.linalg.cholesky(self.inverse[going[:, None], going])  # (count, count)
         # Columns of W_P L⁻ᵀ: the square of column i is what channel i costs once those before it have gone.
-        across = torch.linalg.solve_triangular(factor, self.inverse[gone], upper=False)  # (count, left)
-        steps = torch.linalg.solve_triangular(factor, self.target[:, gone].T, upper=False)  # (count, out)
-        self.order.append(self.left[gone])
+        across = torch.linalg.solve_triangular(factor, self.inverse[going], upper=False)  # (count, columns)
+        steps = torch.linalg.solve_triangular(factor, self.target[:, going].T, upper=False)  # (count, out)
+        self.order.append(self.channels[going])
         self.steps.append(steps.square().sum(1))
-        across = across[:, stays]
-        self.target = self.target[:, stays].addmm_(steps.T, across, alpha=-1)
-        self.inverse = self.inverse[stays][:, stays].addmm_(across.T, across, alpha=-1)
-        self.left = self.left[stays]
+        self.target.addmm_(steps.T, across, alpha=-1)
+        self.inverse.addmm_(across.T, across, alpha=-1)
+        self.gone[going] = True
+        self.count -= count
+        if self.count < (1 - GONE_SHARE) * len(self.gone):
+            self._drop_gone()
+
+    def _drop_gone(self) -> None:
+        left = (~self.gone).nonzero().squeeze(1)
+        self.target, self.channels = self.target[:, left], self.channels[left]
+        self.inverse = self.inverse[left[:, None], left]
+        self.gone = self.gone[left]
 
 
 def losses_in_order(weight: torch.Tensor, gram: torch.Tensor, order: torch.Tensor, *, damping: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from compressor._lazy import lazy
 from compressor.errors import DataError, ModelError
 from compressor.passes.structure.obs import check_finite
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -63,9 +64,8 @@ class Moments:
 
     @property
     def gram(self) -> torch.Tensor:
-        """H, [inputs, inputs] float64."""
-        below = self._mean(self._gram).tril()
-        return below + below.tril(-1).T
+        """H, [inputs, inputs] float64, the caller's own."""
+        return _mirror(self._mean(self._gram))
 
     @property
     def cross(self) -> torch.Tensor:
@@ -98,6 +98,16 @@ class Moments:
         return out
 
 
+def _mirror(square: torch.Tensor) -> torch.Tensor:
+    """Copy what lies below the diagonal above it, in place, strip by strip: no second matrix comes to be."""
+    for start in range(0, len(square), _SLICE):
+        end = start + _SLICE
+        corner = square[start:end, start:end]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        square[start:end, end:] = square[end:, start:end].T
+    return square
+
+
 _RESOLUTION = 1e-5
 """Second moments about the mean below this share of those about zero are rounding of float32 products."""
 
@@ -119,7 +129,7 @@ class LinearFit:
 
 def fit(
     moments: Moments,
-    kept: torch.Tensor,
+    kept: torch.Tensor | None = None,
     *,
     damping: float = 0.01,
     bias: bool = False,
@@ -129,7 +139,7 @@ def fit(
 
     Args:
         moments: of all inputs and the target.
-        kept: [n] indices of the inputs that are left.
+        kept: [n] indices of the inputs that are left; None: all of them.
         damping: λ over the mean diagonal of H (all inputs, so that λ does not depend on the choice).
         bias: whether the map has a bias; it makes the mean of the target exact.
         prior: [outputs, inputs] weight of all inputs, towards whose kept columns λ pulls instead of towards 0.
@@ -137,28 +147,37 @@ def fit(
     Raises:
         ModelError: the moments are not finite, or singular (damping 0 and inputs that depend on each other).
     """
+    trim_heap()  # the activations that made the moments have left holes which whole matrices do not fit
     seen = moments.centred() if bias else moments
     gram, cross = seen.gram, seen.cross
     check_finite(gram)
     # Inputs that never move have no second moments about their mean: the floor then leaves the prior as it is.
     floor = _RESOLUTION * moments.gram.diagonal().mean() if bias and damping else 0.0
     scale = max(damping * gram.diagonal().mean(), floor)
-    system = gram[kept[:, None], kept] + scale * torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    wanted = cross[:, kept]
-    if prior is not None:
-        wanted = wanted + scale * prior.to(wanted)[:, kept]
-    factor, info = torch.linalg.cholesky_ex(system)
+    means = moments.input_mean
+    if kept is not None:
+        gram, cross, means = gram[kept[:, None], kept], cross[:, kept], means[kept]
+        prior = None if prior is None else prior[:, kept]
+    wanted = cross if prior is None else cross + scale * prior.to(cross)
+    weight = _solved(gram, scale, wanted)
+    error = _relative_error(weight, gram, cross, seen.target_energy)
+    return LinearFit(weight, moments.target_mean - weight @ means if bias else None, error)
+
+
+def _solved(gram: torch.Tensor, scale: torch.Tensor | float, wanted: torch.Tensor) -> torch.Tensor:
+    """Return wanted · (gram + scale·I)⁻¹; `gram` is damped in place while it is factored: it may be large."""
+    diagonal = gram.diagonal().clone()
+    gram.diagonal().add_(scale)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    gram.diagonal().copy_(diagonal)
     if int(info):
         raise ModelError("the channels that are left depend on each other linearly", hint="Raise `damping`.")
-    weight = torch.cholesky_solve(wanted.T, factor).T
-    error = _relative_error(seen, weight, kept)
-    offset = moments.target_mean - weight @ moments.input_mean[kept] if bias else None
-    return LinearFit(weight, offset, error)
+    return torch.cholesky_solve(wanted.T, factor).T
 
 
-def _relative_error(seen: Moments, weight: torch.Tensor, kept: torch.Tensor) -> float:
-    """E‖y‖² − 2·tr(W Cᵀ) + tr(W H Wᵀ), over E‖y‖²; 0 for a target that never moves."""
-    if seen.target_energy <= 0:
+def _relative_error(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, energy: float) -> float:
+    """E‖y‖² − 2·tr(W Cᵀ) + tr(W H Wᵀ), over E‖y‖² = `energy`; 0 for a target that never moves."""
+    if energy <= 0:
         return 0.0
-    explained = 2 * (weight * seen.cross[:, kept]).sum() - ((weight @ seen.gram[kept[:, None], kept]) * weight).sum()
-    return max(0.0, 1.0 - float(explained) / seen.target_energy)
+    explained = 2 * (weight * cross).sum() - ((weight @ gram) * weight).sum()
+    return max(0.0, 1.0 - float(explained) / energy)

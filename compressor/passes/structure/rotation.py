@@ -178,10 +178,6 @@ class Projection:
         """The √(k/d) of z."""
         return math.sqrt(self.matrix.shape[1] / self.matrix.shape[0])
 
-    def reader(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight W·P [out, k] of a reader [out, d], to be used behind a norm of weight `norm_weight`."""
-        return weight.double() @ self.matrix
-
     def writer(self, weight: torch.Tensor) -> torch.Tensor:
         """Return √(k/d)·Pᵀ·W [k, in] of a writer [d, in]."""
         return self.scale * (self.matrix.T @ weight.double())

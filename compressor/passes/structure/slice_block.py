@@ -81,8 +81,7 @@ def reader_fit(
     moments = Moments(narrow, wide, site.matrix.device)
     for dense, current, weights in pairs:
         moments.add(current / site.scale, dense, weights)
-    every = torch.arange(narrow, device=site.matrix.device)
-    return fit(moments, every, damping=damping, prior=site.matrix), moments
+    return fit(moments, damping=damping, prior=site.matrix), moments
 
 
 class BlockSlicer:
@@ -158,8 +157,7 @@ class BlockSlicer:
             inner, current, dense = (unmasked(x, mask) for x in (inner, current, dense))
             self._see(moments, inner, current, dense, self.middle, self.shortcuts[0])
         weight, bias = self._projected(writer, self.before, self.middle, self.shortcuts[0])
-        kept = torch.arange(weight.shape[1], device=weight.device)
-        found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
+        found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
         self._set_writer(writer, self.shortcuts[0], found.weight, found.bias)
         block.seal()
         for k in range(len(block)):
@@ -186,15 +184,13 @@ class BlockSlicer:
             self._see(moments, self._channels(norm(rows)), rows, wanted, self.after, self.shortcuts[1])
         weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
-        kept = torch.arange(weight.shape[1], device=weight.device)
+        found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
         if keep < width:
-            whole = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
             gram = (moments.centred() if bias is not None else moments).gram
-            order = eliminate(whole.weight, gram, keep=keep, damping=self.damping)
-            kept = order.kept(keep, width)
+            kept = eliminate(found.weight, gram, keep=keep, damping=self.damping).kept(keep, width)
+            found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
             for path in ffn.reader_paths:
                 self._keep_rows(self._part(path), kept)
-        found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
         self._set_writer(writer, self.shortcuts[1], found.weight, found.bias)
         return {"ffn_reader_error": reader_error, "ffn_writer_error": found.error, "kept_channels": float(keep)}
 
