@@ -247,7 +247,7 @@ def file_bytes(folder: Path) -> int:
     files = [f for f in Path(folder).iterdir() if f.is_file() and not f.is_symlink()]
     graph = runtime_model(Path(folder))
     onnx = [f for f in files if graph is not None and f.name.startswith(graph.name)]
-    weights = onnx or [f for f in files if f.suffix == ".safetensors" and f.name != "reference.safetensors"]
+    weights = onnx or [f for f in files if f.suffix == ".safetensors"]
     return sum(f.stat().st_size for f in weights)
 
 

@@ -49,9 +49,13 @@ class Layout:
     def __init__(self, source: ModelFolder) -> None:
         """Take a model with grids; no weights are read."""
         self._source = source
-        names = {module: name for name, module in source.skeleton().named_modules(remove_duplicate=False)}
+        model = source.skeleton()
+        names = {module: name for name, module in model.named_modules(remove_duplicate=False)}
         self._linear = [name for module, name in names.items() if type(module).__name__ == "Linear"]
-        self.tied = _tied_head(source)
+        self._head = names.get(model.get_output_embeddings())
+        embedding = names[model.get_input_embeddings()]
+        tied = self._head is not None and source.shapes.tied and embedding in source.grids
+        self.tied: tuple[str, str] | None = (str(self._head), embedding) if tied else None
         self.codes = {f"{self._stem(m)}.{'weight' if self._in_bytes(m) else PACKED}": [m] for m in source.grids}
         if self.tied is not None:
             self.codes[f"{self.tied[0]}.weight"] = [self.tied[1]]
@@ -111,7 +115,8 @@ class Layout:
         """Return config.json's `quantization_config`.
 
         Modules with the same scheme form a group. If all quantized linear modules have the same, it targets their
-        class, and linear modules that are not quantized are named under `ignore`; other groups name their modules.
+        class, and linear modules that are not quantized are named under `ignore`; other groups name their modules. The
+        head is named besides: in servers it is of another class.
         """
         groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for module in sorted(self._source.grids):
@@ -123,8 +128,9 @@ class Layout:
         by_class = sum(any(name in self._linear for name in modules) for _, modules in groups.values()) == 1
         stated = {}
         for index, (scheme, modules) in enumerate(groups.values()):
-            targets = ["Linear"] if by_class and set(modules) <= set(self._linear) else modules
-            stated[f"group_{index}"] = {"targets": targets, **scheme}
+            if by_class and set(modules) <= set(self._linear):
+                modules = ["Linear", *(name for name in modules if name == self._head)]
+            stated[f"group_{index}"] = {"targets": modules, **scheme}
         formats = sorted({scheme["format"] for scheme, _ in groups.values()})
         return {
             "quant_method": "compressed-tensors",
@@ -160,13 +166,3 @@ def _strategy(spec: GridSpec, inputs: int) -> dict[str, Any]:
     if spec.symmetric and inputs % spec.group_size == 0:
         return {"strategy": "group", "group_size": spec.group_size}
     return {"strategy": "block", "block_structure": [1, spec.group_size]}
-
-
-def _tied_head(source: ModelFolder) -> tuple[str, str] | None:
-    """Return the names of a tied head and of its quantized embedding; None where there are none."""
-    if not source.shapes.tied:
-        return None
-    model = source.skeleton()
-    names = {id(module): name for name, module in model.named_modules()}
-    head, embedding = (names[id(m)] for m in (model.get_output_embeddings(), model.get_input_embeddings()))
-    return (head, embedding) if embedding in source.grids else None

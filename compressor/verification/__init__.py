@@ -23,7 +23,7 @@ from compressor.errors import CompressorError, DataError, ModelError, ResourceEr
 from compressor.evaluation import Quality, check_metrics, measure
 from compressor.passes import methods
 from compressor.process import peak_memory
-from compressor.runners import Runner, open_runner, read_config, runtime_model, task_of
+from compressor.runners import Runner, TorchRunner, open_runner, read_config, runtime_model, task_of
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
@@ -106,8 +106,9 @@ def verify(job: Job) -> Verdict:
     checks += check_bounds(values, job.bounds)
     if precision in WEIGHT_ONLY and quality is not None:
         checks += check_weight_only(values, job.bounds, alone=_only_quantized(job), step=_step(manifest))
-    best = max((p.speedup_range()[1] for p in timing.phases if p.other is not None), default=None) if timing else None
-    checks += check_gain(values, best, job.passes, timed=best is not None)
+    speedups = [p.speedup_range()[1] for p in timing.phases if p.other is not None] if timing else []
+    best = max(speedups, default=None) if not _imitates(runner, precision) else None
+    checks += check_gain(values, best, job.passes, timed=bool(speedups))
     return Verdict(
         checks=tuple(checks),
         **report,
@@ -182,6 +183,11 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     runner = None if escaping else _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
     return checks, runner, manifest
+
+
+def _imitates(runner: Runner | None, precision: str) -> bool:
+    """Tell whether PyTorch runs it by rounding floats: its speed says nothing of a runtime with integer products."""
+    return isinstance(runner, TorchRunner) and precision in ("int8-dynamic", "int8-static")
 
 
 def _only_quantized(job: Job) -> bool:

@@ -28,7 +28,8 @@ from compressor.verification.verdict import Check, failed, read_json, yes
 from compressor.verification.weights import StoredWeights, open_weights
 
 MANIFEST = "compression.json"
-REFERENCE = "reference.safetensors"
+REFERENCE = "verification/reference.safetensors"
+"""In a folder of its own: servers take every `*.safetensors` beside config.json for weights."""
 _WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "report.xml", "junit.xml", "README.md"}
 """Files that are written after the verdict, or that hold it: they cannot be part of what is sealed."""
 
@@ -36,7 +37,7 @@ _WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "report.xml", "junit.x
 def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a manifest with what is in the folder, write it as compression.json and return it.
 
-    Call it last, when all files that belong to the artifact (`reference.safetensors` too) are there.
+    Call it last, when all files that belong to the artifact (the reference too) are there.
 
     Raises:
         ModelError: a file of the artifact cannot be read.

@@ -163,7 +163,8 @@ def check_gain(values: Mapping[str, float], best: float | None, passes: Sequence
 
     Args:
         values: measured quality, `size_ratio` and `parameters_ratio`.
-        best: the largest speed-up of any phase, upper quartile of its rounds: the benefit of the doubt.
+        best: the largest speed-up of any phase, upper quartile of its rounds: the benefit of the doubt; None where the
+            speed here is not that of the runtime which the artifact is for.
         passes: what was applied; a plain export (none) owes no gain.
         timed: whether speed was measured against dense.
 

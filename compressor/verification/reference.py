@@ -101,17 +101,17 @@ class _Rows:
 
 
 def write_reference(runner: Runner, path: Path, *, seed: int = 0) -> None:
-    """Run the compressed PyTorch model on the probes and write `reference.safetensors` to `path`.
+    """Run the compressed PyTorch model on the probes and write the file `path`.
 
     Args:
         runner: usually `TorchRunner(folder)` on the compressed weights, or with `model=` on the module in memory.
-        path: the file to write, `reference.safetensors` in the artifact folder.
+        path: the file to write; its folder is made.
         seed: of the probes.
 
     Raises:
         ModelError: an output of the model is not finite.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
@@ -133,11 +133,13 @@ def write_reference(runner: Runner, path: Path, *, seed: int = 0) -> None:
         tensors |= {"greedy.prompt": prompt, "greedy.tokens": tokens, "greedy.margin": margins}
     facts = {"version": 1, "task": runner.task, "cases": [asdict(case) for case in cases]}
     # One metadata key only: the order of several is not deterministic.
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata={"reference": json.dumps(facts)})
+    arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(save(arrays, metadata={"reference": json.dumps(facts)}))
 
 
 def check_reference(runner: Runner, path: Path, precision: str = "float32", *, group: str = "parity") -> list[Check]:
-    """Compare an artifact with its `reference.safetensors` at the gate of its precision; `group` names the checks."""
+    """Compare an artifact with its reference at the gate of its precision; `group` names the checks."""
     try:
         tensors, facts = _read(path)
         gate = GATES[precision]
@@ -359,10 +361,10 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     import safetensors
 
     if not path.is_file():
-        raise ModelError(f"{path.name} is missing: the artifact cannot be compared with the model that was exported")
+        raise ModelError(f"{path.parent.name}/{path.name} is missing: nothing tells what the exported model computed")
     try:
         with safetensors.safe_open(str(path), framework="numpy") as handle:
             facts = json.loads(handle.metadata()["reference"])
             return {name: handle.get_tensor(name) for name in handle.keys()}, facts  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path.name} cannot be read: {error}") from error
+        raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error

@@ -169,6 +169,18 @@ def test_modules_that_stay_float_are_ignored(pico: Pico, tmp_path: Path) -> None
     assert {name.rpartition(".")[2] for name in config["ignore"]} == {"fc1", "lm_head"}
 
 
+def test_a_head_is_named_besides_its_class(pico: Pico, tmp_path: Path) -> None:
+    """vLLM's head is no `Linear`: the class alone would leave it without a scheme."""
+    model = quantized(
+        pico("qwen2", hidden_size=64, num_attention_heads=8, intermediate_size=128),
+        tmp_path / "w",
+        symmetric=True,
+        head=4,
+    )
+    config = Layout(model).config()
+    assert [group["targets"] for group in config["config_groups"].values()] == [["Linear", "lm_head"]]
+
+
 def test_size_and_names(pico: Pico, tmp_path: Path) -> None:
     source = pico("llama", hidden_size=64, num_attention_heads=8, intermediate_size=128)
     out = exported(quantized(source, tmp_path / "w", symmetric=True), tmp_path / "o")

@@ -14,6 +14,8 @@ import torch
 
 from compressor.exporters.safetensors import export_safetensors
 from compressor.loading import ModelFolder, load
+from compressor.runners import TorchRunner
+from compressor.verification import REFERENCE, write_reference
 from tests.exporters.test_quantized import quantized
 
 pytest.importorskip("compressed_tensors")
@@ -65,6 +67,7 @@ def log_probabilities(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
 def served(python: str, model: ModelFolder, folder: Path, scratch: Path) -> dict[str, list[list[float]]]:
     folder.mkdir()
     export_safetensors(model, folder)
+    write_reference(TorchRunner(model.path), folder / REFERENCE)
     arguments = [str(folder), str(scratch / "made.json"), json.dumps(PROMPTS), str(NEW_TOKENS)]
     done = subprocess.run(
         [python, "-c", RUN, *arguments], capture_output=True, text=True, cwd=scratch, env={**os.environ, **SETTINGS}
@@ -78,8 +81,8 @@ def served(python: str, model: ModelFolder, folder: Path, scratch: Path) -> dict
 def test_groups_of_four_bits(vllm: str, pico: Pico, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    source, out = pico("llama", **WIDTHS), tmp_path / "o"
-    made = served(vllm, quantized(source, tmp_path / "w", symmetric=True), out, tmp_path)
+    source, out = pico("llama", **WIDTHS, tie_word_embeddings=False), tmp_path / "o"
+    made = served(vllm, quantized(source, tmp_path / "w", symmetric=True, head=4), out, tmp_path)
     stock, half = (AutoModelForCausalLM.from_pretrained(out, dtype=kind).eval() for kind in ("float32", "float16"))
     # What its own greedy tokens are worth, too: float16 may pick the second of two that are nearly equal.
     rows = [ids + list(map(int, tokens)) for ids, tokens in zip(PROMPTS, made["tokens"], strict=True)]

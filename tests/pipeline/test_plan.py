@@ -30,7 +30,9 @@ print(json.dumps([predicted, report["peak_memory_bytes"]]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [{}, {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8}, {"num_hidden_layers": 24}]
+)
 def test_peak_memory_is_predicted_within_a_quarter(
     pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, shape: dict[str, int]
 ) -> None:

@@ -90,6 +90,10 @@ def test_an_artifact_that_is_slower_and_worse_is_explained() -> None:
     assert "at best 0.40 times dense's speed" in dominated.reason and "worse than dense" in dominated.reason
     faster = check_gain(values, 2.6, ["int8-static"], timed=True)
     assert all(check.passed for check in faster)
+    (effect,) = check_gain(values, None, ["int8-static"], timed=True)
+    assert effect.name == "gain.effect" and effect.passed, "a speed that is not the artifact's own is not judged"
+    (effect,) = check_gain({**values, "size_ratio": 1.0}, None, ["int8-static"], timed=True)
+    assert not effect.passed
 
 
 def test_another_model_that_is_better_at_its_task_is_not_worse() -> None:

@@ -40,7 +40,9 @@ class Int8Options(Options):
     """Options of both INT8 methods."""
 
     exclude: tuple[str, ...] = Field((), description="Names of modules to leave as they are; * stands for anything.")
-    embedding: Literal["none", 8] = Field(8, description="Bits of the embedding tables, a scale per row.")
+    embedding: Literal["auto", "none", 8] = Field(
+        "auto", description="Bits of the embedding tables, a scale per row; auto: 8, but none in safetensors."
+    )
     head: Literal["none", 8] = Field(
         8, description="Bits of a language model's output head; a head tied to the embedding takes the embedding's."
     )
@@ -96,7 +98,8 @@ class Int8(Quantizer):
 
         spec = GridSpec(8, 0, symmetric=True, activations=self.activations)
         names = block_names(source)
-        if self.options.embedding != "none":
+        # Servers that read safetensors look rows up in floats alone (vLLM refuses the model).
+        if self.options.embedding == 8 or (self.options.embedding == "auto" and self.export_format != "safetensors"):
             names += embedding_names(source)
         head = head_name(source)
         if self.options.head != "none" and head is not None:

@@ -36,6 +36,7 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
         """Start with nothing seen of `inputs` signals h and `outputs` targets y."""
+        trim_heap()  # activations that have streamed past left holes which whole matrices do not fit
         self.count = 0.0
         # Only what lies on or below the diagonal counts: the products above it would say the same again.
         self._gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
@@ -147,7 +148,7 @@ def fit(
     Raises:
         ModelError: the moments are not finite, or singular (damping 0 and inputs that depend on each other).
     """
-    trim_heap()  # the activations that made the moments have left holes which whole matrices do not fit
+    trim_heap()
     seen = moments.centred() if bias else moments
     gram, cross = seen.gram, seen.cross
     check_finite(gram)
