@@ -50,8 +50,8 @@ SLICED: dict[str, Any] = {"reduction": 0.2, "basis_steps": 3}
 SOLVED: dict[str, Any] = {"refine": 1}
 MIXED: dict[str, Any] = {"bits": "auto", "budget": 0.3}
 
-# method, model, options: those that take other paths through the code.
-PASSES: list[tuple[str, str, dict[str, Any]]] = [
+# method, model, options: those that take other paths through the code. Other methods run with their defaults.
+VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("width", "llama", THIRD),
     ("width", "bert", THIRD),
     ("width", "opt", THIRD),
@@ -83,6 +83,8 @@ PASSES: list[tuple[str, str, dict[str, Any]]] = [
     ("fp16", "llama", {}),
     ("bf16", "bert", {}),
 ]
+LISTED = {name for name, _, _ in VARIANTS}
+PASSES = [*VARIANTS, *((name, "llama", {}) for name in sorted(methods()) if name not in LISTED)]
 STOPPED: list[tuple[str, str, dict[str, Any]]] = [
     ("width", "llama", THIRD),
     ("slicegpt", "opt", {**SLICED, "rotation": "per_layer"}),

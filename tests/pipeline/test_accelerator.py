@@ -17,7 +17,7 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from tests.core.test_loading import inputs_for
 from tests.core.toy import toy_batches
-from tests.pipeline.on_accelerator import PASSES, PLENTY, SOLVED, THIRD, names
+from tests.pipeline.on_accelerator import PLENTY, SOLVED, THIRD, names
 
 Found = dict[str, Any]
 
@@ -38,10 +38,6 @@ def found(tmp_path_factory: pytest.TempPathFactory, corpus: Path, repository: Pa
 @pytest.mark.parametrize("job", names())
 def test_same_bytes_on_the_device(found: Found, job: str) -> None:
     assert not found["jobs"][job], found["jobs"][job]
-
-
-def test_every_method_ran_on_the_device() -> None:
-    assert {name for name, _, _ in PASSES} == set(methods())
 
 
 def test_the_device_refuses_what_cuda_refuses(found: Found) -> None:
