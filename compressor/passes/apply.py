@@ -17,6 +17,7 @@ from compressor.errors import DataError, ModelError
 from compressor.grids import SECTION, section
 from compressor.loading import ModelFolder, config_for, open_model
 from compressor.passes.base import Pass
+from compressor.process import trim_heap
 from compressor.shards import ShardWriter
 
 FINDINGS = "findings"
@@ -76,6 +77,8 @@ def apply_pass(
     check_planned(method.name, planned, final)
     config = config_for(source, final, {**method.config_updates(source), **_grid_section(method, walk, changes)})
     folder = shards.finish(config, [OUTSIDE, *(block_key(i) for i in range(walk.count))])
+    del walk
+    trim_heap()  # an export, or the next pass, starts from what is in use
     return open_model(folder, task=source.task), changes
 
 

@@ -25,6 +25,7 @@ from compressor.passes.structure.channels import (
     reader_signal,
     rows,
 )
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ def refine_readers(block: BlockView, sample: Sample) -> float:
     Returns:
         What is left of the error, as a share of the error before; 1 where no step helped.
     """
+    trim_heap()
     paths = list(reversed(block.family.ffn.reader_paths))
     factors, residuals = block.scratch(), block.scratch()
     first = error = _look(block, sample, paths[0], factors, residuals)
