@@ -197,7 +197,8 @@ class Walk:
             block = self.open_block(index)
             view = BlockView(self, index, block, block)
             yield view
-            view.finish()
+            if keep or index + 1 < self.count:  # nobody reads what the last block makes
+                view.finish()
             self.close_block(index)
             self.advance(f"{note} {index + 1} of {self.count}")
         if not keep:
