@@ -186,8 +186,8 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
 
 
 def _imitates(runner: Runner | None, precision: str) -> bool:
-    """Tell whether PyTorch stands in for a runtime of low-bit products: it widens codes, so its speed says nothing."""
-    return isinstance(runner, TorchRunner) and precision.startswith("int")
+    """Tell whether PyTorch runs it by rounding floats: its speed says nothing of a runtime with integer products."""
+    return isinstance(runner, TorchRunner) and precision in ("int8-dynamic", "int8-static")
 
 
 def _only_quantized(job: Job) -> bool:
