@@ -15,7 +15,8 @@ from compressor.calibration import DataRequest
 from compressor.data import Batches, LabelData
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
 from compressor.evaluation import Quality
-from compressor.verification import BOUNDS, Check, Job, Verdict, run_fresh, verify
+from compressor.runners import TorchRunner
+from compressor.verification import BOUNDS, GATES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense
 from compressor.verification.verdict import bounded
@@ -94,6 +95,13 @@ def test_an_artifact_that_is_slower_and_worse_is_explained() -> None:
     assert effect.name == "gain.effect" and effect.passed, "a speed that is not the artifact's own is not judged"
     (effect,) = check_gain({**values, "size_ratio": 1.0}, None, ["int8-static"], timed=True)
     assert not effect.passed
+
+
+def test_pytorch_speed_is_judged_unless_it_imitates_integer_products(pico: Callable[..., Path]) -> None:
+    runner = TorchRunner(pico("bert"))
+    judged = {p for p in GATES if not _imitates(runner, p)}
+    assert judged == set(GATES) - {"int8-dynamic", "int8-static"}
+    assert not any(_imitates(None, p) for p in GATES)
 
 
 def test_another_model_that_is_better_at_its_task_is_not_worse() -> None:
