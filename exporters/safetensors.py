@@ -18,9 +18,9 @@ from compressor.checkpoint import INDEX, SINGLE, Entry, Plan, write_safetensors
 from compressor.companions import copy_companions
 from compressor.errors import ResourceError
 from compressor.exporters.compressed_tensors import Layout
-from compressor.exporters.release import PeriodicRelease
 from compressor.exporters.remote_code import add_remote_code
 from compressor.exporters.result import ExportResult
+from compressor.exporters.trimming import PeriodicTrim
 from compressor.loading import QUANTIZATION
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ def export_safetensors(
 
 def _plans(source: ModelFolder, dtype: str | None, layout: Layout | None) -> list[Plan]:
     """Return what is written, sorted by name: codes and grids of quantized weights, all other tensors as they are."""
-    mapped = PeriodicRelease(source.weights.close)
+    trim = PeriodicTrim()
     quantized = {f"{module}.weight" for module in source.grids}
     plans = list(layout.plans()) if layout is not None else []
     for name in source.weights.names():
         if name not in quantized:
             plans.append(_plan(source.weights, name, _stored_as(source.weights.entry(name), dtype)))
-    return sorted((_released(plan, mapped) for plan in plans), key=lambda plan: plan.name)
+    return sorted((_trimming(plan, trim) for plan in plans), key=lambda plan: plan.name)
 
 
 def _shard_name(index: int, count: int) -> str:
@@ -124,11 +124,11 @@ def _plan(weights: Checkpoint, name: str, entry: Entry) -> Plan:
     return Plan(entry.stored, entry.dtype, entry.shape, lambda: weights.tensor(name))
 
 
-def _released(plan: Plan, mapped: PeriodicRelease) -> Plan:
+def _trimming(plan: Plan, trim: PeriodicTrim) -> Plan:
     """Return the plan of a tensor that counts as read when it is made."""
 
     def make() -> Any:
-        mapped.read(plan.bytes)
+        trim.read(plan.bytes)
         return plan.make()
 
     return replace(plan, make=make)

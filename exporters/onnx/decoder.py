@@ -7,6 +7,8 @@ float32 and `present.N.key / .value`. Heads and head size are static and may dif
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -22,7 +24,9 @@ from compressor.exporters.onnx.attention import (
     TracedAttention,
     attention_of,
 )
+from compressor.exporters.onnx.copying import PortNames
 from compressor.exporters.onnx.norms import fused_rms_norms
+from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
 from compressor.exporters.onnx.rotary import check_rotary, rotary_inside
 from compressor.exporters.onnx.trace import trace
 
@@ -90,11 +94,12 @@ def _positions(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     )
 
 
-def trace_decoder(model: nn.Module, *, portable: bool, opset: int, dtype: torch.dtype) -> ir.Model:
+def trace_decoder(model: nn.Module, found: Survey, *, portable: bool, opset: int, dtype: torch.dtype) -> ir.Model:
     """Trace a decoder of transformers, plain or compressed.
 
     Args:
         model: a `...ForCausalLM`, in eval mode, with parameters on the CPU (their contents are not looked at).
+        found: the model's blocks and caches.
         portable: plain operators instead of GroupQueryAttention.
         opset: version of the ONNX operator set.
         dtype: of the parameters, hence of the cache.
@@ -105,27 +110,43 @@ def trace_decoder(model: nn.Module, *, portable: bool, opset: int, dtype: torch.
     Raises:
         ModelError: the model's attention cannot be expressed, or torch cannot trace it.
     """
-    shapes = cache_shapes(model)
     attention = TracedAttention("plain" if portable else "gqa")
     wrapper = (_PortableDecoder if portable else _GroupQueryDecoder)(model, attention).eval()
     ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
     mask = torch.ones(_BATCH, _PAST + _LENGTH, dtype=torch.int64)
-    past = [tuple(torch.zeros(_BATCH, s.heads, _PAST, s.size, dtype=dtype) for _ in "kv") for s in shapes]
     new, all_tokens = {0: "batch", 1: "sequence"}, {0: "batch", 1: "total_sequence"}
-    cache = [({0: "batch", 2: "past_sequence"},) * 2 for _ in shapes]
+
+    def trace_some(layers: list[int]) -> ir.Model:
+        shapes = [found.caches[index] for index in layers]
+        past = [tuple(torch.zeros(_BATCH, s.heads, _PAST, s.size, dtype=dtype) for _ in "kv") for s in shapes]
+        cache = [({0: "batch", 2: "past_sequence"},) * 2 for _ in shapes]
+        inputs = (ids, mask, ids.clone(), past) if portable else (ids, mask, past)
+        dims = (new, all_tokens, new, cache) if portable else (new, all_tokens, cache)
+        graph = trace(wrapper, inputs, dims, opset)
+        _name_ports(graph.graph, portable, layers)
+        return graph
+
     positions = getattr(model.config, "max_position_embeddings", None) or 0
-    with attention_of(model, attention), fused_rms_norms(model):
-        if portable:
-            graph = trace(wrapper, (ids, mask, ids.clone(), past), (new, all_tokens, new, cache), opset)
-        else:
-            with rotary_inside(model, attention, int(positions)):
-                graph = trace(wrapper, (ids, mask, past), (new, all_tokens, cache), opset)
-    _name_ports(graph.graph, portable, len(shapes))
+    with ExitStack() as stack:
+        stack.enter_context(attention_of(model, attention))
+        stack.enter_context(fused_rms_norms(model))
+        if not portable:
+            stack.enter_context(rotary_inside(model, attention, int(positions)))
+        graph = trace_repeating(model, found.blocks, trace_some, _cache_ports)
+    _order_ports(graph.graph, len(found.blocks))
     return graph
 
 
-def cache_shapes(model: nn.Module) -> list[CacheShape]:
-    """Return the cache shape of every attention layer, in call order, from a run that computes nothing.
+@dataclass(frozen=True)
+class Survey:
+    """The blocks of a decoder, and the shapes of their caches."""
+
+    blocks: list[Block]
+    caches: list[CacheShape]
+
+
+def survey(model: nn.Module) -> Survey:
+    """Return the blocks of a decoder, in call order, from a run that computes nothing.
 
     Raises:
         ModelError: no attention layer of the model goes through transformers' attention interface, or its rotation
@@ -135,23 +156,39 @@ def cache_shapes(model: nn.Module) -> list[CacheShape]:
     attention = TracedAttention("record")
     with attention_of(model, attention), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         ids: Any = torch.zeros(1, 2, dtype=torch.int64)
-        _Decoder(model, attention).run(ids, torch.ones_like(ids), ids)
-    if not attention.shapes:
-        raise ModelError(f"{type(model).__name__} has no attention that can be exported")
-    return attention.shapes
+        blocks = blocks_of(model, lambda: _Decoder(model, attention).run(ids, torch.ones_like(ids), ids))
+    if len(attention.shapes) != len(blocks):
+        raise ModelError(f"{type(model).__name__} has {len(attention.shapes)} attention layers in {len(blocks)} blocks")
+    return Survey(blocks, attention.shapes)
 
 
-def _name_ports(graph: ir.Graph, portable: bool, layers: int) -> None:
-    """Give inputs and outputs their names and dimensions."""
+def _cache_ports(index: int) -> PortNames:
+    """Return the names of the inputs and the outputs that a block reads and makes."""
+    parts = ("key", "value")
+    return [f"past_key_values.{index}.{part}" for part in parts], [f"present.{index}.{part}" for part in parts]
+
+
+def _name_ports(graph: ir.Graph, portable: bool, layers: list[int]) -> None:
+    """Give inputs and outputs their names and dimensions; `layers` are those that are there."""
     names = ["input_ids", "attention_mask", *(["position_ids"] if portable else [])]
-    pairs = [f"{index}.{part}" for index in range(layers) for part in ("key", "value")]
-    for value, name in zip(graph.inputs, [*names, *(f"past_key_values.{p}" for p in pairs)], strict=True):
+    caches = [_cache_ports(index) for index in layers]
+    for value, name in zip(graph.inputs, [*names, *(name for past, _ in caches for name in past)], strict=True):
         value.name = name
-    for value, name in zip(graph.outputs, ["logits", *(f"present.{p}" for p in pairs)], strict=True):
+    for value, name in zip(graph.outputs, ["logits", *(n for _, present in caches for n in present)], strict=True):
         value.name = name
     for value, cache in zip(graph.outputs[1:], graph.inputs[len(names) :], strict=True):
         value.shape = ir.Shape(["batch", static_size(cache, 1), "total_sequence", static_size(cache, 3)])
     graph.outputs[0].shape = ir.Shape(["batch", "sequence", static_size(graph.outputs[0], 2)])
+
+
+def _order_ports(graph: ir.Graph, layers: int) -> None:
+    """Bring the caches among inputs and outputs in the order of their blocks, behind everything else."""
+    inputs, outputs = zip(*(_cache_ports(index) for index in range(layers)), strict=True)
+    for ports, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        place = {name: number for number, name in enumerate(name for pair in names for name in pair)}
+        values = sorted(ports, key=lambda value: place.get(str(value.name), -1))
+        ports.clear()
+        ports.extend(values)
 
 
 def static_size(value: ir.Value, axis: int) -> int:

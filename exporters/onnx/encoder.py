@@ -19,6 +19,7 @@ from compressor.errors import ModelError
 from compressor.exporters.onnx.attention import attention_of
 from compressor.exporters.onnx.norms import fused_rms_norms
 from compressor.exporters.onnx.plain import EncoderAttention, bias_of
+from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
 from compressor.exporters.onnx.trace import trace
 
 _BATCH, _LENGTH = 2, 7
@@ -62,10 +63,13 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
     inputs = example_inputs(model, dtype)
     attention = EncoderAttention()
     with attention_of(model, attention), fused_rms_norms(model):
-        output = _output_name(model, inputs)
+        output, blocks = _survey(model, inputs)
         wrapper = _Encoder(model, attention, list(inputs), output).eval()
         dims: dict[int, str] = {0: "batch"} if "pixel_values" in inputs else {0: "batch", 1: "sequence"}
-        graph = trace(wrapper, tuple(inputs.values()), (tuple(dims for _ in inputs),), opset)
+        all_dims = (tuple(dims for _ in inputs),)
+        graph = trace_repeating(
+            model, blocks, lambda _: trace(wrapper, tuple(inputs.values()), all_dims, opset), lambda _: ([], [])
+        )
     for value, name in zip(graph.graph.inputs, inputs, strict=True):
         value.name = name
     (result,) = graph.graph.outputs
@@ -88,10 +92,12 @@ def example_inputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return inputs
 
 
-def _output_name(model: nn.Module, inputs: dict[str, Tensor]) -> str:
+def _survey(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, list[Block]]:
+    """Return the name of the output and the blocks, from a run that computes nothing."""
+    results: list[Any] = []
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        result = model(**inputs)
-    found = [name for name in _OUTPUTS if getattr(result, name, None) is not None]
+        blocks = blocks_of(model, lambda: results.append(model(**inputs)))
+    found = [name for name in _OUTPUTS if getattr(results[0], name, None) is not None]
     if not found:
         raise ModelError(f"{type(model).__name__} returns neither {' nor '.join(_OUTPUTS)}")
-    return found[0]
+    return found[0], blocks

@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor.companions import copy_companions
 from compressor.errors import UsageError
-from compressor.exporters.onnx.decoder import cache_shapes, trace_decoder
+from compressor.exporters.onnx.decoder import Survey, survey, trace_decoder
 from compressor.exporters.onnx.encoder import trace_encoder
 from compressor.exporters.onnx.genai_config import write_genai_config
 from compressor.exporters.onnx.passes import tidy
@@ -114,12 +114,14 @@ def _write(
         raise UsageError(f"export.dtype: scales of quantized weights are float32, given {options.dtype}; leave it auto")
     dtype = _DTYPES[options.dtype]
     with weightless(model, weights, dtype) as aliases:
-        kind = _kind(model, task, options)
-        opset = _opset(kind, options)
-        if kind == "encoder":
-            graph = trace_encoder(model, opset=opset, dtype=dtype)
+        if task == "text-generation":
+            found = survey(model)
+            kind = _decoder_kind(found, options)
+            opset = _opset(kind, options)
+            graph = trace_decoder(model, found, portable=kind == "portable", opset=opset, dtype=dtype)
         else:
-            graph = trace_decoder(model, portable=kind == "portable", opset=opset, dtype=dtype)
+            kind = "encoder"
+            graph = trace_encoder(model, opset=_opset(kind, options), dtype=dtype)
     attach(graph.graph, weights, _WRAPPED, aliases)
     with quiet():
         stored = tidy(graph, grids)
@@ -127,11 +129,9 @@ def _write(
     return graph, save(graph, out, weights.close), stored
 
 
-def _kind(model: nn.Module, task: str, options: OnnxOptions) -> str:
-    if task != "text-generation":
-        return "encoder"
+def _decoder_kind(found: Survey, options: OnnxOptions) -> str:
     # The kernel's limit; the portable graph has none.
-    fits = all(shape.size % _HEAD_MULTIPLE == 0 for shape in cache_shapes(model))
+    fits = all(cache.size % _HEAD_MULTIPLE == 0 for cache in found.caches)
     return "gqa" if options.graph == "auto" and fits else "portable"
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch records the modules that a node was traced in, outermost first."""
+
 
 def is_weight(value: ir.Value | None) -> bool:
     """Tell whether a value is a weight, which is read while the file is written."""

@@ -14,11 +14,10 @@ import onnx_ir as ir
 from onnxscript.optimizer import _optimizer as optimizer
 
 from compressor.exporters.onnx import quantized
-from compressor.exporters.onnx.nodes import by_type, is_weight, new_node, reads_weight, replace
+from compressor.exporters.onnx.nodes import SCOPES, by_type, is_weight, new_node, reads_weight, replace
 from compressor.exporters.onnx.weights import joined, shifted, transposed
 
 _HEADS_AND_BACK = [0, 2, 1, 3]
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def tidy(model: ir.Model, grids: quantized.Grids | None = None) -> dict[str, list[str]]:
@@ -179,7 +178,7 @@ def pack_projections(graph: ir.Graph) -> None:
             packed = _joined_product(graph, products, last)
         else:
             continue
-        packed.metadata_props[_SCOPES] = _sibling_scope(first, "qkv_proj")
+        packed.metadata_props[SCOPES] = _sibling_scope(first, "qkv_proj")
         if biases[0] is not None:
             packed = new_node(packed, "Add", [packed.outputs[0], _joined_weight(graph, biases)], after=True)
         for index, value in enumerate((packed.outputs[0], None, None)):
@@ -259,7 +258,7 @@ def fuse_residual_norms(graph: ir.Graph) -> None:
 
 def _module_of(node: ir.Node) -> list[str]:
     """Return the path of the module that `node` was traced in."""
-    scopes = [part.strip("' ") for part in node.metadata_props.get(_SCOPES, "").strip("[]").split(",")]
+    scopes = [part.strip("' ") for part in node.metadata_props.get(SCOPES, "").strip("[]").split(",")]
     path = scopes[-2].removeprefix("model").strip(".") if len(scopes) > 1 else ""
     return path.split(".") if path and not path.startswith("_") else []
 

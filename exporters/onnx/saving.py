@@ -10,7 +10,7 @@ import onnx_ir as ir
 from compressor import __version__
 from compressor.errors import CompressorError, ResourceError
 from compressor.exporters.onnx.inline import write_inline
-from compressor.exporters.release import PeriodicRelease
+from compressor.exporters.trimming import PeriodicTrim
 
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
@@ -37,13 +37,13 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
+def save(model: ir.Model, out: Path, close: Callable[[], None]) -> list[Path]:
     """Write `model.onnx`, and `model.onnx.data` when the weights are more than 64 MiB.
 
     Args:
         model: a finished graph; its lazy weights are read one at a time.
         out: existing folder.
-        release: is called now and then, to let go of what reading has mapped.
+        close: is called when all weights are read.
 
     Returns:
         The files written.
@@ -53,10 +53,10 @@ def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
         CompressorError: what reading a weight raised.
     """
     graph, data = out / GRAPH, out / DATA
-    mapped = PeriodicRelease(release)
+    trim = PeriodicTrim()
 
     def on_tensor(tensor: ir.TensorProtocol, info: object) -> None:
-        mapped.read(tensor.nbytes)
+        trim.read(tensor.nbytes)
 
     beside = weight_bytes(model) > INLINE_LIMIT
     try:
@@ -65,7 +65,7 @@ def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
                 model, graph, external_data=DATA, size_threshold_bytes=1024, callback=on_tensor, alignment=_ALIGNMENT
             )
         else:
-            write_inline(model, graph, mapped.read)
+            write_inline(model, graph, trim.read)
     except OSError as error:
         raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space and run again.") from error
     except ir.serde.SerdeError as error:  # onnx_ir wraps what reading a weight raised
@@ -73,5 +73,5 @@ def save(model: ir.Model, out: Path, release: Callable[[], None]) -> list[Path]:
         while cause is not None and not isinstance(cause, CompressorError):
             cause = cause.__cause__
         raise cause or error from None
-    release()
+    close()
     return [graph, data] if beside else [graph]

@@ -30,7 +30,7 @@ class Weights(Protocol):
         """Return one tensor."""
 
     def close(self) -> None:
-        """Give back what is mapped or cached; tensors can still be read afterwards."""
+        """Close what is open; tensors can still be read afterwards."""
 
 
 class ModuleWeights:

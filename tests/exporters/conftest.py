@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ def exported(pico: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
     return export
 
 
-def write_uneven(base: Path, folder: Path, *, shortcuts: bool) -> Path:
-    """Write a Llama whose blocks differ in FFN width, heads, and (with shortcuts) in residual width."""
+def write_shaped(base: Path, folder: Path, changes: Sequence[dict[str, Any]], *, shortcuts: bool = False) -> Path:
+    """Write a model of random weights whose blocks have the shapes of `base` but for these changes."""
     import torch
 
     from compressor.architectures import shape_section
@@ -45,18 +45,13 @@ def write_uneven(base: Path, folder: Path, *, shortcuts: bool) -> Path:
     from compressor.loading import open_model
 
     source = open_model(base)
-    residual = [(48, 40, 40), (40, 40, 36), (36, 44, 44)] if shortcuts else [(48, 48, 48)] * 3
-    widths = zip([96, 77, 33], [6, 4, 3], [2, 1, 3], residual, strict=True)
-    layers = tuple(
-        replace(layer, intermediate_size=ffn, num_attention_heads=heads, num_key_value_heads=groups, residual=stream)
-        for layer, (ffn, heads, groups, stream) in zip(source.shapes.layers, widths, strict=True)
-    )
-    uneven = source.with_shapes(replace(source.shapes, layers=layers, shortcuts=shortcuts))
+    layers = tuple(replace(layer, **change) for layer, change in zip(source.shapes.layers, changes, strict=True))
+    shaped = source.with_shapes(replace(source.shapes, layers=layers, shortcuts=shortcuts))
     folder.mkdir(parents=True)
     for file in base.glob("*.json"):
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((base / "config.json").read_text())
-    config["compression"] = shape_section(uneven.shapes)
+    config["compression"] = shape_section(shaped.shapes)
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(3)
 
@@ -65,12 +60,24 @@ def write_uneven(base: Path, folder: Path, *, shortcuts: bool) -> Path:
         value = 1 + 0.2 * noise if len(shape) == 1 else noise / shape[1] ** 0.5
         return lambda: value
 
-    state = uneven.skeleton().state_dict()
+    state = shaped.skeleton().state_dict()
+    if shaped.shapes.tied:
+        del state["lm_head.weight"]
     write_safetensors(
         folder / "model.safetensors",
         [Plan(name, "float32", tuple(t.shape), made(tuple(t.shape))) for name, t in sorted(state.items())],
     )
     return folder
+
+
+def write_uneven(base: Path, folder: Path, *, shortcuts: bool) -> Path:
+    """Write a Llama whose blocks differ in FFN width, heads, and (with shortcuts) in residual width."""
+    residual = [(48, 40, 40), (40, 40, 36), (36, 44, 44)] if shortcuts else [(48, 48, 48)] * 3
+    changes = [
+        {"intermediate_size": ffn, "num_attention_heads": heads, "num_key_value_heads": groups, "residual": stream}
+        for ffn, heads, groups, stream in zip([96, 77, 33], [6, 4, 3], [2, 1, 3], residual, strict=True)
+    ]
+    return write_shaped(base, folder, changes, shortcuts=shortcuts)
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["widths", "shortcuts"])
