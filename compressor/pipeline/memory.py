@@ -16,9 +16,9 @@ _FLOAT = 4
 _DOUBLE = 8
 _LIBRARIES = 100 << 20
 """onnx, onnxscript and onnx_ir, which a run imports and a plan does not (measured)."""
-_TRACE = 40 << 20
-_TRACE_PER_BLOCK = 3 << 20
-"""A traced graph and what the tracer keeps beside it, whatever the width of the model (measured)."""
+_TRACE = 56 << 20
+_TRACE_PER_BLOCK = 1 << 19
+"""A traced graph with what the tracer keeps beside it, and the nodes of a block, whatever its width (measured)."""
 _STATISTICS = 4
 """Square float64 matrices over FFN channels that a structured pass holds at once: moments, inverse, work."""
 _WORKING = 6
