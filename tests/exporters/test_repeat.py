@@ -115,3 +115,17 @@ def test_blocks_that_compute_by_their_place_are_all_traced(
     export_onnx(open_model(source), tmp_path)
     assert traced == [[0, 3], [0, 1, 2, 3]]
     check_parity(stock(source), Decoder(tmp_path))
+
+
+@pytest.mark.parametrize("graph", ["auto", "portable"])
+def test_blocks_with_and_without_a_window_are_two_kinds(
+    pico: Callable[..., Path], tmp_path: Path, traced: list[list[int]], graph: Any
+) -> None:
+    from compressor.exporters.onnx import OnnxOptions, export_onnx
+    from compressor.loading import open_model
+
+    windows = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3}
+    source = pico("qwen2", hidden_size=96, num_hidden_layers=7, **windows)
+    export_onnx(open_model(source), tmp_path, OnnxOptions(graph=graph))
+    assert traced == [[0, 2, 3, 6]]
+    check_parity(stock(source), Decoder(tmp_path))
