@@ -55,21 +55,21 @@ class TracedBlock:
         self.results = tuple(self.digests.get(value) for value in self._outputs)
 
     def copy(
-        self, end: ir.Node, prefix: str, weights: Mapping[str, Tensor], ports: PortNames, shaped: list[TracedBlock]
+        self, end: ir.Node, prefix: str, tensors: Mapping[str, Tensor], ports: PortNames, shaped: list[TracedBlock]
     ) -> None:
         """Add a copy of the nodes for another block, behind what the mark `end` reads.
 
         Args:
             end: the mark behind the last block before; stands behind the copy afterwards.
             prefix: what the names of the other block's weights begin with.
-            weights: those weights, by the rest of their names; their contents are not looked at.
+            tensors: its weights and buffers, by the rest of their names.
             ports: names for inputs and outputs of its own.
             shaped: blocks alike; a value has a known shape where it has the same in all of these.
         """
         hidden, *inputs = self._inputs
         copies = {hidden: _given(end.inputs[0])}
         copies |= {like: self._input(like, name) for like, name in zip(inputs, ports[0], strict=True)}
-        copies |= {like: self._weight(f"{prefix}{name}", weights[name]) for like, name in self._weights.items()}
+        copies |= {like: self._weight(f"{prefix}{name}", tensors[name]) for like, name in self._weights.items()}
         shapes = [{digest: value.shape for value, digest in block.digests.items()} for block in shaped]
         for node in self._nodes:
             read = [None if value is None else copies.get(value, value) for value in node.inputs]
@@ -93,7 +93,7 @@ class TracedBlock:
         return made
 
     def _weight(self, name: str, weight: Tensor) -> ir.Value:
-        tensor = ir.tensor(weight)
+        tensor = ir.tensor(weight.detach())
         made = ir.Value(name=name, shape=ir.Shape(weight.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(made)
         return made

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compressor.errors import ModelError
 from compressor.exporters.onnx.attention import (
@@ -154,9 +152,13 @@ def survey(model: nn.Module) -> Survey:
     """
     check_rotary(model)
     attention = TracedAttention("record")
-    with attention_of(model, attention), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        ids: Any = torch.zeros(1, 2, dtype=torch.int64)
-        blocks = blocks_of(model, lambda: _Decoder(model, attention).run(ids, torch.ones_like(ids), ids))
+
+    def run() -> None:
+        ids = torch.zeros(1, 2, dtype=torch.int64)
+        _Decoder(model, attention).run(ids, torch.ones_like(ids), ids)
+
+    with attention_of(model, attention):
+        blocks = blocks_of(model, run)
     if len(attention.shapes) != len(blocks):
         raise ModelError(f"{type(model).__name__} has {len(attention.shapes)} attention layers in {len(blocks)} blocks")
     return Survey(blocks, attention.shapes)

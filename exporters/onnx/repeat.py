@@ -17,6 +17,7 @@ from unittest import mock
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from compressor.architectures import family_of
@@ -58,7 +59,7 @@ class Block:
 
 
 def blocks_of(model: nn.Module, run: Callable[[], Any]) -> list[Block]:
-    """Return the blocks of a model of transformers, in order, from a call of the model by `run`."""
+    """Return the blocks of a model of transformers, in order; `run` calls the model once, which computes nothing."""
     calls: list[tuple[list[Any], Any, Any]] = []  # keeps the tensors alive: two alive ones never have the same id
 
     def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -69,7 +70,8 @@ def blocks_of(model: nn.Module, run: Callable[[], Any]) -> list[Block]:
     modules = getattr(holder, name)
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
     try:
-        run()
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            run()
     finally:
         for handle in handles:
             handle.remove()
@@ -196,9 +198,9 @@ def _paste(graph: ir.Graph, blocks: list[Block], likes: list[int], ports: Callab
         same = [known for i, known in traced.items() if blocks[i].kind == block.kind]
         if len({known.results for known in same}) > 1:
             return False
-        weights = {name: parameter.detach() for name, parameter in block.module.named_parameters()}
+        tensors = {**dict(block.module.named_parameters()), **dict(block.module.named_buffers())}
         shaped = [traced[like]] if block.shapes == blocks[like].shapes else same
-        traced[like].copy(end, block.prefix, weights, ports(index), shaped)
+        traced[like].copy(end, block.prefix, tensors, ports(index), shaped)
     for known in traced.values():
         known.unmark()
     return True

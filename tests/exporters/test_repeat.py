@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,6 @@ def test_the_first_and_the_last_of_a_kind_are_traced_and_one_of_another_shape() 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit"])
 def test_blocks_of_every_family_are_alike(pico: Callable[..., Path], family: str) -> None:
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from compressor.exporters.onnx.decoder import survey
     from compressor.exporters.onnx.encoder import example_inputs
@@ -52,8 +52,7 @@ def test_blocks_of_every_family_are_alike(pico: Callable[..., Path], family: str
             found = survey(model).blocks
         else:
             inputs = example_inputs(model, torch.float32)
-            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                found = blocks_of(model, lambda: model(**inputs))
+            found = blocks_of(model, lambda: model(**inputs))
     assert repeats(found) == [0, 0, 0, 3]
 
 
@@ -115,6 +114,31 @@ def test_blocks_that_compute_by_their_place_are_all_traced(
     export_onnx(open_model(source), tmp_path)
     assert traced == [[0, 3], [0, 1, 2, 3]]
     check_parity(stock(source), Decoder(tmp_path))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_blocks_with_other_buffers_are_of_other_kinds(
+    pico: Callable[..., Path], tmp_path: Path, traced: list[list[int]], monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    from compressor.exporters.onnx import export_onnx
+    from compressor.loading import open_model
+
+    make, whole = LlamaMLP.__init__, LlamaMLP.forward
+    places = itertools.cycle([0] * 4 if alike else range(4))
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self.register_buffer("gain", torch.linspace(0.5, 2 + next(places), 48), persistent=False)
+
+    monkeypatch.setattr(LlamaMLP, "__init__", made)
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: whole(self, x) * self.gain)
+    source = open_model(pico("llama", head_dim=16, num_hidden_layers=4))
+    export_onnx(source, tmp_path)
+    assert traced == [[0, 3] if alike else [0, 1, 2, 3]]
+    check_parity(source.load(), Decoder(tmp_path))
 
 
 @pytest.mark.parametrize("graph", ["auto", "portable"])
