@@ -12,6 +12,7 @@ from compressor.activations import ActivationStore
 from compressor.architectures import Family, LayerShape
 from compressor.calls import Call, input_of, run_block
 from compressor.grids import Grid, GridSpec
+from compressor.process import trim_heap
 from compressor.skeleton import ShortcutBlock, run_ffn
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class BlockView:
 
     def finish(self) -> None:
         """Advance both streams for the batches that the pass did not advance itself."""
+        trim_heap()  # the matrices of its fits have left holes that activations do not fill
         for k in range(len(self)):
             if self._walk.streams_dense and k not in self._dense_done:
                 go_on = self.from_middle if k in self._dense_middle else self.forward

@@ -67,6 +67,7 @@ def apply_pass(
     )
     if FINDINGS not in shards.done:
         shards.save(FINDINGS, {}, method.survey(walk, planned), findings=True)
+        trim_heap()  # what a survey leaves behind is not what a block fits
     findings = shards.read(FINDINGS)
     found = {name: findings.tensor(name).to(walk.device) for name in findings.names()}
     method.begin(source, planned, found)

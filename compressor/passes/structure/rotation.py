@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
+from compressor.process import trim_heap
 from compressor.errors import ModelError
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class SharedBasis:
         """Return an orthonormal basis [d, k] that loses less than `basis`: at most `steps` of L-BFGS from there."""
         if self._total <= 0 or basis.shape[0] == basis.shape[1]:
             return basis
+        trim_heap()  # a survey's activations have left holes that these matrices do not fit
         point = basis.double().clone(memory_format=torch.contiguous_format).requires_grad_(True)
         search = torch.optim.LBFGS([point], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
