@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
-from compressor.process import trim_heap
 from compressor.errors import ModelError
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
