@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from tests.exporters.session import Decoder, stock
@@ -114,6 +115,35 @@ def test_blocks_that_compute_by_their_place_are_all_traced(
     export_onnx(open_model(source), tmp_path)
     assert traced == [[0, 3], [0, 1, 2, 3]]
     check_parity(stock(source), Decoder(tmp_path))
+
+
+def test_copies_are_what_a_trace_gives(
+    pico: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied or traced, the graph is the same but for the names of constants."""
+    from compressor.exporters.onnx import export_onnx, repeat
+    from compressor.loading import open_model
+
+    source = open_model(pico("qwen2", hidden_size=96, num_hidden_layers=5))
+    graphs = []
+    for way in (repeat.repeats, lambda blocks: list(range(len(blocks)))):
+        monkeypatch.setattr(repeat, "repeats", way)
+        (out := tmp_path / str(len(graphs))).mkdir()
+        export_onnx(source, out)
+        graphs.append(onnx.load(out / "model.onnx").graph)
+    copied, traced = ([*graph.input, *graph.output, *_described(graph)] for graph in graphs)
+    assert len(copied) > 60 and copied == traced
+
+
+def _described(graph: onnx.GraphProto) -> list[Any]:
+    """Return all nodes, with the contents of the initializers that they read in the place of their names."""
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    found: list[Any] = []
+    for node in graph.node:
+        read = [(held[name].raw_data, tuple(held[name].dims)) if name in held else name for name in node.input]
+        attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)
+        found.append((node.name, node.op_type, node.domain, read, list(node.output), attributes))
+    return found
 
 
 @pytest.mark.parametrize("alike", [True, False])
