@@ -11,7 +11,7 @@ import copy
 import gc
 import itertools
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +67,7 @@ class Walk:
 
     Attributes:
         source: the model as it came.
-        model: its skeleton; the stem and the tail have weights, the blocks only while they are walked.
+        model: its skeleton; blocks have weights only while they are walked, the stem and the tail only while none is.
         calls: per batch and block, the arguments of the block.
         every: the walk uses every n-th batch of the calibration data.
         grids: by module name: grids on which a pass has put weights outside the blocks (embedding, head).
@@ -159,6 +159,19 @@ class Walk:
         parent, _, name = self.source.family.blocks.rpartition(".")
         return replaced(base_of(self.model).get_submodule(parent), name, blocks)
 
+    @contextmanager
+    def only_blocks(self) -> Iterator[None]:
+        """While entered, the weights of stem and tail lie on disk: an embedding can be as large as many blocks."""
+        outside = [p for name, p in self.model.named_parameters() if not name.startswith(f"{self.prefix}.")]
+        stored = self.scratch(on_disk=True)
+        for k, parameter in enumerate(outside):
+            stored[k] = parameter.data
+            parameter.data = parameter.data.new_empty(0)
+        yield
+        for k, parameter in enumerate(outside):
+            parameter.data = stored[k].to(self.device)
+        stored.clear()
+
     def open_block(self, index: int) -> nn.Module:
         """Read block `index` into float32 and return it."""
         block = self.blocks[index]
@@ -193,14 +206,15 @@ class Walk:
         """
         self.streams_dense, self.streams_current = True, False
         self.start(self.dense, every)
-        for index in range(self.count):
-            block = self.open_block(index)
-            view = BlockView(self, index, block, block)
-            yield view
-            if keep or index + 1 < self.count:  # nobody reads what the last block makes
-                view.finish()
-            self.close_block(index)
-            self.advance(f"{note} {index + 1} of {self.count}")
+        with self.only_blocks():
+            for index in range(self.count):
+                block = self.open_block(index)
+                view = BlockView(self, index, block, block)
+                yield view
+                if keep or index + 1 < self.count:  # nobody reads what the last block makes
+                    view.finish()
+                self.close_block(index)
+                self.advance(f"{note} {index + 1} of {self.count}")
         if not keep:
             self.dense.clear()
 
@@ -218,7 +232,8 @@ class Walk:
             self.start(self.dense)
         changer.change_stem(self)
         self.start(self.current)
-        changes = [self._rewrite_block(changer, planned, shards, index) for index in range(self.count)]
+        with self.only_blocks():
+            changes = [self._rewrite_block(changer, planned, shards, index) for index in range(self.count)]
         changer.change_tail(self)
         shards.save(OUTSIDE, {}, self._outside(planned.tied), grids=self.grids)
         self.dense.clear()

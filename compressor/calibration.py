@@ -19,7 +19,8 @@ from compressor.images import check_images, load_processor, pixels
 from compressor.tables import Sentences, read_labels, read_sentences
 from compressor.texts import DOCUMENT_END, read_documents, read_lines
 
-TEXT_BATCH = 8
+TEXT_BATCH_TOKENS = 512
+"""Tokens of a calibration batch: matrices are then busy, and a batch's activations are small beside a block."""
 SENTENCE_BATCH = 32
 IMAGE_BATCH = 16
 _CHARACTERS_PER_TOKEN = 8
@@ -256,10 +257,21 @@ def _images(path: Path, request: DataRequest, folder: Path) -> LabelData:
     return LabelData(batches, np.asarray([label for _, label in rows], dtype=np.int64), str(path))
 
 
-def model_batches(data: EvalData, size: int = TEXT_BATCH) -> Batches:
-    """Return the model inputs of any data, as batches that can be read again and again."""
+def text_batch(length: int) -> int:
+    """Return how many windows of `length` tokens a calibration batch has."""
+    return max(1, TEXT_BATCH_TOKENS // length)
+
+
+def model_batches(data: EvalData, size: int | None = None) -> Batches:
+    """Return the model inputs of any data, as batches that can be read again and again.
+
+    Args:
+        data: what was read.
+        size: windows of a batch of text; None takes as many as calibration does.
+    """
     if isinstance(data, TextData):
         windows = data.windows
+        size = size or text_batch(windows.shape[1])
 
         def make() -> Iterable[Inputs]:
             for start in range(0, len(windows), size):

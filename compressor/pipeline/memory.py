@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from compressor.architectures import Shapes
-from compressor.calibration import IMAGE_BATCH, SENTENCE_BATCH, TEXT_BATCH
+from compressor.calibration import IMAGE_BATCH, SENTENCE_BATCH, text_batch
 from compressor.pipeline.prepare import Prepared
 
 _FLOAT = 4
@@ -74,7 +74,7 @@ def _tokens(prepared: Prepared) -> tuple[int, int]:
         patches = (int(config.image_size) // int(config.patch_size)) ** 2 + 1
         return IMAGE_BATCH * patches, request.samples * patches
     if prepared.source.task == "text-generation":
-        return TEXT_BATCH * request.length, request.samples * request.length
+        return text_batch(request.length) * request.length, request.samples * request.length
     # Sentences are padded to the longest of their batch; a quarter of the limit is typical.
     return SENTENCE_BATCH * request.length // 4, request.samples * request.length // 4
 

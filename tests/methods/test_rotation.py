@@ -96,7 +96,7 @@ def test_shared_basis_finds_the_optimum_of_one_site() -> None:
     values, vectors = torch.linalg.eigh(gradient)
     half = vectors * values.sqrt() @ vectors.T
     spectrum = torch.linalg.eigvalsh(half @ covariance @ half)
-    sites = SharedBasis([covariance], [gradient], damping=0)
+    sites = SharedBasis([covariance.clone()], [gradient], damping=0)
     found = sites.improve(principal_basis(covariance, 6), 300)
     assert sites.lost(found) == pytest.approx(float(spectrum[:-6].sum() / spectrum.sum()), rel=1e-3)
     torch.testing.assert_close(found.T @ found, torch.eye(6, dtype=torch.float64))
@@ -105,11 +105,11 @@ def test_shared_basis_finds_the_optimum_of_one_site() -> None:
 def test_shared_basis_improves_on_pca_over_several_sites_and_never_worsens() -> None:
     streams = [second_moment(_stream(seed)) for seed in (1, 2, 3)]
     roots = [_random(D, D, seed=seed) for seed in (4, 5, 6)]
-    sites = SharedBasis(streams, [root @ root.T for root in roots])
     start = principal_basis(shared_covariance(streams), 7)
+    blind = SharedBasis([second_moment(_stream(seed)) for seed in (1, 2, 3)], [torch.zeros(D, D).double()] * 3)
+    sites = SharedBasis(streams, [root @ root.T for root in roots])
     assert sites.lost(sites.improve(start, 25)) < 0.9 * sites.lost(start)
     assert torch.equal(sites.improve(start, 25), sites.improve(start, 25))
-    blind = SharedBasis(streams, [torch.zeros(D, D)] * 3)
     assert torch.equal(blind.improve(start, 25), start)
 
 

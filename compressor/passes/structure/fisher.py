@@ -15,6 +15,7 @@ from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.passes.structure.backward import keep_inputs, sampled_loss
 from compressor.passes.structure.channels import rows
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,13 @@ def fisher_traces(walk: Walk, *, every: int, seed: int = 0) -> list[float]:
     """
     inputs = keep_inputs(walk, "sensitivity", every)
     _output_gradients(walk, every, seed)
+    trim_heap()  # logits and their gradients are as wide as the vocabulary
     traces = []
-    for index in reversed(range(walk.count)):
-        traces.append(_block_trace(walk, index, inputs[index]))
-        inputs[index].clear()
-        walk.advance(f"sensitivity {walk.count - index} of {walk.count}")
+    with walk.only_blocks():
+        for index in reversed(range(walk.count)):
+            traces.append(_block_trace(walk, index, inputs[index]))
+            inputs[index].clear()
+            walk.advance(f"sensitivity {walk.count - index} of {walk.count}")
     walk.dense.clear()
     return traces[::-1]
 

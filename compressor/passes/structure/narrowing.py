@@ -6,6 +6,7 @@ error counts relative to its own stream, and few loud tokens do not decide for a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
@@ -26,11 +27,11 @@ from compressor.passes.structure.obs import eliminate
 from compressor.passes.structure.reconstruction import LinearFit, Moments, fit
 from compressor.passes.structure.refine import Sample, refine_readers
 from compressor.passes.structure.surveys import LEAST_TOKENS, channels_of
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.activations import ActivationStore
     from compressor.blocks import BlockView
     from compressor.passes.structure.width import WidthOptions
 else:
@@ -54,6 +55,7 @@ def narrow(block: BlockView, width: int, options: WidthOptions) -> dict[str, flo
         _refit_readers(block, few, attention=False)
     figures.update(_narrow_and_refit(block, width, options))
     block.seal()
+    trim_heap()
     for k in range(len(block)):
         block.put_current(k, block.from_middle(block.module, block.current_middle(k), k))
     return figures
@@ -134,35 +136,34 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
         block.put_dense(k, out)
         targets[k] = rows(dense_middle + written - block.current_middle(k), mask)
         weights[k] = _weights(rows(dense_middle, mask))[:, None]
-    moments = _writer_moments(block, targets, weights)
-    kept = _choose(block, moments, width, options)
-    error = _fit_writer(block, moments, kept, options.damping)
+    sample = Sample(list(range(len(block))), targets, weights)
+    narrower = width < block.layer.intermediate_size
+    error = _fit_writer(block, sample, options, width if narrower else None)
     figures = {"kept_channels": float(width)}
-    if options.refine and width < block.layer.intermediate_size:
+    if options.refine and narrower:
         every = _every(block, REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
-        refined = refine_readers(block, Sample(list(range(0, len(block), every)), targets, weights))
-        moments = _writer_moments(block, targets, weights)
-        error = _fit_writer(block, moments, None, options.damping)
-        figures["refined_error"] = refined
+        figures["refined_error"] = refine_readers(block, replace(sample, batches=sample.batches[::every]))
+        error = _fit_writer(block, sample, options)
     targets.clear()
     return {**figures, "reconstruction_error": error}
 
 
-def _writer_moments(block: BlockView, targets: ActivationStore, weights: dict[int, torch.Tensor]) -> Moments:
+def _writer_moments(block: BlockView, sample: Sample) -> Moments:
     """Return the moments of the FFN's channels, as they now are, and of what its writer should add to the middle."""
     writer = matrix(block.module, block.family.ffn.writer)
     moments = Moments(writer.shape[1], writer.shape[0], writer.device)
-    for k in range(len(block)):
+    for k in sample.batches:
         signals = rows(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
-        moments.add(signals, targets[k].to(writer.device), weights[k][:, 0])
+        moments.add(signals, sample.targets[k].to(writer.device), sample.weights[k][:, 0])
     return moments
 
 
-def _fit_writer(block: BlockView, moments: Moments, kept: torch.Tensor | None, damping: float) -> float:
-    """Cut the FFN to the channels `kept` (None: all) and refit its writer; return the relative error."""
+def _fit_writer(block: BlockView, sample: Sample, options: WidthOptions, width: int | None = None) -> float:
+    """Cut the FFN to `width` channels (None: all stay) and refit its writer; return the relative error."""
     writer = block.family.ffn.writer
-    has_bias = bias(block.module, writer) is not None
-    found = fit(moments, kept, damping=damping, bias=has_bias, prior=matrix(block.module, writer))
+    moments, has_bias = _writer_moments(block, sample), bias(block.module, writer) is not None
+    kept = None if width is None else _choose(block, moments, width, options)
+    found = fit(moments, kept, damping=options.damping, bias=has_bias, prior=matrix(block.module, writer))
     if kept is not None:
         keep_channels(block.module, block.family, kept)
     assign(block.module, writer, found.weight, found.bias)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError
+from compressor.process import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,8 @@ else:
 GROUP_SHARE = 1 / 64
 # What is gone stays in the matrices, unread, until it is this share of them: to copy them costs more than to carry it.
 GONE_SHARE = 1 / 8
+# Matrices are packed in strips of so many rows.
+_STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -61,26 +64,47 @@ def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
     Raises:
         ModelError: the second moments are not finite.
     """
+    return damp(gram.to(torch.float64, copy=True), damping)
+
+
+def damp(gram: torch.Tensor, damping: float) -> torch.Tensor:
+    """Make λI + `gram` of `gram`, as `damped` does, in place where it is float64 and contiguous; return it."""
     check_finite(gram)
-    out = gram.to(torch.float64, copy=True)
+    out = gram.to(torch.float64).contiguous()
     mean = out.diagonal().mean()
     # A map that never sees a signal is as good without any channel: the identity then stands in for λI.
     out.diagonal().add_(damping * mean if float(mean) > 0 else torch.ones_like(mean))
     return out
 
 
-def inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the inverse of a symmetric positive definite matrix.
+def factor(matrix: torch.Tensor) -> torch.Tensor | None:
+    """Return L with `matrix` = L·Lᵀ in the memory of `matrix`; None where it is singular to working precision.
+
+    Args:
+        matrix: [n, n] symmetric and contiguous; L overwrites it.
+    """
+    # Linear algebra wants columns next to each other; a symmetric matrix is its own transpose.
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix.mT, out=(matrix.mT, info))
+    return None if int(info) else matrix.mT
+
+
+def invert(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of a symmetric positive definite matrix in its memory.
+
+    Args:
+        matrix: [n, n], contiguous; the inverse overwrites it.
 
     Raises:
         ModelError: it is singular to working precision.
     """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info):
+    lower = factor(matrix)
+    if lower is None:
         raise ModelError(
             "the second moments of the activations are singular", hint="Raise `damping` or give more calibration data."
         )
-    return torch.cholesky_inverse(factor)
+    torch.cholesky_inverse(lower, out=lower)
+    return matrix
 
 
 def eliminate(
@@ -95,7 +119,7 @@ def eliminate(
 
     Args:
         weight: [out, channels], the least-squares map W (damped as here) whose inputs are to go.
-        gram: [channels, channels] second moments H of the inputs.
+        gram: [channels, channels] second moments H of the inputs; overwritten: it may be as large as all else.
         keep: how many channels stay, at least 1.
         damping: λ over the mean diagonal of H.
         group: channels that go at a time; None takes 1/64 of those left.
@@ -103,15 +127,15 @@ def eliminate(
     Raises:
         ModelError: the second moments are not finite, or singular in spite of damping.
     """
+    trim_heap()  # activations that have streamed past left holes, which would stay beside what is made here
     channels = weight.shape[1]
-    state = _State(weight.to(torch.float64, copy=True), inverse(damped(gram, damping)))
+    matrix = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    state = _State(matrix, invert(damp(gram, damping)))
     while state.count > keep:
         share = group or max(1, int(state.count * GROUP_SHARE))
         state.remove(min(share, state.count - keep))
-    order = torch.cat(state.order) if state.order else torch.empty(0, dtype=torch.long, device=weight.device)
-    steps = torch.cat(state.steps) if state.steps else torch.empty(0, dtype=torch.float64, device=weight.device)
-    assert len(order) == channels - keep
-    return Elimination(order, steps.cumsum(0))
+    gone = channels - keep
+    return Elimination(state.order[:gone].clone(), state.losses[:gone].cumsum(0))
 
 
 class _State:
@@ -119,6 +143,7 @@ class _State:
 
     Attributes:
         count: how many channels are left.
+        order: [channels] those that have gone, in order; the rest is not set. `losses`: what each of them cost.
     """
 
     def __init__(self, target: Any, inverse_gram: Any) -> None:
@@ -127,19 +152,21 @@ class _State:
         self.inverse = inverse_gram  # [columns, columns]
         self.channels = torch.arange(self.count, device=target.device)  # which channel a column is of
         self.gone = torch.zeros(self.count, dtype=torch.bool, device=target.device)
-        self.order: list[Any] = []
-        self.steps: list[Any] = []
+        # Made once: small tensors between large ones that come and go would keep the heap from closing up.
+        self.order = torch.empty_like(self.channels)
+        self.losses = torch.empty(self.count, dtype=torch.float64, device=target.device)
 
     def remove(self, count: int) -> None:
         """Remove the `count` channels whose own loss is least, the cheapest first."""
-        costs = (self.target.square().sum(0) / self.inverse.diagonal()).masked_fill_(self.gone, torch.inf)
+        norms = torch.linalg.vector_norm(self.target, dim=0)
+        costs = norms.square_().div_(self.inverse.diagonal()).masked_fill_(self.gone, torch.inf)
         going = costs.argsort(stable=True)[:count]
-        factor = torch.linalg.cholesky(self.inverse[going[:, None], going])  # (count, count)
+        lower = torch.linalg.cholesky(self.inverse[going[:, None], going])  # (count, count)
         # Columns of W_P L⁻ᵀ: the square of column i is what channel i costs once those before it have gone.
-        across = torch.linalg.solve_triangular(factor, self.inverse[going], upper=False)  # (count, columns)
-        steps = torch.linalg.solve_triangular(factor, self.target[:, going].T, upper=False)  # (count, out)
-        self.order.append(self.channels[going])
-        self.steps.append(steps.square().sum(1))
+        across = torch.linalg.solve_triangular(lower, self.inverse[going], upper=False)  # (count, columns)
+        steps = torch.linalg.solve_triangular(lower, self.target[:, going].T, upper=False)  # (count, out)
+        done = slice(len(self.order) - self.count, len(self.order) - self.count + count)
+        self.order[done], self.losses[done] = self.channels[going], steps.square().sum(1)
         self.target.addmm_(steps.T, across, alpha=-1)
         self.inverse.addmm_(across.T, across, alpha=-1)
         self.gone[going] = True
@@ -149,9 +176,21 @@ class _State:
 
     def _drop_gone(self) -> None:
         left = (~self.gone).nonzero().squeeze(1)
-        self.target, self.channels = self.target[:, left], self.channels[left]
-        self.inverse = self.inverse[left[:, None], left]
-        self.gone = self.gone[left]
+        self.target = _packed(self.target, torch.arange(len(self.target), device=left.device), left)
+        self.inverse = _packed(self.inverse, left, left)
+        self.channels, self.gone = self.channels[left], self.gone[left]
+
+
+def _packed(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return matrix[rows][:, columns], both ascending, in the memory of `matrix`, which is contiguous.
+
+    What is written never lies behind what is still to be read, so a strip at a time is all the memory it takes.
+    """
+    flat, width = matrix.view(-1), len(columns)
+    for start in range(0, len(rows), _STRIP):
+        strip = matrix[rows[start : start + _STRIP, None], columns]
+        flat[start * width : start * width + strip.numel()] = strip.view(-1)
+    return flat[: len(rows) * width].view(len(rows), width)
 
 
 def losses_in_order(weight: torch.Tensor, gram: torch.Tensor, order: torch.Tensor, *, damping: float) -> torch.Tensor:
@@ -159,16 +198,16 @@ def losses_in_order(weight: torch.Tensor, gram: torch.Tensor, order: torch.Tenso
 
     Args:
         weight: [out, channels], the least-squares map.
-        gram: [channels, channels] second moments of its inputs.
+        gram: [channels, channels] second moments of its inputs; overwritten.
         order: [n] indices of the channels, the first to go first.
         damping: λ over the mean diagonal of the second moments.
 
     Raises:
         ModelError: the second moments are not finite, or singular in spite of damping.
     """
-    inverse_gram = inverse(damped(gram, damping))
-    factor = torch.linalg.cholesky(inverse_gram[order[:, None], order])
-    steps = torch.linalg.solve_triangular(factor, weight.double()[:, order].T, upper=False)
+    inverse_gram = invert(damp(gram, damping))
+    lower = torch.linalg.cholesky(inverse_gram[order[:, None], order])
+    steps = torch.linalg.solve_triangular(lower, weight.double()[:, order].T, upper=False)
     losses: torch.Tensor = steps.square().sum(1).cumsum(0)
     return losses
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import DataError, ModelError
-from compressor.passes.structure.obs import check_finite
+from compressor.passes.structure.obs import check_finite, factor
 from compressor.process import trim_heap
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Moments:
     def cross(self) -> torch.Tensor:
         """C, [outputs, inputs] float64."""
         return self._mean(self._cross)
+
+    @property
+    def input_energy(self) -> torch.Tensor:
+        """E[h²], the diagonal of H, [inputs] float64."""
+        return self._mean(self._gram.diagonal())
 
     @property
     def input_mean(self) -> torch.Tensor:
@@ -153,7 +158,7 @@ def fit(
     gram, cross = seen.gram, seen.cross
     check_finite(gram)
     # Inputs that never move have no second moments about their mean: the floor then leaves the prior as it is.
-    floor = _RESOLUTION * moments.gram.diagonal().mean() if bias and damping else 0.0
+    floor = _RESOLUTION * moments.input_energy.mean() if bias and damping else 0.0
     scale = max(damping * gram.diagonal().mean(), floor)
     means = moments.input_mean
     if kept is not None:
@@ -161,24 +166,23 @@ def fit(
         prior = None if prior is None else prior[:, kept]
     wanted = cross if prior is None else cross + scale * prior.to(cross)
     weight = _solved(gram, scale, wanted)
-    error = _relative_error(weight, gram, cross, seen.target_energy)
+    del gram
+    error = _relative_error(weight, torch.sub(wanted, weight, alpha=float(scale)), cross, seen.target_energy)
     return LinearFit(weight, moments.target_mean - weight @ means if bias else None, error)
 
 
 def _solved(gram: torch.Tensor, scale: torch.Tensor | float, wanted: torch.Tensor) -> torch.Tensor:
-    """Return wanted · (gram + scale·I)⁻¹; `gram` is damped in place while it is factored: it may be large."""
-    diagonal = gram.diagonal().clone()
+    """Return wanted · (gram + scale·I)⁻¹; `gram` is overwritten: it may be as large as all else."""
     gram.diagonal().add_(scale)
-    factor, info = torch.linalg.cholesky_ex(gram)
-    gram.diagonal().copy_(diagonal)
-    if int(info):
+    lower = factor(gram)
+    if lower is None:
         raise ModelError("the channels that are left depend on each other linearly", hint="Raise `damping`.")
-    return torch.cholesky_solve(wanted.T, factor).T
+    return torch.cholesky_solve(wanted.T, lower).T
 
 
-def _relative_error(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, energy: float) -> float:
-    """E‖y‖² − 2·tr(W Cᵀ) + tr(W H Wᵀ), over E‖y‖² = `energy`; 0 for a target that never moves."""
+def _relative_error(weight: torch.Tensor, seen: torch.Tensor, cross: torch.Tensor, energy: float) -> float:
+    """E‖y‖² − 2·tr(W Cᵀ) + tr(W H Wᵀ) over E‖y‖² = `energy`; `seen` = W H, overwritten. 0 if y never moves."""
     if energy <= 0:
         return 0.0
-    explained = 2 * (weight * cross).sum() - ((weight @ gram) * weight).sum()
+    explained = seen.neg_().add_(cross, alpha=2).mul_(weight).sum()
     return max(0.0, 1.0 - float(explained) / energy)

@@ -65,7 +65,6 @@ def refine_readers(block: BlockView, sample: Sample) -> float:
     Returns:
         What is left of the error, as a share of the error before; 1 where no step helped.
     """
-    trim_heap()
     paths = list(reversed(block.family.ffn.reader_paths))
     factors, residuals = block.scratch(), block.scratch()
     first = error = _look(block, sample, paths[0], factors, residuals)
@@ -87,15 +86,20 @@ def _look(
     block: BlockView, sample: Sample, path: str | None, factors: ActivationStore, residuals: ActivationStore
 ) -> float:
     """Return the weighted squared error; store what the FFN misses of its target and, for the reader at `path`, s."""
-    ffn, total = block.family.ffn, 0.0
-    for k in sample.batches:
-        signals, factor = _signals_and_factor(block, path, k)
-        made = torch.nn.functional.linear(signals, matrix(block.module, ffn.writer), bias(block.module, ffn.writer))
-        residual = sample.targets[k].to(made.device) - made
-        total += float((residual.square() * sample.weights[k]).sum())
-        if factor is not None:
-            residuals[k], factors[k] = residual, factor
-    return total
+    trim_heap()  # what was alive together in the step before leaves holes that fit nothing of this one
+    return sum(_look_at(block, sample, path, k, factors, residuals) for k in sample.batches)
+
+
+def _look_at(
+    block: BlockView, sample: Sample, path: str | None, k: int, factors: ActivationStore, residuals: ActivationStore
+) -> float:
+    ffn = block.family.ffn
+    signals, factor = _signals_and_factor(block, path, k)
+    made = torch.nn.functional.linear(signals, matrix(block.module, ffn.writer), bias(block.module, ffn.writer))
+    residual = sample.targets[k].to(made.device) - made
+    if factor is not None:
+        residuals[k], factors[k] = residual, factor
+    return float((residual.square() * sample.weights[k]).sum())
 
 
 def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -160,7 +164,7 @@ class _Problem:
     def _gradient(self) -> torch.Tensor:
         total = torch.zeros(self.writer.shape[1], len(self.inverse), device=self.writer.device)
         for z, s, w, k in self._batches():
-            total += (s * w * (self.residuals[k].to(s.device) @ self.writer)).T @ z
+            total += (self.residuals[k].to(s.device) @ self.writer).mul_(s * w).T @ z
         return total / self.tokens
 
     def _product(self, direction: torch.Tensor) -> torch.Tensor:
@@ -169,12 +173,13 @@ class _Problem:
         both = self.writer.T @ self.writer
         tokens = 0.0
         for z, s, w, _ in self._batches(CURVATURE_SHARE):
-            total += (s * w * ((s * (z @ direction.T)) @ both)).T @ z
+            total += ((z @ direction.T).mul_(s) @ both).mul_(s * w).T @ z
             tokens += float(w.sum())
         return total / tokens + self.ridge * self.scale * direction
 
     def solve(self) -> torch.Tensor:
         """Return δU [channels, width] after CG_STEPS steps of preconditioned conjugate gradients from 0."""
+        trim_heap()
         left = self._gradient()
         found = torch.zeros_like(left)
         better = left @ self.inverse / self.scale

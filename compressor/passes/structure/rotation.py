@@ -70,7 +70,9 @@ def principal_basis(covariance: torch.Tensor, width: int, damping: float = 0.01)
 def shared_covariance(covariances: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sum of covariances, each divided by its trace: every site counts alike, however loud it is."""
     tiny = torch.finfo(torch.float64).tiny
-    total: torch.Tensor = torch.stack([c.double() / c.double().trace().clamp_min(tiny) for c in covariances]).sum(0)
+    total = torch.zeros_like(covariances[0], dtype=torch.float64)
+    for covariance in covariances:
+        total += covariance / covariance.trace().double().clamp_min(tiny)
     return total
 
 
@@ -82,15 +84,18 @@ class SharedBasis:
     Only the span of B counts. PCA is the special case of one site and G = I.
     """
 
-    def __init__(self, covariances: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], damping: float = 1e-6):
-        """Take C and G of every site, [d, d] each; `damping` keeps BᵀCB invertible, as a share of its mean diagonal."""
-        self._moments = []
-        for covariance, gradient in zip(covariances, gradients, strict=True):
-            c, g = covariance.double(), gradient.double()
-            eye = torch.eye(len(c), dtype=torch.float64, device=c.device)
-            c = c + damping * c.diagonal().mean() * eye
+    def __init__(self, covariances: list[torch.Tensor], gradients: list[torch.Tensor], damping: float = 1e-6):
+        """Take over C and G of every site, [d, d] float64 each, and leave both lists empty: nothing is larger here.
+
+        `damping` keeps BᵀCB invertible, as a share of the mean diagonal of C.
+        """
+        self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._total = 0.0
+        while covariances:
+            c, g = covariances.pop(0), gradients.pop(0)
+            self._total += float((g * c).sum())
+            c.diagonal().add_(damping * c.diagonal().mean())
             self._moments.append((c, c @ g @ c))
-        self._total = sum(float((g.double() * c.double()).sum()) for c, g in zip(covariances, gradients, strict=True))
 
     def lost(self, basis: torch.Tensor) -> float:
         """Return the share of tr(G·C), summed over sites, that the dropped part holds: 0 at full width, 1 at none."""

@@ -119,12 +119,14 @@ def survey_sensitivity(walk: Walk, seed: int = 0) -> Sites:
     generator = torch.Generator().manual_seed(seed)
     for k, inputs in enumerate(walk.batches):
         walk.dense[k] = _tail_gradient(walk, inputs, walk.dense[k], found, generator)
-    for index in reversed(range(walk.count)):
-        _block_gradients(walk, index, stash[index], found)
-        stash[index].clear()
-        walk.advance(f"sensitivity {walk.count - index} of {walk.count}")
+    with walk.only_blocks():
+        for index in reversed(range(walk.count)):
+            _block_gradients(walk, index, stash[index], found)
+            stash[index].clear()
+            walk.advance(f"sensitivity {walk.count - index} of {walk.count}")
     walk.dense.clear()
-    found.streams = [total / max(1, tokens) for total, tokens in zip(found.streams, found.tokens, strict=True)]
+    for total, tokens in zip(found.streams, found.tokens, strict=True):
+        total.div_(max(1, tokens))
     if not all(bool(torch.isfinite(g).all()) for g in (*found.streams, *found.gradients)):
         raise ModelError("the gradient of the loss is not finite", hint="The model overflows on the calibration data.")
     return found

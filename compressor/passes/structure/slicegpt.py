@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from compressor.grids import GridSpec
     from compressor.loading import ModelFolder
     from compressor.passes.structure.reconstruction import Moments
+    from compressor.passes.structure.sensitivity import Sites
 else:
     torch = lazy("torch")
 
@@ -136,7 +137,7 @@ class SliceGPT:
             return found | self._survey_per_layer(walk, survey_principal(walk, every), width, planned.tied)
         with limited(walk, self.options.survey_samples):
             sites = survey_sensitivity(walk)
-        basis = _shared(sites.streams, sites.gradients, width, self.options.basis_steps, centre)
+        basis = _shared(sites, width, self.options.basis_steps, centre)
         if planned.tied:
             basis = diagonalising(basis, _final_norm(walk).weight)
         return {**found, "basis": basis}
@@ -249,29 +250,35 @@ def _final_norm(walk: Walk) -> Any:
     return base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
 
 
-def _inside(moment: torch.Tensor, centre: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a second moment in coordinates without the ones direction, and the matrix [d, d - 1] that leads back."""
-    size = len(moment)
-    frame = ones_free(size) if centre else torch.eye(size, dtype=torch.float64)
-    frame = frame.to(moment.device)
-    return frame.T @ moment @ frame, frame
+def _frame(size: int, centre: bool, device: torch.device) -> torch.Tensor | None:
+    """Return the matrix [d, d - 1] whose columns span what is orthogonal to the ones direction; None: all of it."""
+    return ones_free(size).to(device) if centre else None
+
+
+def _inside(moment: torch.Tensor, frame: torch.Tensor | None) -> torch.Tensor:
+    """Return a second moment in the coordinates of `frame`."""
+    return moment if frame is None else frame.T @ moment @ frame
 
 
 def _principal(moments: list[torch.Tensor], width: int, centre: bool) -> torch.Tensor:
     """Return the PCA basis [d, width] of one site, or of several together."""
-    inner, frame = _inside(shared_covariance(moments), centre)
-    return frame @ principal_basis(inner, width)
+    frame = _frame(len(moments[0]), centre, moments[0].device)
+    basis = principal_basis(_inside(shared_covariance(moments), frame), width)
+    return basis if frame is None else frame @ basis
 
 
-def _shared(
-    streams: list[torch.Tensor], gradients: list[torch.Tensor], width: int, steps: int, centre: bool
-) -> torch.Tensor:
-    """Return the shared basis [d, width]: PCA of all sites together, then improved for what the loss sees."""
-    inner = [_inside(m, centre)[0] for m in streams]
-    frame = _inside(streams[0], centre)[1]
-    start = principal_basis(shared_covariance(inner), width)
-    slopes = [_inside(m, centre)[0] for m in gradients]
-    return frame @ SharedBasis(inner, slopes).improve(start, steps)
+def _shared(sites: Sites, width: int, steps: int, centre: bool) -> torch.Tensor:
+    """Return the shared basis [d, width]: PCA of all sites together, then improved for what the loss sees.
+
+    Takes the moments out of `sites`.
+    """
+    frame = _frame(len(sites.streams[0]), centre, sites.streams[0].device)
+    for moments in (sites.streams, sites.gradients):
+        for i, moment in enumerate(moments):
+            moments[i] = _inside(moment, frame)
+    start = principal_basis(shared_covariance(sites.streams), width)
+    basis = SharedBasis(sites.streams, sites.gradients).improve(start, steps)
+    return basis if frame is None else frame @ basis
 
 
 METHOD = SliceGPT

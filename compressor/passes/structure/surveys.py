@@ -66,9 +66,9 @@ def loss_curves(walk: Walk, options: WidthOptions, floor: int, *, every: int) ->
     every = every * CURVE_SHARE if len(walk.batches) >= 4 * every * CURVE_SHARE else every
     curves, energies = [], []
     for view in walk.survey("loss curves", every=every):
-        moments, energy = _moments(view)
+        curve, energy = _curve_and_energy(view, options, floor)
+        curves.append(curve)
         energies.append(energy)
-        curves.append(_curve(view, moments, options, floor))
     if options.weighting == "residual":
         return curves, [1 / energy if energy > 0 else 0.0 for energy in energies]
     few = max(every, min(count_tokens(walk) // SENSITIVITY_TOKENS, len(walk.batches)))
@@ -96,10 +96,15 @@ def channels_of(view: BlockView, moments: Moments, seed: int) -> Channels:
     return Channels(
         readers=[matrix(view.module, path) for path in ffn.reader_paths],
         writer=matrix(view.module, ffn.writer),
-        square_mean=moments.gram.diagonal(),
+        square_mean=moments.input_energy,
         mean=moments.input_mean,
         seed=seed * 1000 + view.index,
     )
+
+
+def _curve_and_energy(view: BlockView, options: WidthOptions, floor: int) -> tuple[torch.Tensor, float]:
+    moments, energy = _moments(view)
+    return _curve(view, moments, options, floor), energy
 
 
 def _curve(view: BlockView, moments: Moments, options: WidthOptions, floor: int) -> torch.Tensor:
