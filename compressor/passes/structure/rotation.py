@@ -112,7 +112,7 @@ class SharedBasis:
             inner = torch.cholesky_solve(basis.T @ ab, factor)  # (BᵀCB)⁻¹·BᵀCGCB
             kept += float(inner.trace())
             if slope is not None:
-                slope += -2 / self._total * torch.cholesky_solve((ab - cb @ inner).T, factor).T
+                slope.sub_(torch.cholesky_solve(ab.addmm_(cb, inner, alpha=-1).T, factor).T, alpha=2 / self._total)
         return 1 - kept / self._total
 
     def improve(self, basis: torch.Tensor, steps: int) -> torch.Tensor:
@@ -124,6 +124,7 @@ class SharedBasis:
         search = torch.optim.LBFGS([point], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
         def closure() -> float:
+            trim_heap()  # what the search keeps lies between what an evaluation drops
             slope = torch.zeros_like(point, requires_grad=False)
             value = self._lost(point.detach(), slope)
             point.grad = slope

@@ -184,15 +184,18 @@ class BlockSlicer:
             self._see(moments, self._channels(norm(rows)), rows, wanted, self.after, self.shortcuts[1])
         weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
-        found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
-        if keep < width:
-            gram = (moments.centred() if bias is not None else moments).gram
-            kept = eliminate(found.weight, gram, keep=keep, damping=self.damping).kept(keep, width)
-            found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
-            for path in ffn.reader_paths:
-                self._keep_rows(self._part(path), kept)
+        kept = self._choose(moments, keep, prior=weight, bias=bias is not None) if keep < width else None
+        found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
+        for path in ffn.reader_paths if kept is not None else ():
+            self._keep_rows(self._part(path), kept)
         self._set_writer(writer, self.shortcuts[1], found.weight, found.bias)
         return {"ffn_reader_error": reader_error, "ffn_writer_error": found.error, "kept_channels": float(keep)}
+
+    def _choose(self, moments: Moments, keep: int, *, prior: torch.Tensor, bias: bool) -> torch.Tensor:
+        """Return the sorted indices of the inputs that stay."""
+        whole = fit(moments, damping=self.damping, bias=bias, prior=prior).weight
+        gram = (moments.centred() if bias else moments).gram
+        return eliminate(whole, gram, keep=keep, damping=self.damping).kept(keep, whole.shape[1])
 
     def _fit_readers(self, norm_path: str, paths: Sequence[str], site: Projection, streams: Iterable[Any]) -> float:
         norm = self._part(norm_path)
