@@ -184,10 +184,12 @@ class BlockSlicer:
             self._see(moments, self._channels(norm(rows)), rows, wanted, self.after, self.shortcuts[1])
         weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
-        kept = self._choose(moments, keep, prior=weight, bias=bias is not None) if keep < width else None
+        kept = None
+        if keep < width:
+            kept = self._choose(moments, keep, prior=weight, bias=bias is not None)
+            for path in ffn.reader_paths:
+                self._keep_rows(self._part(path), kept)
         found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
-        for path in ffn.reader_paths if kept is not None else ():
-            self._keep_rows(self._part(path), kept)
         self._set_writer(writer, self.shortcuts[1], found.weight, found.bias)
         return {"ffn_reader_error": reader_error, "ffn_writer_error": found.error, "kept_channels": float(keep)}
 
