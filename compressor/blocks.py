@@ -24,6 +24,7 @@ from compressor.activations import ActivationStore, Budget
 from compressor.architectures import LayerShape, Shapes
 from compressor.block_view import BlockView, Change
 from compressor.calls import Call, Injector, Recorder, Stop, replaced
+from compressor.checkpoint import Entry, park
 from compressor.data import Batches
 from compressor.errors import ModelError
 from compressor.grids import Grid
@@ -32,9 +33,10 @@ from compressor.process import trim_heap
 from compressor.shards import ShardWriter
 from compressor.skeleton import ShortcutBlock, base_of, base_prefix, resize_block
 
-__all__ = ["OUTSIDE", "BlockView", "Change", "Rewriter", "Walk", "block_key"]
+__all__ = ["OUTSIDE", "PARKED", "BlockView", "Change", "Rewriter", "Walk", "block_key"]
 
 OUTSIDE = "outside"
+PARKED = "parked"
 
 
 def block_key(index: int) -> str:
@@ -158,6 +160,10 @@ class Walk:
         """Return a context in which the model has other blocks."""
         parent, _, name = self.source.family.blocks.rpartition(".")
         return replaced(base_of(self.model).get_submodule(parent), name, blocks)
+
+    def park(self, name: str, tensor: torch.Tensor) -> Entry:
+        """Put a finding of a survey on disk and return where it lies: kept per block, it would grow with depth."""
+        return park(self.work / PARKED, name, tensor)
 
     @contextmanager
     def only_blocks(self) -> Iterator[None]:

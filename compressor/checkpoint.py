@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.errors import ModelError
+from compressor.errors import ModelError, ResourceError
 
 torch = lazy("torch")
 
@@ -261,6 +261,23 @@ def write_safetensors(file: Path, plans: Iterable[Plan]) -> str:
             digest.update(raw)
     part.replace(file)
     return digest.hexdigest()
+
+
+def park(folder: Path, name: str, tensor: Any) -> Entry:
+    """Write one tensor to a file of its own in `folder`, over one of that name; return where it lies.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    file = folder / f"{name}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(
+            file, [Plan(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), lambda: tensor)]
+        )
+    except OSError as error:
+        raise ResourceError(f"cannot write {file.name}: {error.strerror}", hint="Free some disk space.") from error
+    return read_header(file)[name]
 
 
 def _raw(plan: Plan) -> memoryview:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ def write_json(file: Path, content: Any) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     part.replace(file)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 class ShardWriter:
@@ -61,19 +66,21 @@ class ShardWriter:
         self,
         key: str,
         note: dict[str, Any],
-        tensors: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor | Entry],
         *,
         grids: Mapping[str, Grid] | None = None,
         findings: bool = False,
     ) -> None:
         """Write one finished part under module names, in the dtype of the source, and note it as done.
 
+        Tensors of which an entry is given lie on disk and are read one at a time.
+
         A weight with a grid is stored in float32, and the grid's tensors beside it; `grids` has the modules' names.
 
         Raises:
             ResourceError: the disk is full.
         """
-        plans = []
+        plans, parked = [], Checkpoint({})
         grids = grids or {}
         exact = {f"{module}.weight" for module in grids}
         beside = {f"{m}.{leaf}": tensor for m, grid in grids.items() for leaf, tensor in grid.tensors().items()}
@@ -81,7 +88,8 @@ class ShardWriter:
             stored = name if findings else self._stored_name(name)
             as_it_is = findings or name in exact or name in beside
             dtype = str(tensor.dtype if as_it_is else self._stored_dtype(name)).removeprefix("torch.")
-            plans.append(Plan(stored, dtype, tuple(tensor.shape), lambda tensor=tensor: tensor))  # type: ignore[misc]
+            make = partial(parked.read, tensor) if isinstance(tensor, Entry) else partial(_same, tensor)
+            plans.append(Plan(stored, dtype, tuple(tensor.shape), make))
         try:
             digest = write_safetensors(self._file(key), plans)
             self.done[key] = {"sha256": digest, "note": note}
@@ -90,6 +98,7 @@ class ShardWriter:
             raise ResourceError(
                 f"cannot write {key}.safetensors: {error.strerror}", hint="Free some disk space."
             ) from error
+        parked.close()
 
     def _stored_name(self, name: str) -> str:
         return self.source.weights.entry(name).stored if name in self.source.weights else name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from compressor.architectures import Shapes
-from compressor.blocks import OUTSIDE, Change, Walk, block_key
+from compressor.blocks import OUTSIDE, PARKED, Change, Walk, block_key
+from compressor.checkpoint import Checkpoint
 from compressor.data import Batches
 from compressor.errors import DataError, ModelError
 from compressor.grids import SECTION, section
@@ -44,6 +46,24 @@ class Setting:
     advance: Callable[[str], None] = lambda note: None
 
 
+class _Findings(Mapping[str, torch.Tensor]):
+    """What a survey has found, read from disk whenever it is asked for."""
+
+    def __init__(self, stored: Checkpoint, device: torch.device) -> None:
+        self._stored, self._device = stored, device
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._stored:
+            raise KeyError(name)
+        return torch.as_tensor(self._stored.tensor(name)).to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored.names())
+
+    def __len__(self) -> int:
+        return len(self._stored.names())
+
+
 def apply_pass(
     method: Pass, source: ModelFolder, batches: Batches, setting: Setting
 ) -> tuple[ModelFolder, list[Change]]:
@@ -67,9 +87,9 @@ def apply_pass(
     )
     if FINDINGS not in shards.done:
         shards.save(FINDINGS, {}, method.survey(walk, planned), findings=True)
+        shutil.rmtree(setting.work / PARKED, ignore_errors=True)
         trim_heap()  # what a survey leaves behind is not what a block fits
-    findings = shards.read(FINDINGS)
-    found = {name: findings.tensor(name).to(walk.device) for name in findings.names()}
+    found = _Findings(shards.read(FINDINGS), walk.device)
     method.begin(source, planned, found)
     if EVERY in found:
         walk.every = int(found[EVERY])

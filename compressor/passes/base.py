@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from compressor.architectures import Shapes
     from compressor.blocks import BlockView, Change, Walk
+    from compressor.checkpoint import Entry
     from compressor.grids import GridSpec
     from compressor.loading import ModelFolder
 
@@ -67,11 +69,14 @@ class Pass(Protocol):
     def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids that weights of `source` will lie on, by module name; quantization alone makes any."""
 
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
-        """Return what the pass must know of the whole model before it changes the first block; kept for resuming."""
+    def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
+        """Return what the pass must know of the whole model before it changes the first block; kept for resuming.
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
-        """Receive the findings, just made or kept from the run that was killed."""
+        What is large and comes once per block is given to `walk.park`, whose entry stands for it.
+        """
+
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
+        """Receive the findings, just made or kept from the run that was killed; each is read when it is asked for."""
 
     def change_stem(self, walk: Walk) -> None:
         """Change the modules before the first block, in place on `walk.model`."""

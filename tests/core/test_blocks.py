@@ -128,6 +128,24 @@ def test_only_one_block_has_weights_at_a_time(pico: Pico, tmp_path: Path) -> Non
         assert loaded == [view.index]
 
 
+@pytest.mark.parametrize("family", ["qwen2", "llama", "vit"])
+def test_stem_and_tail_lie_on_disk_while_blocks_are_walked(pico: Pico, family: str, tmp_path: Path) -> None:
+    source = open_model(pico(family))
+    walk = Walk(source, toy_batches(source.task), work=tmp_path, cache_bytes=PLENTY)
+
+    def outside() -> dict[str, torch.Tensor]:
+        named = walk.model.named_parameters(remove_duplicate=False)
+        return {name: p for name, p in named if not name.startswith(walk.prefix)}
+
+    before = {name: p.clone() for name, p in outside().items()}
+    for _ in walk.survey():
+        assert not any(p.numel() for p in outside().values())
+    assert outside().keys() == before.keys()
+    assert all(torch.equal(p, before[name]) for name, p in outside().items())
+    assert len({id(p) for p in outside().values()}) < len(before) or not source.shapes.tied
+    assert not list(tmp_path.rglob("*.f32"))
+
+
 class Explode(Cut):
     """Makes a block overflow."""
 

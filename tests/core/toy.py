@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +58,7 @@ class Cut:
         norms = [float(sum(view.dense_in(k).norm() for k in range(len(view)))) for view in walk.survey()]
         return {"norms": torch.tensor(norms)}
 
-    def begin(self, source: Any, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: Any, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         self.findings = findings
 
     def change_stem(self, walk: Walk) -> None: ...

@@ -5,6 +5,7 @@ The weights are rounded where the artifact is written, so nothing is changed her
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.passes.base import Options, PassFamily
@@ -55,7 +56,7 @@ class Fp16:
         """Nothing must be known."""
         return {}
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Nothing begins."""
 
     def change_stem(self, walk: Walk) -> None:

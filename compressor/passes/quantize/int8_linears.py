@@ -7,7 +7,7 @@ made of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -114,7 +114,7 @@ class Int8(Quantizer):
             return {}
         return {f"losses.{view.index}": block_losses(view, self.levels) for view in walk.survey(every=4)}
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Plan the grids, and choose the modules to spare."""
         from compressor.passes.quantize.int8_sensitivity import worst
 

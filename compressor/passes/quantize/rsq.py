@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -56,7 +57,7 @@ class Rsq(Gptq):
             check_rotatable(self.name, source)
         return super().plan(source)
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Plan the grids and draw the rotation."""
         from compressor.passes.quantize._rotate import random_rotation, why_not
 

@@ -7,6 +7,7 @@ before it have made of its input, so every weight is fitted to the inputs that i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -160,7 +161,7 @@ class WeightOnly(Quantizer):
         names = [name for name in block_names(walk.source) if not self.excluded(name)]
         return mixed.survey_levels(walk, self._levels(names), self.options.budget)
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Plan the grids."""
         if "levels" in findings:
             self._assigned = [int(level) for level in findings["levels"]]

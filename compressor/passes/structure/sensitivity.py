@@ -76,33 +76,36 @@ def unmasked(rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return rows.flatten(0, 1) if mask is None else rows[mask]
 
 
-def survey_principal(walk: Walk, every: int = 1) -> list[torch.Tensor]:
-    """Return the second moments Σ x·xᵀ [d, d] of the dense stream at every norm's input, centred for a LayerNorm.
+def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
+    """Yield the second moment Σ x·xᵀ [d, d] of the dense stream at every norm's input, centred for a LayerNorm.
 
     Only every n-th batch is looked at.
     """
     centre = walk.source.family.norm == "layer"
-    moments: list[torch.Tensor] = []
+    width = walk.source.shapes.hidden_size
 
-    def add(site: int, stream: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def moment(stream: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         rows = unmasked(stream, mask)
-        found = second_moment(rows - rows.mean(-1, keepdim=True) if centre else rows)
-        if site == len(moments):
-            moments.append(found)
-        else:
-            moments[site] += found
+        return second_moment(rows - rows.mean(-1, keepdim=True) if centre else rows)
+
+    def zeros() -> torch.Tensor:
+        return torch.zeros(width, width, dtype=torch.float64, device=walk.device)
 
     for view in walk.survey(keep=True, every=every):
+        before, between = zeros(), zeros()
         for k in range(len(view)):
             hidden, mask = view.dense_in(k), view.token_mask(k)
             middle = view.to_middle(view.module, hidden, k)
-            add(2 * view.index, hidden, mask)
-            add(2 * view.index + 1, middle, mask)
+            before += moment(hidden, mask)
+            between += moment(middle, mask)
             view.put_dense(k, view.from_middle(view.module, middle, k))
+        yield before
+        yield between
+    last = zeros()
     for k in range(len(walk.calls)):
-        add(2 * walk.count, walk.dense[k].to(walk.device), walk.token_masks[k])
+        last += moment(walk.dense[k].to(walk.device), walk.token_masks[k])
     walk.dense.clear()
-    return moments
+    yield last
 
 
 def survey_sensitivity(walk: Walk, seed: int = 0) -> Sites:

@@ -15,7 +15,7 @@ stand behind the residual sums (BERT), where no rotation commutes with the norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from compressor.architectures import Shapes
     from compressor.blocks import BlockView, Change, Walk
+    from compressor.checkpoint import Entry
     from compressor.grids import GridSpec
     from compressor.loading import ModelFolder
     from compressor.passes.structure.reconstruction import Moments
@@ -124,13 +125,13 @@ class SliceGPT:
         """Put no weights on grids."""
         return {}
 
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+    def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
         """Return the basis of all sites, or one for each, and `every`: which share of the batches is needed."""
         from compressor.passes.structure.sensitivity import limited, survey_principal, survey_sensitivity
         from compressor.passes.structure.surveys import stride
 
         every = stride(walk, self.options.tokens_per_channel)
-        found = {"every": torch.tensor(every)}
+        found: dict[str, torch.Tensor | Entry] = {"every": torch.tensor(every)}
         centre = walk.source.family.norm == "layer"
         width = planned.layers[0].residual[0] - (1 if centre else 0)
         if self.options.rotation == "per_layer":
@@ -143,32 +144,37 @@ class SliceGPT:
         return {**found, "basis": basis}
 
     @staticmethod
-    def _survey_per_layer(walk: Walk, moments: list[torch.Tensor], width: int, tied: bool) -> dict[str, torch.Tensor]:
+    def _survey_per_layer(walk: Walk, moments: Iterable[torch.Tensor], width: int, tied: bool) -> dict[str, Entry]:
         """Return one basis per norm; a tied head reads in the coordinates in which the embedding writes."""
         centre = walk.source.family.norm == "layer"
-        bases = [_principal([m], width, centre) for m in moments]
+        found, ends = {}, []
+        for i, moment in enumerate(moments):
+            if i in (0, 2 * walk.count):
+                ends.append(moment)
+            found[_site_name(i)] = walk.park(_site_name(i), _principal([moment], width, centre))
         if tied:
-            outer = _principal([moments[0], moments[-1]], width, centre)
-            bases[0] = bases[-1] = diagonalising(outer, _final_norm(walk).weight)
-        return {f"basis.{i:04d}": basis.clone() for i, basis in enumerate(bases)}
+            outer = diagonalising(_principal(ends, width, centre), _final_norm(walk).weight)
+            found |= {_site_name(i): walk.park(_site_name(i), outer) for i in (0, 2 * walk.count)}
+        return found
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Receive the bases."""
         self._centre = source.family.norm == "layer"
         self._planned = planned
         if (every := int(findings["every"])) > 1:
             self.notes = [f"fits use one calibration batch in {every}: tokens_per_channel asks for no more"]
-        count = 2 * len(planned.layers) + 1
-        per_layer = self.options.rotation == "per_layer"
-        names = [f"basis.{i:04d}" if per_layer else "basis" for i in range(count)]
-        made = {name: Projection.of(findings[name], centre=self._centre) for name in set(names)}
-        self._sites = [made[name] for name in names]
+        self._findings = findings
+        self._shared = Projection.of(findings["basis"], centre=self._centre) if "basis" in findings else None
+
+    def _site(self, index: int) -> Projection:
+        """Return the coordinates of the stream at a norm: 2i and 2i + 1 are block i's, the last is the final norm."""
+        return self._shared or Projection.of(self._findings[_site_name(index)], centre=self._centre)
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
         from compressor.passes.structure.slice_block import set_stem
 
-        set_stem(walk, self._sites[0])
+        set_stem(walk, self._site(0))
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
@@ -178,7 +184,7 @@ class SliceGPT:
         layer = self._planned.layers[block.index]
         slicer = BlockSlicer(
             block,
-            self._sites[2 * block.index : 2 * block.index + 3],
+            [self._site(2 * block.index + i) for i in range(3)],
             layer,
             shortcuts=self._planned.shortcuts,
             damping=self.options.damping,
@@ -190,7 +196,7 @@ class SliceGPT:
         from compressor.passes.structure.slice_block import reader_fit, set_readers
         from compressor.skeleton import optional_submodules
 
-        norm, site = _final_norm(walk), self._sites[-1]
+        norm, site = _final_norm(walk), self._site(2 * walk.count)
         heads = optional_submodules(walk.model, walk.source.family.heads)
         matrix, moments = site.matrix, None
         if self.options.refit:
@@ -222,7 +228,7 @@ class SliceGPT:
         """Let the head be the embedding again; the norm's weight takes over its own scale, in narrow coordinates."""
         from compressor.skeleton import base_of, optional_submodules, set_weight
 
-        site, scale = self._sites[-1], norm.weight.double()
+        site, scale = self._site(2 * walk.count), norm.weight.double()
         embedding: Any = optional_submodules(base_of(walk.model), walk.source.family.embeddings)[0]
         # √(k/d)·E·P is tied, so the norm makes up for the factor twice: for the stream and for the head.
         squares = site.matrix.square()
@@ -242,6 +248,10 @@ class SliceGPT:
     def config_updates(self, source: ModelFolder) -> dict[str, Any]:
         """Change nothing beside the shapes."""
         return {}
+
+
+def _site_name(index: int) -> str:
+    return f"basis.{index:04d}"
 
 
 def _final_norm(walk: Walk) -> Any:

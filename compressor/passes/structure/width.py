@@ -14,6 +14,7 @@ attention matrices. It cannot cut fused FFN matrices (Phi-3) yet. No gradient st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -127,7 +128,7 @@ class Width:
         weighted = [(curve * weight).tolist() for curve, weight in zip(curves, weights, strict=True)]
         return {**found, "widths": torch.tensor(greedy(budget, weighted)), "sensitivity": torch.tensor(weights)}
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: dict[str, torch.Tensor]) -> None:
+    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Receive the widths."""
         self._widths = [int(width) for width in findings["widths"]]
 
