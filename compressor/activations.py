@@ -53,12 +53,18 @@ class ActivationStore:
         return torch.from_numpy(np.fromfile(item.file, dtype=np.float32).reshape(item.shape))
 
     def __setitem__(self, index: int, value: torch.Tensor) -> None:
-        """Replace the activations of a batch.
+        """Replace the activations of a batch, in their place if they keep their shape: what was read before changes too.
+
+        What stays alive then stays where it is, and the heap closes up behind what comes and goes around it.
 
         Raises:
             ResourceError: they do not fit the budget and the disk is full.
         """
         value = value.detach().to("cpu", torch.float32).contiguous()
+        old = self._items.get(index)
+        if isinstance(old, torch.Tensor) and old.shape == value.shape:
+            old.copy_(value)
+            return
         self._give_back(index)
         if self._budget.take(value.nbytes):
             self._items[index] = value

@@ -51,7 +51,7 @@ def _output_gradients(walk: Walk, every: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for k, inputs in enumerate(islice(walk.batches, 0, None, every)):
         with torch.enable_grad():
-            hidden = walk.dense[k].to(walk.device).requires_grad_()
+            hidden = walk.dense[k].to(walk.device).detach().requires_grad_()
             out = walk.run_tail(inputs, hidden)
             mask = walk.token_masks[k]
             if walk.source.task == "feature-extraction":
@@ -70,9 +70,9 @@ def _block_trace(walk: Walk, index: int, inputs: ActivationStore) -> float:
         at_input, at_writer = _backwards(walk, block, index, k, inputs[k])
         if not bool(torch.isfinite(at_input).all()):
             raise ModelError(f"the gradient through block {index} is not finite", hint="Set weighting: residual.")
-        walk.dense[k] = at_input
         seen = rows(at_writer.reshape(at_input.shape), walk.token_masks[k])
         total, count = total + float(seen.double().square().sum()), count + seen.numel()
+        walk.dense[k] = at_input
     walk.close_block(index)
     return total / max(count, 1)
 

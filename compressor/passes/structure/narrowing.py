@@ -133,9 +133,9 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
     for k in range(len(block)):
         dense_middle, mask = block.dense_middle(k), block.token_mask(k)
         out, written = ffn_half(block, block.dense, dense_middle, k)
-        block.put_dense(k, out)
         targets[k] = rows(dense_middle + written - block.current_middle(k), mask)
         weights[k] = _weights(rows(dense_middle, mask))[:, None]
+        block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
     error = _fit_writer(block, sample, options, width if narrower else None)

@@ -52,11 +52,11 @@ def angular_distances(walk: Walk, *, every: int) -> list[float]:
         for k in range(len(view)):
             before = view.dense_in(k)
             after = view.forward(view.module, before, k)
-            view.put_dense(k, after)
             mask = view.token_mask(k)
             cosine = torch.nn.functional.cosine_similarity(rows(before, mask), rows(after, mask), dim=-1)
             total += float((cosine.clamp(-1, 1).acos() / math.pi).double().sum())
             tokens += len(cosine)
+            view.put_dense(k, after)
         found.append(total / tokens)
     return found
 
