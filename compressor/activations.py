@@ -45,6 +45,10 @@ class ActivationStore:
         """Number of batches."""
         return len(self._items)
 
+    def __contains__(self, index: int) -> bool:
+        """Tell whether a batch is there."""
+        return index in self._items
+
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the activations [batch, tokens, width] of a batch."""
         item = self._items[index]
@@ -53,7 +57,7 @@ class ActivationStore:
         return torch.from_numpy(np.fromfile(item.file, dtype=np.float32).reshape(item.shape))
 
     def __setitem__(self, index: int, value: torch.Tensor) -> None:
-        """Replace the activations of a batch, in their place if they keep their shape: what was read before changes too.
+        """Replace the activations of a batch, in place if they keep their shape: what was read before changes too.
 
         What stays alive then stays where it is, and the heap closes up behind what comes and goes around it.
 

@@ -147,6 +147,16 @@ class BlockView:
         path = ffn.norm if self.family.residual == "pre" else ffn.readers[0].path
         return input_of(module, path, hidden, self.call(k)).reshape(*hidden.shape[:2], -1)
 
+    def middle_of_heads(self, heads: torch.Tensor, k: int) -> torch.Tensor:
+        """Return what `to_middle` makes of `current_in(k)`, to the bit, from the input of attention's output matrix.
+
+        For `pre` families; attention itself does not run again.
+        """
+        current = self.current_in(k)
+        carried = self.module.attention_shortcut(current) if isinstance(self.module, ShortcutBlock) else current
+        writer = self.module.get_submodule(self.family.attention.output)
+        return torch.as_tensor(carried + writer(heads.to(current.device)).reshape(carried.shape))
+
     def from_middle(self, module: nn.Module, middle: torch.Tensor, k: int) -> torch.Tensor:
         """Return the block's output [batch, tokens, width] from what `to_middle` returned."""
         family = self.family

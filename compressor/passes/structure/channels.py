@@ -76,12 +76,11 @@ def ffn_half(view: BlockView, module: nn.Module, middle: torch.Tensor, k: int) -
 
 def attention_half(
     view: BlockView, module: nn.Module, hidden: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the middle, the input of attention's output matrix, and what that matrix added to the stream."""
-    output = module.get_submodule(view.family.attention.output)
-    with _seen(output, outputs=False, stop=False) as heads, _seen(output, outputs=True, stop=False) as added:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the middle and what attention's output matrix added to the stream, both [batch, tokens, width]."""
+    with _seen(module.get_submodule(view.family.attention.output), outputs=True, stop=False) as added:
         middle = view.to_middle(module, hidden, k)
-    return middle, heads[0].reshape(*hidden.shape[:2], -1), added[0].reshape(*hidden.shape[:2], -1)
+    return middle, added[0].reshape(hidden.shape)
 
 
 def reader_signal(view: BlockView, module: nn.Module, stream: torch.Tensor, norm: str) -> torch.Tensor:

@@ -25,7 +25,7 @@ from compressor.passes.structure.channels import (
 from compressor.passes.structure.importance import score
 from compressor.passes.structure.obs import eliminate
 from compressor.passes.structure.reconstruction import LinearFit, Moments, fit
-from compressor.passes.structure.refine import Sample, refine_readers
+from compressor.passes.structure.refine import Sample, moments_of, refine_readers
 from compressor.passes.structure.surveys import LEAST_TOKENS, channels_of
 from compressor.process import trim_heap
 
@@ -97,26 +97,31 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
 
 def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
     """Bring both streams to the middle; refit attention's output matrix on the way by every n-th batch (0: not)."""
-    path = block.family.attention.output
+    from compressor.calls import input_of
+
+    path, kept = block.family.attention.output, block.scratch()
     figures: dict[str, float] = {}
     inputs, outputs = matrix(block.module, path).shape[::-1]
     moments = Moments(inputs, outputs, block.current_in(0).device)
     for k in range(len(block)):
         dense_in = block.dense_in(k)
-        dense_middle, _, written = attention_half(block, block.dense, dense_in, k)
+        dense_middle, written = attention_half(block, block.dense, dense_in, k)
         if every and k % every == 0:
             current = block.current_in(k)
-            _, heads, _ = attention_half(block, block.module, current, k)
-            mask = block.token_mask(k)
+            heads, mask = input_of(block.module, path, current, block.call(k)), block.token_mask(k)
+            if block.family.residual == "pre":
+                kept[k] = heads
             # With norms behind the sums the middle is normed; the sum before it is what attention writes to.
             wanted = rows(dense_in + written - current, mask)
-            moments.add(rows(heads, mask), wanted, _weights(rows(dense_in, mask)))
+            moments.add(rows(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(rows(dense_in, mask)))
         block.put_dense_middle(k, dense_middle)
     if every:
         figures["attention_error"] = _assign_fit(block, path, moments)
         block.seal()
     for k in range(len(block)):
-        block.put_current_middle(k, block.to_middle(block.module, block.current_in(k), k))
+        known = block.middle_of_heads(kept[k], k) if k in kept else None
+        block.put_current_middle(k, block.to_middle(block.module, block.current_in(k), k) if known is None else known)
+    kept.clear()
     return figures
 
 
@@ -138,30 +143,29 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
         block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
-    error = _fit_writer(block, sample, options, width if narrower else None)
+    error = _fit_writer(block, _writer_moments(block, sample), options, width if narrower else None)
     figures = {"kept_channels": float(width)}
     if options.refine and narrower:
         every = _every(block, REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
-        figures["refined_error"] = refine_readers(block, replace(sample, batches=sample.batches[::every]))
-        error = _fit_writer(block, sample, options)
+        figures["refined_error"], moments = refine_readers(block, replace(sample, batches=sample.batches[::every]))
+        error = _fit_writer(block, moments if every == 1 else _writer_moments(block, sample), options)
     targets.clear()
     return {**figures, "reconstruction_error": error}
 
 
 def _writer_moments(block: BlockView, sample: Sample) -> Moments:
     """Return the moments of the FFN's channels, as they now are, and of what its writer should add to the middle."""
-    writer = matrix(block.module, block.family.ffn.writer)
-    moments = Moments(writer.shape[1], writer.shape[0], writer.device)
+    moments = moments_of(block)
     for k in sample.batches:
         signals = rows(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
-        moments.add(signals, sample.targets[k].to(writer.device), sample.weights[k][:, 0])
+        moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
     return moments
 
 
-def _fit_writer(block: BlockView, sample: Sample, options: WidthOptions, width: int | None = None) -> float:
+def _fit_writer(block: BlockView, moments: Moments, options: WidthOptions, width: int | None = None) -> float:
     """Cut the FFN to `width` channels (None: all stay) and refit its writer; return the relative error."""
     writer = block.family.ffn.writer
-    moments, has_bias = _writer_moments(block, sample), bias(block.module, writer) is not None
+    has_bias = bias(block.module, writer) is not None
     kept = None if width is None else _choose(block, moments, width, options)
     found = fit(moments, kept, damping=options.damping, bias=has_bias, prior=matrix(block.module, writer))
     if kept is not None:

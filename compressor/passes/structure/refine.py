@@ -12,7 +12,6 @@ a fit to the dense block's output over calibration tokens: no labels, no loss of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from compressor.passes.structure.channels import (
     reader_signal,
     rows,
 )
+from compressor.passes.structure.reconstruction import Moments
 from compressor.process import trim_heap
 
 if TYPE_CHECKING:
@@ -59,42 +59,65 @@ class Sample:
     weights: dict[int, torch.Tensor]
 
 
-def refine_readers(block: BlockView, sample: Sample) -> float:
+def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
     """Refit every reader of a block's FFN in place, the up projection before the gate.
 
     Returns:
-        What is left of the error, as a share of the error before; 1 where no step helped.
+        What is left of the error, as a share of the error before (1 where no step helped), and the moments of the
+        channels, as they now are, over the sample.
     """
     paths = list(reversed(block.family.ffn.reader_paths))
     factors, residuals = block.scratch(), block.scratch()
     first = error = _look(block, sample, paths[0], factors, residuals)
+    problem = _Problem(block, sample, factors, residuals)
     for path, after in zip(paths, [*paths[1:], None], strict=True):
-        step = _Problem(block, sample, factors, residuals).solve()
+        step = problem.solve()
         start, offset = matrix(block.module, path), bias(block.module, path)
         for scale in STEPS:
             assign(block.module, path, start + step * scale, offset)
-            found = _look(block, sample, after, factors, residuals)
+            seen = moments_of(block) if after is None else None
+            found = _look(block, sample, after, factors, residuals, seen)
             if found <= error or scale == 0:
                 break
         error = found
     factors.clear()
     residuals.clear()
-    return error / first if first > 0 else 1.0
+    assert seen is not None  # the last reader is followed by none
+    return error / first if first > 0 else 1.0, seen
+
+
+def moments_of(block: BlockView) -> Moments:
+    """Return moments, with nothing seen, of the FFN's channels and what its writer adds to the stream."""
+    writer = matrix(block.module, block.family.ffn.writer)
+    return Moments(writer.shape[1], writer.shape[0], writer.device)
 
 
 def _look(
-    block: BlockView, sample: Sample, path: str | None, factors: ActivationStore, residuals: ActivationStore
+    block: BlockView,
+    sample: Sample,
+    path: str | None,
+    factors: ActivationStore,
+    residuals: ActivationStore,
+    moments: Moments | None = None,
 ) -> float:
     """Return the weighted squared error; store what the FFN misses of its target and, for the reader at `path`, s."""
     trim_heap()  # what was alive together in the step before leaves holes that fit nothing of this one
-    return sum(_look_at(block, sample, path, k, factors, residuals) for k in sample.batches)
+    return sum(_look_at(block, sample, path, k, factors, residuals, moments) for k in sample.batches)
 
 
 def _look_at(
-    block: BlockView, sample: Sample, path: str | None, k: int, factors: ActivationStore, residuals: ActivationStore
+    block: BlockView,
+    sample: Sample,
+    path: str | None,
+    k: int,
+    factors: ActivationStore,
+    residuals: ActivationStore,
+    moments: Moments | None,
 ) -> float:
     ffn = block.family.ffn
     signals, factor = _signals_and_factor(block, path, k)
+    if moments is not None:
+        moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
     made = torch.nn.functional.linear(signals, matrix(block.module, ffn.writer), bias(block.module, ffn.writer))
     residual = sample.targets[k].to(made.device) - made
     if factor is not None:
@@ -127,71 +150,69 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
 
 
 class _Problem:
-    """The normal equations of δU, never formed: products with them stream over batches."""
+    """The normal equations of δU, never formed: products with them stream over batches.
 
-    def __init__(
-        self,
-        block: BlockView,
-        sample: Sample,
-        factors: ActivationStore,
-        residuals: ActivationStore,
-    ) -> None:
+    Attributes:
+        inverse: (E[w z zᵀ] + λ)⁻¹, [width, width]; `ridge` is λ. Both are those of what all readers read.
+    """
+
+    def __init__(self, block: BlockView, sample: Sample, factors: ActivationStore, residuals: ActivationStore) -> None:
         self.block, self.sample, self.factors, self.residuals = block, sample, factors, residuals
-        self.writer = writer = matrix(block.module, block.family.ffn.writer)
+        self.writer = matrix(block.module, block.family.ffn.writer)
         self.tokens = sum(float(weights.sum()) for weights in sample.weights.values())
         width = block.layer.residual[1]
-        moment = torch.zeros(width, width, dtype=torch.float64, device=writer.device)
-        loud = torch.zeros(writer.shape[1], dtype=torch.float64, device=writer.device)
-        for z, s, w, _ in self._batches():
-            moment += (z * w).T @ z
-            loud += (s.square() * w).sum(0)
+        moment = torch.zeros(width, width, dtype=torch.float64, device=self.writer.device)
+        for k in sample.batches:
+            z = self._read(k)
+            moment += (z * sample.weights[k]).T @ z
         moment /= self.tokens
-        ridge = DAMPING * moment.diagonal().mean()
-        scale = (loud / self.tokens).float() * writer.square().sum(0)
-        # A channel that is silent in the sample has no equation of its own; it then stays where it is.
-        self.scale = scale.clamp_min(1e-9 * float(scale.max()) + 1e-30)[:, None]
-        self.ridge = float(ridge)
-        eye = torch.eye(width, dtype=torch.float64, device=writer.device)
-        self.inverse = torch.linalg.inv(moment + (ridge + 1e-30) * eye).float()
+        self.ridge = float(DAMPING * moment.diagonal().mean())
+        moment.diagonal().add_(self.ridge + 1e-30)
+        self.inverse = torch.linalg.inv(moment).float()
 
-    def _batches(self, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]:
-        """Yield z [tokens, width], s [tokens, channels], w [tokens, 1] and the batch number."""
-        block, device = self.block, self.writer.device
-        for k in self.sample.batches[::step]:
-            read = reader_signal(block, block.module, block.current_middle(k), block.family.ffn.norm)
-            yield rows(read, block.token_mask(k)), self.factors[k].to(device), self.sample.weights[k], k
+    def _read(self, k: int) -> torch.Tensor:
+        """Return z, what the readers read of batch k, [tokens, width]."""
+        read = reader_signal(self.block, self.block.module, self.block.current_middle(k), self.block.family.ffn.norm)
+        return rows(read, self.block.token_mask(k))
 
-    def _gradient(self) -> torch.Tensor:
+    def _gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return minus half the gradient at δU = 0, [channels, width], and d, [channels, 1]."""
+        loud = torch.zeros(self.writer.shape[1], dtype=torch.float64, device=self.writer.device)
         total = torch.zeros(self.writer.shape[1], len(self.inverse), device=self.writer.device)
-        for z, s, w, k in self._batches():
-            total += (self.residuals[k].to(s.device) @ self.writer).mul_(s * w).T @ z
-        return total / self.tokens
+        for k in self.sample.batches:
+            s, w = self.factors[k].to(loud.device), self.sample.weights[k]
+            loud += (s.square() * w).sum(0)
+            total += (self.residuals[k].to(s.device) @ self.writer).mul_(s * w).T @ self._read(k)
+        scale = (loud / self.tokens).float() * self.writer.square().sum(0)
+        # A channel that is silent in the sample has no equation of its own; it then stays where it is.
+        return total / self.tokens, scale.clamp_min(1e-9 * float(scale.max()) + 1e-30)[:, None]
 
-    def _product(self, direction: torch.Tensor) -> torch.Tensor:
+    def _product(self, direction: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the curvature times δU, from every CURVATURE_SHARE-th batch: one quadratic form for all steps."""
         total = torch.zeros_like(direction)
         both = self.writer.T @ self.writer
         tokens = 0.0
-        for z, s, w, _ in self._batches(CURVATURE_SHARE):
+        for k in self.sample.batches[::CURVATURE_SHARE]:
+            z, s, w = self._read(k), self.factors[k].to(total.device), self.sample.weights[k]
             total += ((z @ direction.T).mul_(s) @ both).mul_(s * w).T @ z
             tokens += float(w.sum())
-        return total / tokens + self.ridge * self.scale * direction
+        return total / tokens + self.ridge * scale * direction
 
     def solve(self) -> torch.Tensor:
         """Return δU [channels, width] after CG_STEPS steps of preconditioned conjugate gradients from 0."""
         trim_heap()
-        left = self._gradient()
+        left, scale = self._gradient()
         found = torch.zeros_like(left)
-        better = left @ self.inverse / self.scale
+        better = left @ self.inverse / scale
         direction, level = better, float((left * better).sum())
         for _ in range(CG_STEPS):
-            product = self._product(direction)
+            product = self._product(direction, scale)
             curvature = float((direction * product).sum())
             if curvature <= 0 or level <= 0:
                 break
             found = found + direction * (level / curvature)
             left = left - product * (level / curvature)
-            better = left @ self.inverse / self.scale
+            better = left @ self.inverse / scale
             level, before = float((left * better).sum()), level
             direction = better + direction * (level / before)
         return found

@@ -161,10 +161,7 @@ class BlockSlicer:
         self._set_writer(writer, self.shortcuts[0], found.weight, found.bias)
         block.seal()
         for k in range(len(block)):
-            # The sum that the block itself makes, bit for bit: a resumed run makes it by running the block.
-            current = block.current_in(k)
-            carried = current if self.shortcuts[0] is None else self.shortcuts[0](current)
-            block.put_current_middle(k, carried + writer(heads[k].to(current.device)).reshape(carried.shape))
+            block.put_current_middle(k, block.middle_of_heads(heads[k], k))
         heads.clear()
         return {"attention_writer_error": found.error}
 
