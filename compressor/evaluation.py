@@ -35,8 +35,10 @@ METRICS = ("perplexity", "kl", "top1", "cosine", "cosine_min", "spearman", "accu
 RELATIVE = frozenset({"kl", "top1", "cosine", "cosine_min"})
 """Metrics that compare with the dense model; the dense model has no value of its own for them."""
 
-_LOGIT_BUDGET = 32 << 20
+LOGIT_BUDGET = 8 << 20
 """Elements of one batch of logits [B, T, V]: larger batches only cost memory."""
+TEXT_WINDOWS = 8
+"""Windows of text of one batch at most."""
 _CHUNK = 1 << 17
 """Elements of logits that are scored in float64 at a time: small enough for the processor's cache."""
 
@@ -200,7 +202,7 @@ def _measure_text(runner: Runner, data: TextData, reference: Runner | None) -> Q
             theirs = dense[row, :-1] if dense is not None else None
             sums.add(logits[row, :-1], ids[1:], theirs)
         start += len(window)
-        size = max(1, min(8, _LOGIT_BUDGET // (window.shape[1] * logits.shape[-1])))
+        size = max(1, min(TEXT_WINDOWS, LOGIT_BUDGET // (window.shape[1] * logits.shape[-1])))
     ours = {"perplexity": _exp(sums.nll / sums.count)}
     dense_metrics = {}
     if reference is not None:

@@ -10,6 +10,7 @@ import torch
 
 from compressor.architectures import Shapes
 from compressor.calibration import IMAGE_BATCH, SENTENCE_BATCH, text_batch
+from compressor.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
 from compressor.pipeline.prepare import Prepared
 
 _FLOAT = 4
@@ -20,13 +21,16 @@ _TRACE = 56 << 20
 _TRACE_PER_BLOCK = 1 << 19
 """A traced graph with what the tracer keeps beside it, and the nodes of a block, whatever its width (measured)."""
 _STATISTICS = 4
-"""Square float64 matrices over FFN channels that a structured pass holds at once: moments, inverse, work."""
+"""Square float64 matrices over FFN channels that a pass holds at once: moments, their factor, work."""
+_LOGITS = 4
+"""Tensors of a batch's logits at once: drawn labels and a gradient in a survey; parts and a whole, of two models, in a
+measurement."""
 _WORKING = 6
 """Tensors of a batch at the FFN's width that live at once in a block's forward pass."""
 
 
 def estimate_memory(prepared: Prepared) -> int:
-    """Return the bytes at the peak of a run: interpreter, stem and tail, two blocks, activations, statistics.
+    """Return the bytes at the peak of a run: interpreter and two blocks, activations and statistics, or stem and tail.
 
     The interpreter is this process as it is now, with torch and transformers loaded.
     """
@@ -34,8 +38,8 @@ def estimate_memory(prepared: Prepared) -> int:
     trace = _TRACE + _TRACE_PER_BLOCK * len(prepared.shapes[0].layers)
     export = trace + 3 * _FLOAT * _largest_matrix(prepared.shapes[0], _vocabulary(prepared))
     # The export reuses only a part of what the passes have freed.
-    passes = [_pass_memory(prepared, shapes) + trace // 2 for shapes in prepared.shapes[:-1]]
-    return interpreter + max([export, *passes])
+    passes = [_walk_memory(prepared, shapes) + trace // 2 for shapes in prepared.shapes[:-1]]
+    return interpreter + max([export, _ends_memory(prepared), *passes])
 
 
 def _vocabulary(prepared: Prepared) -> int:
@@ -47,13 +51,29 @@ def _largest_matrix(shapes: Shapes, vocabulary: int) -> int:
     return shapes.hidden_size * max(vocabulary, widest)
 
 
-def _pass_memory(prepared: Prepared, shapes: Shapes) -> int:
+def _ends_memory(prepared: Prepared) -> int:
+    """Return the bytes of stem, tail and logits: in a survey, or of two models that are compared after a pass."""
+    shapes, vocabulary = prepared.shapes[0], _vocabulary(prepared)
+    has_head = prepared.source.task == "text-generation"
+    outside = _FLOAT * shapes.hidden_size * vocabulary * (1 if shapes.tied or not has_head else 2)
+    if not has_head:
+        return outside
+    # A tail that is narrowed is in float64 for a while, beside what it was and will be.
+    tail = outside + 2 * _DOUBLE * shapes.hidden_size * vocabulary
+    surveyed = outside + _LOGITS * _FLOAT * _tokens(prepared)[0] * vocabulary
+    if prepared.evaluation is None:
+        return max(tail, surveyed)
+    window = prepared.evaluation.length * vocabulary
+    logits = _FLOAT * min(TEXT_WINDOWS * window, max(LOGIT_BUDGET, window))
+    return max(tail, surveyed, 2 * outside + _LOGITS * logits)
+
+
+def _walk_memory(prepared: Prepared, shapes: Shapes) -> int:
+    """Return the bytes that a pass takes while blocks are walked."""
     layer = max(shapes.layers, key=lambda item: item.intermediate_size)
     hidden, width = shapes.hidden_size, layer.intermediate_size
     attention = hidden * shapes.head_dim * (2 * layer.num_attention_heads + 2 * layer.num_key_value_heads)
     block = attention + len(prepared.source.family.ffn.readers) * hidden * width + hidden * width
-    vocabulary = _vocabulary(prepared)
-    outside = hidden * vocabulary * (1 if shapes.tied or prepared.source.task != "text-generation" else 2)
     batch_tokens, all_tokens = _tokens(prepared)
     activations = 2 * all_tokens * hidden * _FLOAT
     section = prepared.recipe.calibration
@@ -61,7 +81,7 @@ def _pass_memory(prepared: Prepared, shapes: Shapes) -> int:
         activations = min(activations, section.cache_memory)
     working = batch_tokens * _WORKING * max(width, hidden) * _FLOAT
     statistics = _STATISTICS * (width * width + width * hidden) * _DOUBLE
-    return (outside + 2 * block) * _FLOAT + activations + working + statistics
+    return 2 * block * _FLOAT + activations + working + statistics
 
 
 def _tokens(prepared: Prepared) -> tuple[int, int]:

@@ -31,7 +31,13 @@ print(json.dumps([predicted, report["peak_memory_bytes"]]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape", [{}, {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8}, {"num_hidden_layers": 24}]
+    "shape",
+    [
+        {},
+        {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8},
+        {"num_hidden_layers": 24},
+        {"hidden_size": 384, "vocab_size": 40000},
+    ],
 )
 def test_peak_memory_is_predicted_within_a_quarter(
     pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, shape: dict[str, int]

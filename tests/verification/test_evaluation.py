@@ -97,7 +97,7 @@ def test_text_metrics_match_scipy() -> None:
 def test_scores_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(FakeRunner(noise=0.3), text(), FakeRunner())
     monkeypatch.setattr("compressor.evaluation._CHUNK", 3 * VOCAB)
-    monkeypatch.setattr("compressor.evaluation._LOGIT_BUDGET", 2 * 9 * VOCAB)
+    monkeypatch.setattr("compressor.evaluation.LOGIT_BUDGET", 2 * 9 * VOCAB)
     runner = FakeRunner(noise=0.3)
     parts = measure(runner, text(), FakeRunner())
     assert parts.ours == pytest.approx(whole.ours, rel=1e-12)
