@@ -176,12 +176,12 @@ class _State:
 
     def _drop_gone(self) -> None:
         left = (~self.gone).nonzero().squeeze(1)
-        self.target = _packed(self.target, torch.arange(len(self.target), device=left.device), left)
-        self.inverse = _packed(self.inverse, left, left)
+        self.target = packed(self.target, torch.arange(len(self.target), device=left.device), left)
+        self.inverse = packed(self.inverse, left, left)
         self.channels, self.gone = self.channels[left], self.gone[left]
 
 
-def _packed(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def packed(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return matrix[rows][:, columns], both ascending, in the memory of `matrix`, which is contiguous.
 
     What is written never lies behind what is still to be read, so a strip at a time is all the memory it takes.

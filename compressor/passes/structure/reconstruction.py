@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import DataError, ModelError
-from compressor.passes.structure.obs import check_finite, factor
+from compressor.passes.structure.obs import check_finite, factor, packed
 from compressor.process import trim_heap
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def fit(
 
     Args:
         moments: of all inputs and the target.
-        kept: [n] indices of the inputs that are left; None: all of them.
+        kept: [n] indices of the inputs that are left, ascending; None: all of them.
         damping: λ over the mean diagonal of H (all inputs, so that λ does not depend on the choice).
         bias: whether the map has a bias; it makes the mean of the target exact.
         prior: [outputs, inputs] weight of all inputs, towards whose kept columns λ pulls instead of towards 0.
@@ -162,7 +162,8 @@ def fit(
     scale = max(damping * gram.diagonal().mean(), floor)
     means = moments.input_mean
     if kept is not None:
-        gram, cross, means = gram[kept[:, None], kept], cross[:, kept], means[kept]
+        outputs = torch.arange(len(cross), device=kept.device)
+        gram, cross, means = packed(gram, kept, kept), packed(cross, outputs, kept), means[kept]
         prior = None if prior is None else prior[:, kept]
     wanted = cross if prior is None else cross + scale * prior.to(cross)
     weight = _solved(gram, scale, wanted)

@@ -189,6 +189,7 @@ class _Problem:
 
     def _product(self, direction: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the curvature times δU, from every CURVATURE_SHARE-th batch: one quadratic form for all steps."""
+        trim_heap()
         total = torch.zeros_like(direction)
         both = self.writer.T @ self.writer
         tokens = 0.0
