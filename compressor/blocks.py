@@ -33,10 +33,11 @@ from compressor.process import trim_heap
 from compressor.shards import ShardWriter
 from compressor.skeleton import ShortcutBlock, base_of, base_prefix, resize_block
 
-__all__ = ["OUTSIDE", "PARKED", "BlockView", "Change", "Rewriter", "Walk", "block_key"]
+__all__ = ["OUTSIDE", "PARKED", "SPILLED", "BlockView", "Change", "Rewriter", "Walk", "block_key"]
 
 OUTSIDE = "outside"
 PARKED = "parked"
+SPILLED = "activations"
 
 
 def block_key(index: int) -> str:
@@ -106,7 +107,7 @@ class Walk:
 
     def scratch(self, *, on_disk: bool = False) -> ActivationStore:
         """Return an empty store that shares the walk's memory budget, or takes none of it; its user clears it."""
-        return ActivationStore(self.work / "activations", Budget(0) if on_disk else self._budget)
+        return ActivationStore(self.work / SPILLED, Budget(0) if on_disk else self._budget)
 
     def _buffers_to_device(self) -> None:
         for module in self.model.modules():
@@ -173,10 +174,12 @@ class Walk:
         for k, parameter in enumerate(outside):
             stored[k] = parameter.data
             parameter.data = parameter.data.new_empty(0)
-        yield
-        for k, parameter in enumerate(outside):
-            parameter.data = stored[k].to(self.device)
-        stored.clear()
+        try:
+            yield
+            for k, parameter in enumerate(outside):
+                parameter.data = stored[k].to(self.device)
+        finally:
+            stored.clear()
 
     def open_block(self, index: int) -> nn.Module:
         """Read block `index` into float32 and return it."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compressor.architectures import Shapes
-from compressor.blocks import OUTSIDE, PARKED, Change, Walk, block_key
+from compressor.blocks import OUTSIDE, PARKED, SPILLED, Change, Walk, block_key
 from compressor.checkpoint import Checkpoint
 from compressor.data import Batches
 from compressor.errors import DataError, ModelError
@@ -77,6 +77,7 @@ def apply_pass(
         raise DataError("calibration.data: there is no batch to calibrate on")
     planned = method.plan(source)
     shards = ShardWriter(setting.work, source, setting.fingerprint)
+    shutil.rmtree(setting.work / SPILLED, ignore_errors=True)  # of a run that was killed
     walk = Walk(
         source,
         batches,
@@ -87,8 +88,8 @@ def apply_pass(
     )
     if FINDINGS not in shards.done:
         shards.save(FINDINGS, {}, method.survey(walk, planned), findings=True)
-        shutil.rmtree(setting.work / PARKED, ignore_errors=True)
         trim_heap()  # what a survey leaves behind is not what a block fits
+    shutil.rmtree(setting.work / PARKED, ignore_errors=True)
     found = _Findings(shards.read(FINDINGS), walk.device)
     method.begin(source, planned, found)
     if EVERY in found:

@@ -107,6 +107,14 @@ def test_spilling_to_disk_changes_nothing(pico: Pico, cache: int, tmp_path: Path
     assert not list((tmp_path / "disk").rglob("*.f32"))
 
 
+def test_what_a_killed_run_left_is_removed(pico: Pico, tmp_path: Path) -> None:
+    for name in ("activations/7f-0.f32", "parked/basis.0000.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"of another process")
+    run(pico, "llama", tmp_path, Cut(), cache=0)
+    assert not [file for folder in ("activations", "parked") for file in tmp_path.glob(f"{folder}/*")]
+
+
 def test_activation_store_keeps_to_its_budget(tmp_path: Path) -> None:
     budget = Budget(1000)
     store = ActivationStore(tmp_path, budget)
