@@ -119,8 +119,11 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
         figures["attention_error"] = _assign_fit(block, path, moments)
         block.seal()
     for k in range(len(block)):
-        known = block.middle_of_heads(kept[k], k) if k in kept else None
-        block.put_current_middle(k, block.to_middle(block.module, block.current_in(k), k) if known is None else known)
+        if k in kept:
+            middle = block.middle_of_heads(kept[k], k)
+        else:
+            middle = block.to_middle(block.module, block.current_in(k), k)
+        block.put_current_middle(k, middle)
     kept.clear()
     return figures
 
