@@ -18,6 +18,6 @@ def load(path: str | Path) -> Any:
     Raises:
         ModelError: the folder does not hold a covered, undamaged model.
     """
-    from compressor.loading import load as load_model
+    from compressor.model.folder import load as load_model
 
     return load_model(path)

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
-from compressor.checkpoint import Plan
-from compressor.grids import SCALE, ZERO_POINT, GridSpec
-from compressor.packing import PACKED, SHAPE, pack_words, signed, words
+from compressor.storage.grids import SCALE, ZERO_POINT, GridSpec
+from compressor.storage.packed import PACKED, SHAPE, pack_words, signed, words
+from compressor.storage.tensors import Plan
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
 else:
     torch = lazy("torch")
 

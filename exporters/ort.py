@@ -20,7 +20,7 @@ from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.result import ExportResult
 
 if TYPE_CHECKING:
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
 
 MODEL = "model.ort"
 OPERATORS = "required_operators_and_types.config"

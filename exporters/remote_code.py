@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.architectures import Family
-from compressor.loading import ModelFolder
+from compressor.model.folder import ModelFolder
 
 MODULE = "modeling_compressed"
 _AUTO_CLASS = {

@@ -14,18 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.checkpoint import INDEX, SINGLE, Entry, Plan, write_safetensors
-from compressor.companions import copy_companions
 from compressor.errors import ResourceError
 from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.remote_code import add_remote_code
 from compressor.exporters.result import ExportResult
 from compressor.exporters.trimming import PeriodicTrim
-from compressor.loading import QUANTIZATION
+from compressor.model.folder import QUANTIZATION
+from compressor.storage.companions import copy_companions
+from compressor.storage.tensors import INDEX, SINGLE, Entry, Plan, write_safetensors
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
+    from compressor.storage.tensors import Checkpoint
 
 SHARD_BYTES = 5_000_000_000
 

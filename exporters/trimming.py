@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.process import trim_heap
+from compressor.machine.memory import trim_heap
 
 _EVERY = 16 * 1024 * 1024
 

@@ -52,7 +52,7 @@ def _root(
 
 def doctor(json: JsonOption = False) -> None:
     """Show versions, processor, runtimes, memory and disk, and what is missing with how to get it."""
-    from compressor.doctor import examine, render
+    from compressor.machine.doctor import examine, render
 
     facts = examine()
     if json:

@@ -25,7 +25,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", show_default=False)
 @recipes_app.command("list")
 def list_recipes(json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from compressor.catalogue import shipped
+    from compressor.cli._shipped import shipped
 
     found = shipped().values()
     if json:
@@ -37,7 +37,7 @@ def list_recipes(json: JsonOption = False) -> None:
 @recipes_app.command("show")
 def show_recipe(name: NameArgument) -> None:
     """Print a shipped recipe."""
-    from compressor.catalogue import find
+    from compressor.cli._shipped import find
 
     typer.echo(find(name).path.read_text(encoding="utf-8"), nl=False)
 
@@ -48,7 +48,7 @@ def copy_recipe(
     to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to; ./<name>.yaml if absent.")] = None,
 ) -> None:
     """Copy a shipped recipe, to make your own of it."""
-    from compressor.catalogue import find
+    from compressor.cli._shipped import find
 
     recipe = find(name)
     target = to or Path(recipe.path.name)

@@ -17,8 +17,8 @@ from compressor.cli._run import JsonOption, QuietOption, failures
 from compressor.errors import CompressorError, ModelError, RecipeError, VerificationError
 
 if TYPE_CHECKING:
-    from compressor.calibration import DataRequest
-    from compressor.progress import Progress
+    from compressor.data.reading import DataRequest
+    from compressor.machine.progress import Progress
     from compressor.recipe import ExportSection, ModelSection
     from compressor.verification import Verdict
 
@@ -27,7 +27,7 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of
 
 
 class MetricName(StrEnum):
-    """What `eval` can measure: `compressor.evaluation.METRICS`, which would take numpy to ask."""
+    """What `eval` can measure: `compressor.measure.evaluation.METRICS`, which would take numpy to ask."""
 
     PERPLEXITY = "perplexity"
     KL = "kl"
@@ -136,8 +136,8 @@ def bench(
 ) -> None:
     """Time an artifact, side by side with another one: one process, interleaved rounds, medians."""
     with working(quiet=quiet) as progress:
-        from compressor.benchmark import compare
-        from compressor.loading import resolve_path
+        from compressor.measure.benchmark import compare
+        from compressor.model.folder import resolve_path
 
         ours = resolve_path(artifact)
         with _dense(against, ours, progress) as other:
@@ -180,11 +180,11 @@ def evaluate(
 ) -> None:
     """Measure the quality of a model or artifact on held-out data."""
     with working(quiet=quiet) as progress:
-        from compressor.calibration import DataRequest, load_data
-        from compressor.evaluation import evaluate as measure
-        from compressor.loading import open_model, resolve_path
+        from compressor.data.reading import DataRequest, load_data
+        from compressor.measure.evaluation import evaluate as measure
+        from compressor.measure.runner import open_runner
+        from compressor.model.folder import open_model, resolve_path
         from compressor.pipeline.prepare import sample_length
-        from compressor.runners import open_runner
 
         progress.stage("load")
         folders = [resolve_path(name) for name in (path, against) if name is not None]
@@ -214,8 +214,8 @@ def _dense(against: str | None, artifact: Path, progress: Progress) -> Iterator[
     if against is None:
         yield None
         return
-    from compressor.loading import open_model, resolve_path
-    from compressor.runners import runtime_model
+    from compressor.measure.runner import runtime_model
+    from compressor.model.folder import open_model, resolve_path
 
     folder = resolve_path(against)
     if runtime_model(artifact) is None or runtime_model(folder) is not None:
@@ -268,9 +268,9 @@ def _bounds(artifact: Path, file: Path | None, *, with_recipe: bool) -> dict[str
 
 def _evaluation(artifact: Path, data: str | None, *, with_recipe: bool) -> tuple[DataRequest | None, tuple[str, ...]]:
     """Return what to evaluate on, and the metrics: what the user says, else what the artifact's recipe says."""
-    from compressor.accounting import default_length
-    from compressor.calibration import DataRequest, find_data
-    from compressor.loading import open_model
+    from compressor.data.reading import DataRequest, find_data
+    from compressor.model.cost import default_length
+    from compressor.model.folder import open_model
     from compressor.recipe import load_recipe
 
     section = None
@@ -303,8 +303,8 @@ def _flops(dense: Path | None, artifact: Path, request: DataRequest | None) -> t
     """Return the theoretical operations of both models on one sample, None where one of them cannot be read."""
     if dense is None:
         return None
-    from compressor.accounting import count_flops, default_length
-    from compressor.loading import open_model
+    from compressor.model.cost import count_flops, default_length
+    from compressor.model.folder import open_model
 
     try:
         models = open_model(dense), open_model(artifact)

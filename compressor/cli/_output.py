@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
-    from compressor.progress import Progress
+    from compressor.machine.progress import Progress
 
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -58,7 +58,7 @@ def working(*, quiet: bool = False) -> Iterator[Progress]:
     """
     from rich.console import Console
 
-    from compressor.progress import open_progress
+    from compressor.machine.progress import open_progress
 
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -96,7 +96,7 @@ def open_recipe(name: str, overrides: list[str]) -> Recipe:
     Raises:
         UsageError: there is none, or it is not valid.
     """
-    from compressor.catalogue import locate
+    from compressor.cli._shipped import locate
     from compressor.recipe import load_recipe
 
     return load_recipe(locate(name), options=method_options(), overrides=overrides)

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from compressor.architectures import Shapes
-from compressor.blocks import OUTSIDE, PARKED, SPILLED, Change, Walk, block_key
-from compressor.checkpoint import Checkpoint
-from compressor.data import Batches
+from compressor.data.kinds import Batches
 from compressor.errors import DataError, ModelError
-from compressor.grids import SECTION, section
-from compressor.loading import ModelFolder, config_for, open_model
+from compressor.machine.memory import trim_heap
+from compressor.model.folder import ModelFolder, config_for, open_model
 from compressor.passes.base import Pass
-from compressor.process import trim_heap
-from compressor.shards import ShardWriter
+from compressor.storage.grids import SECTION, section
+from compressor.storage.tensors import Checkpoint
+from compressor.walk.checkpoint import ShardWriter
+from compressor.walk.walk import OUTSIDE, PARKED, SPILLED, Change, Walk, block_key
 
 FINDINGS = "findings"
 # A survey that finds this number n has the blocks changed by every n-th calibration batch alone.

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Shapes
-    from compressor.blocks import BlockView, Change, Walk
-    from compressor.checkpoint import Entry
-    from compressor.grids import GridSpec
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
+    from compressor.storage.grids import GridSpec
+    from compressor.storage.tensors import Entry
+    from compressor.walk.walk import BlockView, Change, Walk
 
 PassFamily = Literal["structure", "tokens", "activation", "quantize"]
 PASS_FAMILIES: tuple[PassFamily, ...] = ("structure", "tokens", "activation", "quantize")
@@ -30,7 +30,7 @@ class Pass(Protocol):
     """A method. An instance serves one run over one model; the calls come in the order in which they stand here.
 
     A method's file is imported for its name and options alone, so it binds torch through `compressor._lazy.lazy` and
-    imports `compressor.blocks` inside functions.
+    imports `compressor.walk.walk` inside functions.
 
     Attributes:
         name: how recipes call it.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.exporters.result import ExportResult
-from compressor.loading import ModelFolder
+from compressor.model.folder import ModelFolder
 from compressor.recipe import ExportSection
 from compressor.verification.codes import INPUTS, digest
 from compressor.verification.codes import KEY as CODES

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.calibration import DataRequest, find_data
-from compressor.checkpoint import sha256_of
-from compressor.companions import COMPANIONS
+from compressor.data.reading import DataRequest, find_data
+from compressor.data.tables import read_labels
 from compressor.passes.apply import fingerprint_environment
 from compressor.pipeline.prepare import Prepared
-from compressor.tables import read_labels
+from compressor.storage.companions import COMPANIONS
+from compressor.storage.tensors import sha256_of
 
 _MODEL, _CALIBRATION, _EVALUATION = "model/", "calibration/", "evaluation/"
 _LABELS = "labels.csv"

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.accounting import count_flops, default_length
-from compressor.benchmark import file_bytes
 from compressor.errors import CompressorError
-from compressor.loading import ModelFolder, open_model
-from compressor.runners import runtime_model
+from compressor.measure.benchmark import file_bytes
+from compressor.measure.runner import runtime_model
+from compressor.model.cost import count_flops, default_length
+from compressor.model.folder import ModelFolder, open_model
 
 _INSPECT_TOKENS = 512
 
@@ -45,7 +45,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _layers(model: ModelFolder) -> list[dict[str, Any]]:
-    from compressor.skeleton import base_of
+    from compressor.model.skeleton import base_of
 
     skeleton = model.skeleton()
     blocks = base_of(skeleton).get_submodule(model.family.blocks)

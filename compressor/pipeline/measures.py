@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from compressor.calibration import DataRequest, find_data
-from compressor.data import Batches, EvalData, LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import Batches, EvalData, LabelData, PairData, SentenceData, TextData
+from compressor.data.reading import DataRequest, find_data
+from compressor.data.tables import read_sentences
 from compressor.errors import DataError, Problem
-from compressor.evaluation import supported_metrics
-from compressor.loading import ModelFolder
+from compressor.measure.evaluation import supported_metrics
+from compressor.model.folder import ModelFolder
 from compressor.recipe import BOUNDS, METRIC_OF, Recipe
-from compressor.tables import read_sentences
 
 _NOTHING = Batches(tuple, 0)
 _TEXT: EvalData = TextData(np.zeros((0, 0), np.int64))

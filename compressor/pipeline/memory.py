@@ -9,8 +9,8 @@ import psutil
 import torch
 
 from compressor.architectures import Shapes
-from compressor.calibration import IMAGE_BATCH, SENTENCE_BATCH, text_batch
-from compressor.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
+from compressor.data.reading import IMAGE_BATCH, SENTENCE_BATCH, text_batch
+from compressor.measure.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
 from compressor.pipeline.prepare import Prepared
 
 _FLOAT = 4

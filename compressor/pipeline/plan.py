@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from compressor.accounting import Cost, count_cost
-from compressor.loading import ModelFolder
+from compressor.model.cost import Cost, count_cost
+from compressor.model.folder import ModelFolder
 from compressor.pipeline.memory import estimate_memory, estimate_seconds
 from compressor.pipeline.prepare import Prepared, planned_model, prepare
 from compressor.recipe import ExportSection, Recipe

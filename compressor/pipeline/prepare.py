@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.accounting import default_length
 from compressor.architectures import Shapes
-from compressor.calibration import DataRequest, load_data
-from compressor.data import EvalData
+from compressor.data.kinds import EvalData
+from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, Problem, RecipeError, UsageError
-from compressor.grids import GridSpec
-from compressor.loading import ModelFolder, open_model
+from compressor.model.cost import default_length
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.base import Pass
 from compressor.pipeline.measures import unmeasurable
 from compressor.recipe import Recipe, disagreements
+from compressor.storage.grids import GridSpec
 
 
 @dataclass(frozen=True)

@@ -13,26 +13,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.accounting import Cost, count_cost
-from compressor.blocks import Change
-from compressor.calibration import model_batches
-from compressor.data import Batches, EvalData, TextData
-from compressor.grids import precision_of
-from compressor.loading import ModelFolder
+from compressor.data.kinds import Batches, EvalData, TextData
+from compressor.data.reading import model_batches
+from compressor.machine.memory import peak_memory
+from compressor.machine.progress import Progress
+from compressor.measure.streamed import measure_streamed
+from compressor.model.cost import Cost, count_cost
+from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
 from compressor.pipeline.artifact import export_model, grid_records
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_place, rejected_folder, work_folder
-from compressor.process import peak_memory
-from compressor.progress import Progress
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import build_report, write_reports
-from compressor.streaming import measure_streamed
+from compressor.storage.grids import precision_of
 from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
+from compressor.walk.walk import Change
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compressor.errors import CompressorError, ResourceError, UsageError
-from compressor.shards import STATE
+from compressor.walk.checkpoint import STATE
 
 MANIFEST = "compression.json"
 DENSE_MARK = "dense.json"

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressor.benchmark import Timing, compare, file_bytes
-from compressor.calibration import load_data
-from compressor.data import EvalData
+from compressor.data.kinds import EvalData
+from compressor.data.reading import load_data
 from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
-from compressor.evaluation import Quality, check_metrics, measure
+from compressor.machine.memory import peak_memory
+from compressor.measure.benchmark import Timing, compare, file_bytes
+from compressor.measure.evaluation import Quality, check_metrics, measure
+from compressor.measure.runner import Runner, TorchRunner, open_runner, read_config, runtime_model, task_of
 from compressor.passes import methods
-from compressor.process import peak_memory
-from compressor.runners import Runner, TorchRunner, open_runner, read_config, runtime_model, task_of
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
@@ -323,7 +323,7 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
 
 
 def _side(folder: Path, metrics: dict[str, float], latency: dict[str, float], job: Job) -> dict[str, Any]:
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     wanted = set(job.metrics) | ({"cosine_min"} if "cosine" in job.metrics else set())
     shown = {name: value for name, value in metrics.items() if not wanted or name in wanted}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.runners import OnnxRunner, Runner, TorchRunner, runtime_model
+from compressor.measure.runner import OnnxRunner, Runner, TorchRunner, runtime_model
 from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights
 

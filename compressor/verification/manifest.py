@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compressor.checkpoint import sha256_of
 from compressor.errors import ModelError
+from compressor.storage.tensors import sha256_of
 from compressor.verification.tokens import probe_record
 from compressor.verification.verdict import Check, failed, read_json, yes
 from compressor.verification.weights import StoredWeights, open_weights
@@ -109,7 +109,7 @@ def check_shapes(folder: Path, manifest: Mapping[str, Any], weights: StoredWeigh
 
 
 def _check_config(folder: Path, manifest: Mapping[str, Any], weights: StoredWeights) -> list[Check]:
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     model = open_model(folder)
     expected = parameter_count(model)

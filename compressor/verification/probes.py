@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from compressor.errors import CompressorError, ModelError, ResourceError
-from compressor.runners import TorchRunner
+from compressor.measure.runner import TorchRunner
 from compressor.verification.reference import write_reference
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from compressor.data import EvalData, LabelData
+from compressor.data.kinds import EvalData, LabelData
 from compressor.errors import UsageError, did_you_mean
-from compressor.evaluation import Quality
+from compressor.measure.evaluation import Quality
 from compressor.verification.verdict import Bounds, Check, bounded, yes
 
 BOUNDS = {

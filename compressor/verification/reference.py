@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.benchmark import image_shape
-from compressor.data import Inputs
+from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
-from compressor.evaluation import F64, log_softmax
-from compressor.runners import Array, Runner, read_config
+from compressor.measure.benchmark import image_shape
+from compressor.measure.evaluation import F64, log_softmax
+from compressor.measure.runner import Array, Runner, read_config
 from compressor.verification.verdict import Check, bounded, failed, yes
 
 COLUMNS = 1024

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.checkpoint import sha256_of
 from compressor.errors import ModelError
+from compressor.storage.tensors import sha256_of
 from compressor.verification.verdict import Check, read_json, yes
 
 tokenizers = lazy("tokenizers")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from compressor.calibration import DataRequest
+from compressor.data.reading import DataRequest
 from compressor.errors import ModelError, UsageError, VerificationError
 
 Bounds: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -111,7 +111,7 @@ class Job:
         flops: theoretical operations of dense and ours, for the report and `flops_ratio`; None when unknown.
         threads: intra-op threads for everything.
         batches: batch sizes to time; the first gives the headline.
-        length: tokens to time (see `compressor.benchmark.compare`).
+        length: tokens to time (see `compressor.measure.benchmark.compare`).
         rounds: rounds per timed phase.
         seconds: time budget per timed phase.
         timing: whether to time at all.
@@ -171,7 +171,7 @@ class Verdict:
         dense: report.json's `dense` figures (empty without a dense model).
         compressed: report.json's `compressed` figures.
         ratios: report.json's `ratios`.
-        timing: the benchmark in full (see `compressor.benchmark.Timing.to_json`); empty when nothing was timed.
+        timing: the benchmark in full (see `compressor.measure.benchmark.Timing.to_json`); empty when nothing was timed.
         seconds: wall-clock time of the verification.
         peak_memory_bytes: highest resident memory of the verifying process.
     """

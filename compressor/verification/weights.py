@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from compressor._lazy import lazy
-from compressor.checkpoint import Checkpoint, stored_entries
 from compressor.errors import ModelError
+from compressor.storage.tensors import Checkpoint, stored_entries
 from compressor.verification.verdict import Check, failed, yes
 
 onnx = lazy("onnx")

@@ -12,7 +12,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from compressor.companions import copy_companions
 from compressor.errors import UsageError
 from compressor.exporters.onnx.decoder import Survey, survey, trace_decoder
 from compressor.exporters.onnx.encoder import trace_encoder
@@ -23,9 +22,10 @@ from compressor.exporters.onnx.saving import save, stamp
 from compressor.exporters.onnx.trace import quiet
 from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
 from compressor.exporters.result import ExportResult
+from compressor.storage.companions import copy_companions
 
 if TYPE_CHECKING:
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
 
 _WRAPPED = "model."  # the tracing wrappers call the model so
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from compressor.errors import ModelError
 from compressor.exporters.onnx.nodes import by_type, is_weight, new_node, replace
 from compressor.exporters.onnx.weights import Array, lazy, sizes
-from compressor.grids import Grid, GridSpec
+from compressor.storage.grids import Grid, GridSpec
 
 PRODUCT = "GridProduct"
 PARTS = "modules"
@@ -37,7 +37,7 @@ _SPEC = ("bits", "group_size", "activations", "input_scale", "input_zero_point",
 
 
 class Grids(Protocol):
-    """Where the grids of a model come from: a `compressor.loading.ModelFolder`."""
+    """Where the grids of a model come from: a `compressor.model.folder.ModelFolder`."""
 
     @property
     def grids(self) -> Any:

@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from compressor.architectures import family_of
-from compressor.calls import Recorder, replaced
 from compressor.exporters.onnx.copying import PortNames, TracedBlock
-from compressor.process import trim_heap
-from compressor.skeleton import base_of, base_prefix
+from compressor.machine.memory import trim_heap
+from compressor.model.skeleton import base_of, base_prefix
+from compressor.walk.calls import Recorder, replaced
 
 _DOMAIN = "compressor"
 _ENTER, _LEAVE = "EnterBlock", "LeaveBlock"

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 class Weights(Protocol):
-    """Where the tensors of a model come from: a `compressor.checkpoint.Checkpoint`, or `ModuleWeights`."""
+    """Where the tensors of a model come from: a `compressor.storage.tensors.Checkpoint`, or `ModuleWeights`."""
 
     def __contains__(self, name: str) -> bool:
         """Tell whether there is a tensor of that name."""

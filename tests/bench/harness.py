@@ -189,7 +189,7 @@ def find_data() -> Path | None:
 
 def environment() -> dict[str, Any]:
     """Return processor, threads, load and versions: what figures depend on; nothing that names the machine."""
-    from compressor.doctor import cpu
+    from compressor.machine.doctor import cpu
 
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:

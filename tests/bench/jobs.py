@@ -26,7 +26,7 @@ _PASS_STAGES = ("load", "calibrate", "export dense", "export", "verify")
 
 def peak_bytes() -> int:
     """Return the highest resident memory of this process so far, bytes."""
-    from compressor.process import peak_memory
+    from compressor.machine.memory import peak_memory
 
     return peak_memory()
 
@@ -119,9 +119,9 @@ def shrink(spec: Result) -> Result:
     """
     import torch
 
-    from compressor.calibration import DataRequest, load_data, model_batches
+    from compressor.data.reading import DataRequest, load_data, model_batches
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
     from compressor.passes import methods
     from compressor.passes.apply import Setting, apply_pass
 
@@ -166,8 +166,8 @@ def synthetic(spec: Result) -> Result:
 
 def flops(spec: Result) -> Result:
     """Count the FLOPs of one forward pass of each of `models` over each of `lengths` tokens."""
-    from compressor.accounting import count_flops
-    from compressor.loading import open_model
+    from compressor.model.cost import count_flops
+    from compressor.model.folder import open_model
 
     opened = {name: open_model(folder) for name, folder in spec["models"].items()}
     return {"flops": {name: {n: count_flops(model, n) for n in spec["lengths"]} for name, model in opened.items()}}
@@ -176,7 +176,7 @@ def flops(spec: Result) -> Result:
 def export_ours(spec: Result) -> Result:
     """Export `model` to the folder `out` with our exporter; with `rtn`, after that pass in `work`."""
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
     from compressor.passes import methods
     from compressor.passes.apply import Setting, apply_pass
 
@@ -271,7 +271,7 @@ def command(spec: Result) -> Result:
 
 def timing(spec: Result) -> Result:
     """Time two folders side by side: `ours`, `other`, `lengths`, `batches`, `seconds`, `rounds`."""
-    from compressor.benchmark import compare
+    from compressor.measure.benchmark import compare
 
     found = []
     for length in spec.get("lengths") or [None]:
@@ -292,7 +292,7 @@ def timing(spec: Result) -> Result:
 def generation(spec: Result) -> Result:
     """Decode with onnxruntime-genai: `ours` and `other` in turn, `prompt` and `tokens` long, in `rounds`.
 
-    Half of the rounds are with models opened afresh in the other order, as in `compressor.benchmark`.
+    Half of the rounds are with models opened afresh in the other order, as in `compressor.measure.benchmark`.
     """
     import numpy as np
     import onnxruntime_genai as og

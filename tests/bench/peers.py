@@ -93,8 +93,8 @@ def genai_int4(spec: Result) -> Result:
 
 def llmcompressor_gptq(spec: Result) -> Result:
     """Run llm-compressor's GPTQ on `model` with the same windows: `data`, `samples`, `length`, `group`, `symmetric`."""
-    from compressor.calibration import DataRequest, load_data
-    from compressor.loading import open_model
+    from compressor.data.reading import DataRequest, load_data
+    from compressor.model.folder import open_model
 
     out = Path(spec["out"])
     shutil.rmtree(out, ignore_errors=True)
@@ -147,10 +147,10 @@ save_file(state, facts["out"] + "/model.safetensors", metadata={"format": "pt"})
 
 def measured_quality(spec: Result) -> Result:
     """Measure the folder `ours` against `dense` on `data` (`samples` of `length`), each in its own runtime."""
-    from compressor.benchmark import file_bytes
-    from compressor.calibration import DataRequest, load_data
-    from compressor.evaluation import measure
-    from compressor.runners import open_runner
+    from compressor.data.reading import DataRequest, load_data
+    from compressor.measure.benchmark import file_bytes
+    from compressor.measure.evaluation import measure
+    from compressor.measure.runner import open_runner
 
     dense, ours = open_runner(Path(spec["dense"]), 1), open_runner(Path(spec["ours"]), 1)
     request = DataRequest(spec["data"], (), spec["samples"], spec["length"], 0, "evaluation")

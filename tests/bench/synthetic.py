@@ -70,8 +70,8 @@ def write_llama(folder: Path, shape: Geometry, seed: int = 0) -> Path:
     """
     import torch
 
-    from compressor.checkpoint import Plan, write_safetensors
     from compressor.demo import MODEL_DIR
+    from compressor.storage.tensors import Plan, write_safetensors
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER:

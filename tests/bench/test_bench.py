@@ -285,7 +285,7 @@ def test_memory_of_a_job_is_its_own_not_that_of_its_parent(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["dense", *variants(dense_geometry(quick=True))])
 def test_synthetic_models_have_the_parameters_they_state(name: str, tmp_path: Path) -> None:
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     dense = dense_geometry(quick=True)
     shape: Geometry = {"dense": dense, **variants(dense)}[name]

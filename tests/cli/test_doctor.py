@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from compressor import doctor, processor
+from compressor.machine import doctor, processor
 
 X86 = """processor : 0
 model name : Intel(R) Xeon(R) Platinum

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from compressor.progress import (
+from compressor.machine.progress import (
     NullProgress,
     PlainProgress,
     RichProgress,

@@ -14,13 +14,13 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from compressor.accounting import stored_bytes
 from compressor.errors import CompressorError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
-from compressor.loading import ModelFolder, open_model
+from compressor.measure.runner import OnnxRunner
+from compressor.model.cost import stored_bytes
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
-from compressor.runners import OnnxRunner
 from tests.core.test_loading import COVERED, inputs_for
 from tests.core.toy import toy_batches
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.activations import ActivationStore, Budget
-from compressor.blocks import Walk
 from compressor.errors import ModelError
-from compressor.loading import open_model
+from compressor.model.folder import open_model
 from compressor.passes.apply import Setting, apply_pass
+from compressor.walk.activations import ActivationStore, Budget
+from compressor.walk.walk import Walk
 from tests.core.test_loading import COVERED
 from tests.core.toy import Cut, toy_batches
 
@@ -49,7 +49,7 @@ def test_streamed_outputs_are_the_models(pico: Pico, family: str, tmp_path: Path
 def test_halves_of_a_block_make_the_block(pico: Pico, family: str, tmp_path: Path) -> None:
     source = open_model(pico(family))
     walk = Walk(source, toy_batches(source.task), work=tmp_path, cache_bytes=PLENTY)
-    from compressor.calls import run_block
+    from compressor.walk.calls import run_block
 
     for view in walk.survey():
         with torch.no_grad():

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.calibration import DataRequest, Purpose, load_data, model_batches
-from compressor.data import LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import LabelData, PairData, SentenceData, TextData
+from compressor.data.reading import DataRequest, Purpose, load_data, model_batches
 from compressor.errors import DataError
 
 Pico = Callable[..., Path]

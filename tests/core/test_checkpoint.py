@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compressor.checkpoint import INDEX, Plan, read_header, sha256_of, stored_entries, write_safetensors
 from compressor.errors import ModelError
+from compressor.storage.tensors import INDEX, Plan, read_header, sha256_of, stored_entries, write_safetensors
 
 
 def _plan(name: str, tensor: torch.Tensor) -> Plan:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.data.images import check_images
+from compressor.data.tables import read_labels, read_sentences
+from compressor.data.texts import DOCUMENT_END, read_documents, read_lines
 from compressor.errors import DataError
-from compressor.images import check_images
-from compressor.tables import read_labels, read_sentences
-from compressor.texts import DOCUMENT_END, read_documents, read_lines
 
 KEY = "evaluation.data"
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import ModelError
-from compressor.grids import Grid, GridSpec, fit_grid, precision_of, read_section, section
+from compressor.storage.grids import Grid, GridSpec, fit_grid, precision_of, read_section, section
 
 
 def matrix(outputs: int, inputs: int, seed: int = 0) -> torch.Tensor:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.accounting import count_flops
 from compressor.architectures import FAMILIES, family_of, read_shapes, shape_section
-from compressor.checkpoint import Plan, stored_entries, write_safetensors
 from compressor.errors import ModelError
 from compressor.exporters.remote_code import add_remote_code
-from compressor.loading import config_for, open_model, read_config
-from compressor.matching import check_entries
-from compressor.skeleton import AUTO_CLASSES
+from compressor.model.cost import count_flops
+from compressor.model.folder import config_for, open_model, read_config
+from compressor.model.names import check_entries
+from compressor.model.skeleton import AUTO_CLASSES
+from compressor.storage.tensors import Plan, stored_entries, write_safetensors
 
 COVERED = ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "deit"]
 Pico = Callable[..., Path]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from compressor.architectures import Shapes
-from compressor.blocks import BlockView, Change, Walk
-from compressor.data import Batches
-from compressor.skeleton import set_weight
+from compressor.data.kinds import Batches
+from compressor.model.skeleton import set_weight
+from compressor.walk.walk import BlockView, Change, Walk
 
 VOCABULARY = 320
 

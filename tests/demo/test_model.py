@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from compressor.calibration import DataRequest, load_data
+from compressor.data.reading import DataRequest, load_data
 from compressor.demo import MODEL_DIR, TRAIN_TEXT, VALID_TEXT
 from compressor.demo.grammar import END
 from compressor.demo.train import Plan, build_model, build_tokenizer, encode, main, save, score, train

@@ -17,7 +17,7 @@ Exported = Callable[..., tuple[Path, Path]]
 def exported(pico: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Return `export(family, graph="auto", **overrides)`, which gives source and artifact, each exported once."""
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     root = tmp_path_factory.mktemp("exported")
     built: dict[str, tuple[Path, Path]] = {}
@@ -41,8 +41,8 @@ def write_shaped(base: Path, folder: Path, changes: Sequence[dict[str, Any]], *,
     import torch
 
     from compressor.architectures import shape_section
-    from compressor.checkpoint import Plan, write_safetensors
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
+    from compressor.storage.tensors import Plan, write_safetensors
 
     source = open_model(base)
     layers = tuple(replace(layer, **change) for layer, change in zip(source.shapes.layers, changes, strict=True))
@@ -86,7 +86,7 @@ def uneven(
 ) -> tuple[Path, Path]:
     """A compressed folder with other shapes in each block, and its ONNX export."""
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     root = tmp_path_factory.mktemp("uneven")
     base = pico("llama", head_dim=16, tie_word_embeddings=False)

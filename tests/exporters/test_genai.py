@@ -61,7 +61,7 @@ def test_greedy_of_other_families(exported: Exported, family: str) -> None:
 
 
 def test_greedy_with_shapes_that_differ_from_block_to_block(uneven: tuple[Path, Path]) -> None:
-    from compressor.loading import load
+    from compressor.model.folder import load
 
     source, out = uneven
     prompt = [3, 99, 250, 4]
@@ -76,7 +76,7 @@ def test_real_model_and_tokenizer(data_root: Path, tmp_path: Path, name: str) ->
     from transformers import AutoTokenizer
 
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source = data_root / "models" / name
     export_onnx(open_model(source), tmp_path)

@@ -21,7 +21,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from compressor.exporters.onnx import export_onnx
-from compressor.loading import open_model
+from compressor.model.folder import open_model
 export_onnx(open_model(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -125,7 +125,7 @@ def test_the_model_is_left_as_it_was(exported: Exported, tmp_path: Path) -> None
     from transformers.models.llama import modeling_llama
 
     from compressor.exporters.onnx import export_module
-    from compressor.loading import load
+    from compressor.model.folder import load
 
     source, out = exported("llama")
     model = load(source)
@@ -158,7 +158,7 @@ def test_large_weights_lie_beside_the_graph(
     import onnxruntime as ort
 
     from compressor.exporters.onnx import export_onnx, saving
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source, _ = exported("bert")
     monkeypatch.setattr(saving, "INLINE_LIMIT", 1000)
@@ -172,7 +172,7 @@ def test_large_weights_lie_beside_the_graph(
 
 def test_an_impossible_opset_is_a_usage_error(exported: Exported, tmp_path: Path) -> None:
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source, _ = exported("llama")
     with pytest.raises(UsageError, match="export.opset: 7 is not covered; allowed: auto, or 18 to 23"):
@@ -192,7 +192,7 @@ def test_attention_that_cannot_be_expressed_is_an_error() -> None:
 @pytest.mark.parametrize("opset", [18, 23])
 def test_other_opsets(exported: Exported, tmp_path: Path, opset: int) -> None:
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
     from tests.exporters.session import Decoder, stock
     from tests.exporters.test_decoder import check_parity
 
@@ -205,7 +205,7 @@ def test_other_opsets(exported: Exported, tmp_path: Path, opset: int) -> None:
 
 def test_a_rotation_without_a_table_is_an_error(pico: Callable[..., Path], tmp_path: Path) -> None:
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(ModelError, match="rope_type 'dynamic'"):

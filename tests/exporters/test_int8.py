@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from compressor.exporters.onnx import export_onnx
-from compressor.loading import ModelFolder, open_model
+from compressor.measure.runner import OnnxRunner, TorchRunner
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.artifact import code_digests
-from compressor.runners import OnnxRunner, TorchRunner
 from compressor.verification.codes import KEY, check_codes
 from compressor.verification.reference import check_reference, write_reference
 from compressor.verification.weights import open_weights
@@ -43,7 +43,7 @@ def made(pico: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
             method = methods()[name](methods()[name].Options())
             setting = Setting(work=root / f"work-{name}-{family}", fingerprint="f", cache_bytes=1 << 30)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("compressor.passes.quantize.smooth.WORTHWHILE", 1.0)
+                patch.setattr("compressor.passes.quantize._int8.smooth.WORTHWHILE", 1.0)
                 model, _ = apply_pass(method, source, toy_batches(source.task), setting)
             out.mkdir()
             result = export_onnx(model, out)

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
-from compressor.loading import open_model
-from compressor.process import peak_memory
+from compressor.model.folder import open_model
+from compressor.machine.memory import peak_memory
 source = open_model(sys.argv[1])
 source.skeleton()
 before = peak_memory()
@@ -29,8 +29,8 @@ def write_llama(folder: Path, layers: int) -> int:
     import torch
     from transformers import LlamaConfig
 
-    from compressor.checkpoint import Plan, write_safetensors
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
+    from compressor.storage.tensors import Plan, write_safetensors
 
     LlamaConfig(
         hidden_size=768,

@@ -13,13 +13,13 @@ import onnx
 import pytest
 import torch
 
-from compressor.benchmark import file_bytes
 from compressor.errors import ModelError
 from compressor.exporters.ort import MODEL, OPERATORS, convert, export_ort
-from compressor.grids import precision_of
-from compressor.loading import ModelFolder, open_model
+from compressor.measure.benchmark import file_bytes
+from compressor.measure.runner import OnnxRunner, TorchRunner, runtime_model
+from compressor.model.folder import ModelFolder, open_model
 from compressor.pipeline.artifact import grid_records
-from compressor.runners import OnnxRunner, TorchRunner, runtime_model
+from compressor.storage.grids import precision_of
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from compressor.verification.ort import _initializers
 from tests.core.test_loading import inputs_for

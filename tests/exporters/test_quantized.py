@@ -11,14 +11,14 @@ import onnx
 import pytest
 import torch
 
-from compressor.accounting import stored_bytes
 from compressor.errors import ModelError, UsageError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.onnx.quantized import pack_bits
-from compressor.loading import ModelFolder, open_model
+from compressor.measure.runner import OnnxRunner
+from compressor.model.cost import stored_bytes
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
-from compressor.runners import OnnxRunner
 from compressor.verification.codes import check_codes, dequantised, digest
 from compressor.verification.weights import open_weights
 from tests.core.test_loading import inputs_for

@@ -44,7 +44,7 @@ def test_blocks_of_every_family_are_alike(pico: Callable[..., Path], family: str
     from compressor.exporters.onnx.encoder import example_inputs
     from compressor.exporters.onnx.repeat import blocks_of, repeats
     from compressor.exporters.onnx.weights import weightless
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source = open_model(pico(family, num_hidden_layers=4))
     model = source.skeleton()
@@ -81,7 +81,7 @@ def test_blocks_of_any_width_are_copied(
     pico: Callable[..., Path], tmp_path: Path, traced: list[list[int]], graph: Any
 ) -> None:
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import load, open_model
+    from compressor.model.folder import load, open_model
     from tests.exporters.conftest import write_shaped
 
     base = pico("llama", head_dim=16, num_hidden_layers=6)
@@ -102,7 +102,7 @@ def test_blocks_that_compute_by_their_place_are_all_traced(
     from transformers.models.llama.modeling_llama import LlamaAttention
 
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     whole = LlamaAttention.forward
 
@@ -122,7 +122,7 @@ def test_copies_are_what_a_trace_gives(
 ) -> None:
     """Copied or traced, the graph is the same but for the names of constants."""
     from compressor.exporters.onnx import export_onnx, repeat
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     source = open_model(pico("qwen2", hidden_size=96, num_hidden_layers=5))
     graphs = []
@@ -154,7 +154,7 @@ def test_blocks_with_other_buffers_are_of_other_kinds(
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     from compressor.exporters.onnx import export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     make, whole = LlamaMLP.__init__, LlamaMLP.forward
     places = itertools.cycle([0] * 4 if alike else range(4))
@@ -176,7 +176,7 @@ def test_blocks_with_and_without_a_window_are_two_kinds(
     pico: Callable[..., Path], tmp_path: Path, traced: list[list[int]], graph: Any
 ) -> None:
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import open_model
+    from compressor.model.folder import open_model
 
     windows = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3}
     source = pico("qwen2", hidden_size=96, num_hidden_layers=7, **windows)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.exporters.safetensors import export_safetensors
-from compressor.loading import load, open_model
+from compressor.model.folder import load, open_model
 from tests.exporters.conftest import write_uneven
 from tests.exporters.session import stock
 

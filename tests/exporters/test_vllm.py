@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from compressor.exporters.safetensors import export_safetensors
-from compressor.loading import ModelFolder, load
-from compressor.runners import TorchRunner
+from compressor.measure.runner import TorchRunner
+from compressor.model.folder import ModelFolder, load
 from compressor.verification import REFERENCE, write_reference
 from tests.exporters.test_quantized import quantized
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.data import Batches
-from compressor.grids import Grid
-from compressor.loading import ModelFolder
+from compressor.data.kinds import Batches
+from compressor.model.folder import ModelFolder
+from compressor.model.skeleton import submodule
 from compressor.passes.apply import Setting, apply_pass
-from compressor.skeleton import submodule
+from compressor.storage.grids import Grid
 from tests.core.toy import VOCABULARY, toy_batches
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import ModelError
-from compressor.passes.structure.allocation import angular, greedy, proportional, uniform, width_budget
+from compressor.passes.numerics.allocation import angular, greedy, proportional, uniform, width_budget
 
 BEFORE = [688] * 6
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.blocks import Walk
-from compressor.grids import GridSpec, fit_grid
-from compressor.loading import open_model
+from compressor.model.folder import open_model
+from compressor.passes.quantize._weights.sharings import attention_sharings, ffn_sharings
 from compressor.passes.quantize.awq import Awq, maker_of, shared_loudness
-from compressor.passes.quantize.linears import attention_sharings, ffn_sharings
 from compressor.passes.quantize.rtn import Rtn
+from compressor.storage.grids import GridSpec, fit_grid
+from compressor.walk.walk import Walk
 from tests.core.toy import toy_batches
 from tests.methods.quantized import check_on_grids, outputs, run
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.data import Batches
-from compressor.loading import open_model
+from compressor.data.kinds import Batches
+from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from tests.bench.synthetic import Geometry, write_llama

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.calibration import DataRequest, load_data, model_batches
+from compressor.data.reading import DataRequest, load_data, model_batches
 from compressor.errors import ModelError
-from compressor.grids import Grid, GridSpec, fit_grid
-from compressor.loading import open_model
-from compressor.passes.quantize import _solver as solver
+from compressor.model.folder import open_model
+from compressor.passes.numerics import rounding as solver
+from compressor.passes.numerics.elimination import damped
 from compressor.passes.quantize.gptq import Gptq
 from compressor.passes.quantize.rtn import Rtn
-from compressor.passes.structure.obs import damped
+from compressor.storage.grids import Grid, GridSpec, fit_grid
 from tests.methods.quantized import check_on_grids, correlated, outputs, padded, run
 
 Make = Callable[..., Path]

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from compressor.data import Batches
+from compressor.data.kinds import Batches
 from compressor.errors import ModelError, RecipeError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
-from compressor.loading import open_model
+from compressor.measure.runner import OnnxRunner
+from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.artifact import export_model
 from compressor.pipeline.plan import artifact_dtype, plan
 from compressor.pipeline.prepare import prepare
 from compressor.recipe import parse_recipe
-from compressor.runners import OnnxRunner
 from tests.core.test_loading import inputs_for
 
 Make = Callable[..., Path]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.data import Batches
-from compressor.grids import GridSpec, fit_grid
-from compressor.loading import open_model
+from compressor.data.kinds import Batches
+from compressor.model.folder import open_model
 from compressor.passes.quantize.hqq import Hqq, half_quadratic
+from compressor.storage.grids import GridSpec, fit_grid
 from tests.methods.quantized import check_on_grids, run
 
 Make = Callable[..., Path]

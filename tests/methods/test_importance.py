@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.errors import UsageError
-from compressor.passes.structure.importance import SCORE_NAMES, Channels, score
+from compressor.passes.structure._width.importance import SCORE_NAMES, Channels, score
 
 
 def channels(readers: int = 2, seed: int = 0) -> tuple[Channels, torch.Tensor]:

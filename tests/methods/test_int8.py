@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.data import Batches
-from compressor.grids import GridSpec, fit_rows
-from compressor.loading import ModelFolder, open_model
+from compressor.data.kinds import Batches
+from compressor.machine.processor import weight_bits
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
-from compressor.passes.quantize.int8_sensitivity import round_inputs
-from compressor.passes.quantize.ranges import BINS, ChannelRanges, Histogram, range_of, scale_and_zero
-from compressor.passes.quantize.smooth import find_factors, predicted_error
-from compressor.processor import weight_bits
+from compressor.passes.quantize._int8.ranges import BINS, ChannelRanges, Histogram, range_of, scale_and_zero
+from compressor.passes.quantize._int8.sensitivity import round_inputs
+from compressor.passes.quantize._int8.smooth import find_factors, predicted_error
+from compressor.storage.grids import GridSpec, fit_rows
 from tests.core.test_loading import inputs_for
 from tests.core.toy import toy_batches
 
@@ -77,7 +77,7 @@ def test_reduce_range(pico: Make, tmp_path: Path, choice: bool, most: int) -> No
 
 
 def test_the_processor_decides_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    import compressor.processor as processor
+    import compressor.machine.processor as processor
 
     monkeypatch.setattr(processor, "cpu", lambda: {"features": {"avx2": True}})
     cls = methods()["int8-dynamic"]
@@ -281,7 +281,7 @@ def test_sensitive_spares_what_loses_most(pico: Make, tmp_path: Path) -> None:
 
 
 def test_input_factors_stay_out_of_safetensors(pico: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.passes.quantize.smooth.WORTHWHILE", 1.0)
+    monkeypatch.setattr("compressor.passes.quantize._int8.smooth.WORTHWHILE", 1.0)
     source = open_model(pico("bert"))
     cls = methods()["int8-dynamic"]
     for target, groups in (("onnx", {0, 1}), ("safetensors", {0})):

@@ -13,11 +13,11 @@ import torch
 from pydantic import ValidationError
 
 from compressor.errors import UsageError
-from compressor.grids import GridSpec, fit_grid
-from compressor.loading import open_model
+from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
-from compressor.passes.quantize.mixed import Choice, allocate, block_choices, output_distance
+from compressor.passes.quantize._weights.mixed import Choice, allocate, block_choices, output_distance
+from compressor.storage.grids import GridSpec, fit_grid
 from tests.core.toy import toy_batches
 
 Pico = Callable[..., Path]

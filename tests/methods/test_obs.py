@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.errors import ModelError
-from compressor.passes.structure.obs import damped, eliminate
+from compressor.passes.numerics.elimination import damped, eliminate
 
 DAMPING = 0.01
 

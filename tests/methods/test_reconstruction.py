@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from compressor.errors import DataError, ModelError
-from compressor.passes.structure.obs import eliminate
-from compressor.passes.structure.reconstruction import Moments, fit
+from compressor.passes.numerics.elimination import eliminate
+from compressor.passes.numerics.moments import Moments, fit
 from tests.live import LiveBytes
 
 KEPT = torch.tensor([0, 2, 3, 6])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.errors import ModelError
-from compressor.passes.structure.rotation import (
+from compressor.passes.numerics.rotation import (
     Projection,
     SharedBasis,
     diagonalising,

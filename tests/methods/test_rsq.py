@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.blocks import Walk
 from compressor.errors import ModelError
-from compressor.loading import ModelFolder, open_model
-from compressor.passes.quantize._concentration import concentration, scaled
-from compressor.passes.quantize._rotate import hadamard, random_rotation
+from compressor.model.folder import ModelFolder, open_model
+from compressor.passes.quantize._weights.concentration import concentration, scaled
+from compressor.passes.quantize._weights.rotate import hadamard, random_rotation
 from compressor.passes.quantize.rsq import Rsq
 from compressor.passes.quantize.rtn import Rtn
+from compressor.walk.walk import Walk
 from tests.core.toy import toy_batches
 from tests.methods.quantized import check_on_grids, outputs, padded, run
 

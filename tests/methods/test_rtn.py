@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.data import Batches
-from compressor.loading import open_model
+from compressor.data.kinds import Batches
+from compressor.model.folder import open_model
+from compressor.model.skeleton import submodule
 from compressor.passes.quantize.rtn import Rtn
-from compressor.skeleton import submodule
 from tests.methods.quantized import check_on_grids, run
 
 Make = Callable[..., Path]

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from compressor.architectures import Shapes
-from compressor.calibration import DataRequest, load_data, model_batches
-from compressor.data import Batches
+from compressor.data.kinds import Batches
+from compressor.data.reading import DataRequest, load_data, model_batches
 from compressor.errors import ModelError
-from compressor.loading import ModelFolder, open_model
+from compressor.model.folder import ModelFolder, open_model
+from compressor.model.skeleton import base_of, optional_submodules
 from compressor.passes.apply import Setting, apply_pass
-from compressor.passes.structure.backward import sampled_labels
-from compressor.passes.structure.rotation import Projection, ones_free
-from compressor.passes.structure.sensitivity import limited, survey_sensitivity
-from compressor.passes.structure.slice_block import set_readers
+from compressor.passes.numerics.rotation import Projection, ones_free
+from compressor.passes.structure._slice.block import set_readers
+from compressor.passes.structure._slice.sensitivity import limited, survey_sensitivity
+from compressor.passes.structure._slice.shapes import parameter_count, sliced_shapes
 from compressor.passes.structure.slicegpt import SliceGPT
-from compressor.passes.structure.slicing import parameter_count, sliced_shapes
-from compressor.skeleton import base_of, optional_submodules
+from compressor.passes.surgery.backward import sampled_labels
 
 Make = Callable[..., Path]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "vit", "deit")
@@ -243,7 +243,7 @@ def test_padding_is_not_calibrated_on(pico: Make, tmp_path: Path) -> None:
 
 def test_sensitivity_is_the_gradient_of_the_loss(pico: Make, tmp_path: Path) -> None:
     """Against plain autograd through the whole model, with the same drawn labels."""
-    from compressor.blocks import Walk
+    from compressor.walk.walk import Walk
 
     model = open_model(pico("mistral"))
     walk = Walk(model, batches_for(model), work=tmp_path, cache_bytes=1)
@@ -279,7 +279,7 @@ def test_sensitivity_is_the_gradient_of_the_loss(pico: Make, tmp_path: Path) -> 
 
 def test_sites_share_sums_in_a_deep_model(pico: Make, tmp_path: Path) -> None:
     """Eight blocks: the sums of six groups add up to the sums of all sites; memory does not grow with depth."""
-    from compressor.blocks import Walk
+    from compressor.walk.walk import Walk
 
     model = open_model(pico("mistral", num_hidden_layers=8))
     walk = Walk(model, batches_for(model), work=tmp_path, cache_bytes=1 << 24)

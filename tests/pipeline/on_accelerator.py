@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.blocks import Walk
-from compressor.data import Batches
-from compressor.loading import ModelFolder, open_model
+from compressor.data.kinds import Batches
+from compressor.machine.progress import NullProgress
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.inputs import input_hashes
 from compressor.pipeline.prepare import prepare
-from compressor.progress import NullProgress
-from compressor.shards import STATE
+from compressor.walk.checkpoint import STATE
+from compressor.walk.walk import Walk
 from tests import accelerator
 from tests.core.toy import toy_batches
 from tests.pico import make_pico

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.loading import ModelFolder, open_model
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from tests.core.test_loading import inputs_for

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from compressor.checkpoint import sha256_of
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
 from compressor.pipeline.prepare import prepare
+from compressor.storage.tensors import sha256_of
 from tests.core.test_calibration import images
 from tests.pipeline.conftest import Maker
 

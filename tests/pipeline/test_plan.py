@@ -20,7 +20,7 @@ import json, sys
 from pathlib import Path
 from compressor.passes import methods
 from compressor.pipeline import plan, run
-from compressor.progress import NullProgress
+from compressor.machine.progress import NullProgress
 from compressor.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]), options={k: v.Options for k, v in methods().items()})
 predicted = plan(recipe, model=sys.argv[2])["peak_memory_bytes"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import DataError, RecipeError
-from compressor.loading import ModelFolder, open_model
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.pipeline import plan
 from compressor.pipeline.prepare import prepare, sample_length

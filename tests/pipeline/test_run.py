@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from compressor.checkpoint import sha256_of
 from compressor.errors import DataError, ModelError, RecipeError, UsageError
-from compressor.loading import open_model
+from compressor.machine.progress import NullProgress
+from compressor.model.folder import open_model
 from compressor.pipeline import inspect, plan, run
 from compressor.pipeline.work import rejected_folder, work_folder
-from compressor.progress import NullProgress
 from compressor.recipe import Recipe
 from compressor.report.schema import check_report
+from compressor.storage.tensors import sha256_of
 from tests.pipeline.conftest import Maker
 
 Pico = Callable[..., Path]
@@ -208,7 +208,7 @@ import sys
 from pathlib import Path
 from compressor.passes import methods
 from compressor.pipeline import run
-from compressor.progress import NullProgress
+from compressor.machine.progress import NullProgress
 from compressor.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]), options={k: v.Options for k, v in methods().items()})
 run(recipe, model=sys.argv[2], out=Path(sys.argv[3]), progress=NullProgress(), resume=sys.argv[4] == "resume")

@@ -76,7 +76,8 @@ def test_references_resolve(toys):
 
 
 def test_bounds_and_metrics_are_those_of_verification():
-    from compressor import evaluation, verification
+    from compressor import verification
+    from compressor.measure import evaluation
 
     assert set(BOUNDS) == set(verification.BOUNDS)
     assert get_args(Metric) == evaluation.METRICS

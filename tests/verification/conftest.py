@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.calibration import DataRequest
+from compressor.data.reading import DataRequest
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from tests.pico import sample_text
 
@@ -16,8 +16,8 @@ from tests.pico import sample_text
 def export(source: Path, out: Path, *, precision: str = "float32", **options: str) -> Path:
     """Export a model folder to a sealed artifact with its reference, as the pipeline does."""
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.loading import open_model
-    from compressor.runners import TorchRunner
+    from compressor.measure.runner import TorchRunner
+    from compressor.model.folder import open_model
 
     model = open_model(source)
     out.mkdir(parents=True)

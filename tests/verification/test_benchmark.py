@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor.benchmark import Phase, Series, _interleave, compare, file_bytes
 from compressor.errors import UsageError
-from compressor.runners import Runner, open_runner
+from compressor.measure.benchmark import Phase, Series, _interleave, compare, file_bytes
+from compressor.measure.runner import Runner, open_runner
 
 
 def test_rounds_alternate_after_a_warm_up() -> None:
@@ -78,7 +78,7 @@ def test_both_models_come_first_once(pico: Callable[..., Path], monkeypatch: pyt
         opened.append(folder)
         return open_runner(folder, threads)
 
-    monkeypatch.setattr("compressor.benchmark.open_runner", opening)
+    monkeypatch.setattr("compressor.measure.benchmark.open_runner", opening)
     timing = compare(*models, length=8, rounds=7, seconds=0.01, memory=False)
     assert opened == [models[0], models[1], models[1], models[0]]
     assert timing.rounds == 6

@@ -14,11 +14,11 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from compressor.calibration import DataRequest, load_data
-from compressor.data import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
+from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.evaluation import METRICS, embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
-from compressor.runners import Array, TorchRunner
+from compressor.measure.evaluation import METRICS, embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
+from compressor.measure.runner import Array, TorchRunner
 
 VOCAB = 23
 
@@ -96,8 +96,8 @@ def test_text_metrics_match_scipy() -> None:
 
 def test_scores_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(FakeRunner(noise=0.3), text(), FakeRunner())
-    monkeypatch.setattr("compressor.evaluation._CHUNK", 3 * VOCAB)
-    monkeypatch.setattr("compressor.evaluation.LOGIT_BUDGET", 2 * 9 * VOCAB)
+    monkeypatch.setattr("compressor.measure.evaluation._CHUNK", 3 * VOCAB)
+    monkeypatch.setattr("compressor.measure.evaluation.LOGIT_BUDGET", 2 * 9 * VOCAB)
     runner = FakeRunner(noise=0.3)
     parts = measure(runner, text(), FakeRunner())
     assert parts.ours == pytest.approx(whole.ours, rel=1e-12)
@@ -310,7 +310,7 @@ def test_scores_of_real_models(
 
 
 def test_real_models_agree_with_themselves_across_runtimes(pico: Callable[..., Path], artifact: Path) -> None:
-    from compressor.runners import OnnxRunner
+    from compressor.measure.runner import OnnxRunner
 
     windows = np.random.default_rng(0).integers(0, 320, (4, 24), dtype=np.int64)
     found = measure(OnnxRunner(artifact), TextData(windows), TorchRunner(pico("llama")))

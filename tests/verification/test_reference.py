@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from compressor.data import Inputs
+from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
-from compressor.runners import Array, OnnxRunner, TorchRunner
+from compressor.measure.runner import Array, OnnxRunner, TorchRunner
 from compressor.verification import REFERENCE, write_reference
 from compressor.verification.reference import GATES, check_determinism, check_reference
 from compressor.verification.verdict import Check

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import ModelError, UsageError
-from compressor.runners import OnnxRunner, TorchRunner, complete, open_runner, task_of
+from compressor.measure.runner import OnnxRunner, TorchRunner, complete, open_runner, task_of
 
 
 def ids(batch: int, length: int, seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]

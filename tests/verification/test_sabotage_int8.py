@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compressor.loading import open_model
+from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.verification.manifest import read_manifest

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
-from compressor.grids import precision_of
-from compressor.loading import ModelFolder
+from compressor.measure.runner import TorchRunner
+from compressor.model.folder import ModelFolder
 from compressor.pipeline.artifact import grid_records
-from compressor.runners import TorchRunner
+from compressor.storage.grids import precision_of
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from compressor.verification.codes import dequantised, digest
 from compressor.verification.manifest import read_manifest

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.loading import open_model
-from compressor.runners import TorchRunner
+from compressor.measure.runner import TorchRunner
+from compressor.model.folder import open_model
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from tests.verification.test_sabotage import reasons, rehash
 

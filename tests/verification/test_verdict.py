@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.calibration import DataRequest
-from compressor.data import Batches, LabelData
+from compressor.data.kinds import Batches, LabelData
+from compressor.data.reading import DataRequest
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
-from compressor.evaluation import Quality
-from compressor.runners import TorchRunner
+from compressor.measure.evaluation import Quality
+from compressor.measure.runner import TorchRunner
 from compressor.verification import BOUNDS, GATES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense

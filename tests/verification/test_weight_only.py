@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
+from compressor.measure.runner import OnnxRunner
 from compressor.pipeline.run import _quantization_step
-from compressor.runners import OnnxRunner
 from compressor.verification.exact import check_exact
 from compressor.verification.manifest import REFERENCE
 from compressor.verification.quality import STEP, check_weight_only

@@ -21,14 +21,14 @@ from pydantic import Field
 
 from compressor._lazy import lazy
 from compressor.passes.base import Options
-from compressor.passes.quantize.weight_only import WeightOnly, WeightOnlyOptions
+from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOnlyOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.blocks import BlockView
-    from compressor.grids import Grid, GridSpec
-    from compressor.passes.quantize.linears import InputStats, Sharing
+    from compressor.passes.quantize._weights.sharings import InputStats, Sharing
+    from compressor.storage.grids import Grid, GridSpec
+    from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -51,8 +51,8 @@ class Awq(WeightOnly):
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""
-        from compressor.grids import fit_grid
-        from compressor.passes.quantize._solver import clipped_grid
+        from compressor.passes.numerics.rounding import clipped_grid
+        from compressor.storage.grids import fit_grid
 
         assert stats is not None
         clips = self.options.clip == "mse"
@@ -61,7 +61,7 @@ class Awq(WeightOnly):
 
     def prepare_block(self, block: BlockView) -> None:
         """Fold scales into a block, found on the inputs that it gets."""
-        from compressor.passes.quantize.linears import attention_sharings, collect, ffn_sharings
+        from compressor.passes.quantize._weights.sharings import attention_sharings, collect, ffn_sharings
 
         sharings = (*attention_sharings(block.family), *ffn_sharings(block.family))
         folds = [(s, maker) for s in sharings if (maker := maker_of(block, s))] if self.options.steps else []
@@ -86,8 +86,8 @@ class Awq(WeightOnly):
 
     def _scale(self, block: BlockView, sharing: Sharing, stats: InputStats) -> torch.Tensor | None:
         """Return the scale [width] of a sharing's input that loses least, None for none at all."""
-        from compressor.grids import fit_grid
-        from compressor.skeleton import submodule
+        from compressor.model.skeleton import submodule
+        from compressor.storage.grids import fit_grid
 
         specs = [(path, self._specs.get(block.name_of(path))) for path in sharing.paths]
         weights = [(submodule(block.module, path).weight.data, spec) for path, spec in specs if spec is not None]
@@ -150,7 +150,7 @@ def shared_loudness(block: BlockView, sharing: Sharing, loudness: torch.Tensor) 
 
 def fold(block: BlockView, sharing: Sharing, maker: str, scale: torch.Tensor) -> None:
     """Multiply the columns of a sharing's weights by `scale` [width], and divide the outputs of its maker by it."""
-    from compressor.skeleton import submodule
+    from compressor.model.skeleton import submodule
 
     for path in sharing.paths:
         module: Any = submodule(block.module, path)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Shapes
-    from compressor.blocks import BlockView, Change, Walk
-    from compressor.grids import GridSpec
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
+    from compressor.storage.grids import GridSpec
+    from compressor.walk.walk import BlockView, Change, Walk
 
 
 class HalfOptions(Options):
@@ -70,8 +70,8 @@ class Fp16:
         """
         import torch
 
-        from compressor.blocks import Change
         from compressor.errors import ModelError
+        from compressor.walk.walk import Change
 
         lost = whole = 0.0
         for path, parameter in block.module.named_parameters():

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from compressor.passes.base import Options
-from compressor.passes.quantize.weight_only import WeightOnly, WeightOnlyOptions
+from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOnlyOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.grids import Grid, GridSpec
-    from compressor.passes.quantize.linears import InputStats
+    from compressor.passes.quantize._weights.sharings import InputStats
+    from compressor.storage.grids import Grid, GridSpec
 
 
 class GptqOptions(WeightOnlyOptions):
@@ -57,7 +57,7 @@ class Gptq(WeightOnly):
 
     def target(self, weight: torch.Tensor, path: str, stats: InputStats | None) -> torch.Tensor:
         """Return the weight that best gives the dense outputs on the inputs that there are."""
-        from compressor.passes.quantize._solver import corrected
+        from compressor.passes.numerics.rounding import corrected
 
         assert stats is not None
         if not self.options.correct:
@@ -66,9 +66,9 @@ class Gptq(WeightOnly):
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""
-        from compressor.grids import fit_grid
-        from compressor.passes.quantize._solver import clipped_grid, descend, feed_back, refit_scales
-        from compressor.passes.structure.obs import damped
+        from compressor.passes.numerics.elimination import damped
+        from compressor.passes.numerics.rounding import clipped_grid, descend, feed_back, refit_scales
+        from compressor.storage.grids import fit_grid
 
         assert stats is not None
         o, gram = self.options, stats.gram

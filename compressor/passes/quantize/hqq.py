@@ -19,14 +19,14 @@ from pydantic import Field
 
 from compressor._lazy import lazy
 from compressor.passes.base import Options
-from compressor.passes.quantize._solver import chosen, group_sums, spread
-from compressor.passes.quantize.weight_only import WeightOnly, WeightOnlyOptions
+from compressor.passes.numerics.rounding import chosen, group_sums, spread
+from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOnlyOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.grids import Grid, GridSpec
-    from compressor.passes.quantize.linears import InputStats
+    from compressor.passes.quantize._weights.sharings import InputStats
+    from compressor.storage.grids import Grid, GridSpec
 else:
     torch = lazy("torch")
 
@@ -56,7 +56,7 @@ class Hqq(WeightOnly):
 
 def half_quadratic(weight: torch.Tensor, spec: GridSpec, options: HqqOptions) -> Grid:
     """Return the grid of a weight [outputs, inputs] that the turns above end with."""
-    from compressor.grids import fit_grid
+    from compressor.storage.grids import fit_grid
 
     def error(grid: Grid) -> torch.Tensor:
         return group_sums((weight - grid.rounded(weight)).abs() ** options.norm, spec)
@@ -73,7 +73,7 @@ def half_quadratic(weight: torch.Tensor, spec: GridSpec, options: HqqOptions) ->
 
 def _turn(weight: torch.Tensor, grid: Grid, norm: float, beta: float) -> Grid:
     """Return the grid after one turn; errors are counted in steps of the grid, so that beta fits every group."""
-    from compressor.grids import Grid
+    from compressor.storage.grids import Grid
 
     spec, inputs = grid.spec, weight.shape[1]
     codes = grid.codes(weight)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.passes.base import Options
-from compressor.passes.quantize.int8_linears import Int8, Int8Options
+from compressor.passes.quantize._int8.linears import Int8, Int8Options
 
 if TYPE_CHECKING:
-    from compressor.grids import Activations
+    from compressor.storage.grids import Activations
 
 
 class Int8DynamicOptions(Int8Options):

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from compressor.passes.base import Options
-from compressor.passes.quantize.int8_linears import Int8, Int8Options
+from compressor.passes.quantize._int8.linears import Int8, Int8Options
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.blocks import Walk
-    from compressor.grids import Activations, GridSpec
-    from compressor.passes.quantize.ranges import ChannelRanges
-    from compressor.passes.quantize.smooth import Smoothing
+    from compressor.passes.quantize._int8.ranges import ChannelRanges
+    from compressor.passes.quantize._int8.smooth import Smoothing
+    from compressor.storage.grids import Activations, GridSpec
+    from compressor.walk.walk import Walk
 
     Rows = torch.Tensor
 
@@ -65,8 +65,8 @@ class Int8Static(Int8):
 
     def change_tail(self, walk: Walk) -> None:
         """Round the head; the range of its input is that of the last norm's output."""
-        from compressor.passes.quantize.linears import embedding_name, head_name, real
-        from compressor.skeleton import base_of
+        from compressor.model.skeleton import base_of
+        from compressor.passes.quantize._weights.sharings import embedding_name, head_name, real
 
         super().change_tail(walk)
         source = walk.source
@@ -86,7 +86,7 @@ class Int8Static(Int8):
         walk.grids[name] = replace(grid, spec=self._calibrated(grid.spec, low, high, map(inputs, range(count))))
 
     def _calibrated(self, spec: GridSpec, low: float, high: float, rows: Iterable[Rows]) -> GridSpec:
-        from compressor.passes.quantize.ranges import PERCENTILE, Histogram, range_of, scale_and_zero
+        from compressor.passes.quantize._int8.ranges import PERCENTILE, Histogram, range_of, scale_and_zero
 
         histogram = Histogram(low, high)
         for part in rows:

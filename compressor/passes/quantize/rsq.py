@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from compressor.passes.base import Options
+from compressor.passes.numerics.rotation import Projection
 from compressor.passes.quantize.gptq import Gptq, GptqOptions
-from compressor.passes.structure.rotation import Projection
 
 if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Shapes
-    from compressor.blocks import BlockView, Walk
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
+    from compressor.walk.walk import BlockView, Walk
 
 
 class RsqOptions(GptqOptions):
@@ -51,7 +51,7 @@ class Rsq(Gptq):
         Raises:
             ModelError: the family is not covered, or `rotate: true` asks for what the model does not allow.
         """
-        from compressor.passes.quantize._rotate import check_rotatable
+        from compressor.passes.quantize._weights.rotate import check_rotatable
 
         if self.options.rotate is True:
             check_rotatable(self.name, source)
@@ -59,7 +59,7 @@ class Rsq(Gptq):
 
     def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Plan the grids and draw the rotation."""
-        from compressor.passes.quantize._rotate import random_rotation, why_not
+        from compressor.passes.quantize._weights.rotate import random_rotation, why_not
 
         super().begin(source, planned, findings)
         reason = why_not(source)
@@ -71,7 +71,7 @@ class Rsq(Gptq):
 
     def change_stem(self, walk: Walk) -> None:
         """Rotate what writes to the stream before the first block."""
-        from compressor.passes.structure.slice_block import set_stem
+        from compressor.passes.structure._slice.block import set_stem
 
         if self.frame is not None:
             self.frame = Projection(self.frame.matrix.to(walk.device))
@@ -80,7 +80,7 @@ class Rsq(Gptq):
 
     def change_tail(self, walk: Walk) -> None:
         """Rotate what reads the stream after the last block."""
-        from compressor.passes.quantize._rotate import rotate_tail
+        from compressor.passes.quantize._weights.rotate import rotate_tail
 
         if self.frame is not None:
             rotate_tail(walk, self.frame)
@@ -88,7 +88,7 @@ class Rsq(Gptq):
 
     def prepare_block(self, block: BlockView) -> None:
         """Rotate a block and forget the importance of the tokens of the one before."""
-        from compressor.passes.quantize._rotate import rotate_block
+        from compressor.passes.quantize._weights.rotate import rotate_block
 
         self._importance = {}
         if self.frame is not None:
@@ -97,7 +97,7 @@ class Rsq(Gptq):
 
     def token_weights(self, block: BlockView, k: int) -> torch.Tensor | None:
         """Return the squares of the factors of the tokens of batch k, [batch, tokens]."""
-        from compressor.passes.quantize._concentration import concentration, scaled
+        from compressor.passes.quantize._weights.concentration import concentration, scaled
 
         if self.options.importance == "none":
             return None

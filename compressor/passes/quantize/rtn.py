@@ -1,6 +1,6 @@
 """RTN: every weight goes to the nearest value of its group's grid. No calibration data is looked at.
 
-The grid covers the range of the group (`compressor.grids.fit_grid`): the baseline that other methods must beat.
+The grid covers the range of the group (`compressor.storage.grids.fit_grid`): the baseline that other methods must beat.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.passes.base import Options
-from compressor.passes.quantize.weight_only import WeightOnly, WeightOnlyOptions
+from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOnlyOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.grids import Grid, GridSpec
-    from compressor.passes.quantize.linears import InputStats
+    from compressor.passes.quantize._weights.sharings import InputStats
+    from compressor.storage.grids import Grid, GridSpec
 
 
 class RtnOptions(WeightOnlyOptions):
@@ -31,7 +31,7 @@ class Rtn(WeightOnly):
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""
-        from compressor.grids import fit_grid
+        from compressor.storage.grids import fit_grid
 
         grid = fit_grid(weight, spec)
         return grid, grid.rounded(weight)

@@ -24,7 +24,7 @@ from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.passes.base import Options as BaseOptions
 from compressor.passes.base import PassFamily
-from compressor.passes.structure.rotation import (
+from compressor.passes.numerics.rotation import (
     Projection,
     SharedBasis,
     diagonalising,
@@ -35,18 +35,18 @@ from compressor.passes.structure.rotation import (
     principal_basis,
     shared_covariance,
 )
-from compressor.passes.structure.slicing import sliced_shapes
+from compressor.passes.structure._slice.shapes import sliced_shapes
 
 if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Shapes
-    from compressor.blocks import BlockView, Change, Walk
-    from compressor.checkpoint import Entry
-    from compressor.grids import GridSpec
-    from compressor.loading import ModelFolder
-    from compressor.passes.structure.reconstruction import Moments
-    from compressor.passes.structure.sensitivity import Sites
+    from compressor.model.folder import ModelFolder
+    from compressor.passes.numerics.moments import Moments
+    from compressor.passes.structure._slice.sensitivity import Sites
+    from compressor.storage.grids import GridSpec
+    from compressor.storage.tensors import Entry
+    from compressor.walk.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
 
@@ -127,8 +127,8 @@ class SliceGPT:
 
     def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
         """Return the basis of all sites, or one for each, and `every`: which share of the batches is needed."""
-        from compressor.passes.structure.sensitivity import limited, survey_principal, survey_sensitivity
-        from compressor.passes.structure.surveys import stride
+        from compressor.passes.structure._slice.sensitivity import limited, survey_principal, survey_sensitivity
+        from compressor.passes.structure._width.surveys import stride
 
         every = stride(walk, self.options.tokens_per_channel)
         found: dict[str, torch.Tensor | Entry] = {"every": torch.tensor(every)}
@@ -172,14 +172,14 @@ class SliceGPT:
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
-        from compressor.passes.structure.slice_block import set_stem
+        from compressor.passes.structure._slice.block import set_stem
 
         set_stem(walk, self._site(0))
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
-        from compressor.blocks import Change
-        from compressor.passes.structure.slice_block import BlockSlicer
+        from compressor.passes.structure._slice.block import BlockSlicer
+        from compressor.walk.walk import Change
 
         layer = self._planned.layers[block.index]
         slicer = BlockSlicer(
@@ -193,8 +193,8 @@ class SliceGPT:
 
     def change_tail(self, walk: Walk) -> None:
         """Narrow the final norm and the heads; a tied head stays the embedding, the norm's weight is fitted to it."""
-        from compressor.passes.structure.slice_block import reader_fit, set_readers
-        from compressor.skeleton import optional_submodules
+        from compressor.model.skeleton import optional_submodules
+        from compressor.passes.structure._slice.block import reader_fit, set_readers
 
         norm, site = _final_norm(walk), self._site(2 * walk.count)
         heads = optional_submodules(walk.model, walk.source.family.heads)
@@ -209,7 +209,7 @@ class SliceGPT:
 
     def _tail_pairs(self, walk: Walk, heads: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Yield dense and narrow normed tokens of the last block's output."""
-        from compressor.passes.structure.sensitivity import norm_eps, unmasked
+        from compressor.passes.structure._slice.sensitivity import norm_eps, unmasked
 
         eps = norm_eps(_final_norm(walk))
         for k, mask in enumerate(walk.token_masks):
@@ -226,7 +226,7 @@ class SliceGPT:
 
     def _tie(self, walk: Walk, norm: Any, head: Any, moments: Moments | None) -> None:
         """Let the head be the embedding again; the norm's weight takes over its own scale, in narrow coordinates."""
-        from compressor.skeleton import base_of, optional_submodules, set_weight
+        from compressor.model.skeleton import base_of, optional_submodules, set_weight
 
         site, scale = self._site(2 * walk.count), norm.weight.double()
         embedding: Any = optional_submodules(base_of(walk.model), walk.source.family.embeddings)[0]
@@ -255,7 +255,7 @@ def _site_name(index: int) -> str:
 
 
 def _final_norm(walk: Walk) -> Any:
-    from compressor.skeleton import base_of
+    from compressor.model.skeleton import base_of
 
     return base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
 

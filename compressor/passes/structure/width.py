@@ -22,16 +22,16 @@ from pydantic import BaseModel, Field
 
 from compressor._lazy import lazy
 from compressor.passes.base import Options, PassFamily
-from compressor.passes.structure.allocation import WidthBudget, angular, greedy, uniform, width_budget
-from compressor.passes.structure.channels import check_covered
+from compressor.passes.numerics.allocation import WidthBudget, angular, greedy, uniform, width_budget
+from compressor.passes.surgery.channels import check_covered
 
 if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Shapes
-    from compressor.blocks import BlockView, Change, Walk
-    from compressor.grids import GridSpec
-    from compressor.loading import ModelFolder
+    from compressor.model.folder import ModelFolder
+    from compressor.storage.grids import GridSpec
+    from compressor.walk.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
 
@@ -113,7 +113,7 @@ class Width:
 
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return the widths of all blocks, and `every`: which share of the calibration batches is needed."""
-        from compressor.passes.structure import surveys
+        from compressor.passes.structure._width import surveys
 
         o, budget = self.options, self.budget(walk.source.shapes)
         every = surveys.stride(walk, o.tokens_per_channel)
@@ -144,8 +144,8 @@ class Width:
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow the FFN of one block."""
-        from compressor.blocks import Change
-        from compressor.passes.structure import narrowing
+        from compressor.passes.structure._width import narrowing
+        from compressor.walk.walk import Change
 
         width = self._widths[block.index]
         figures = narrowing.narrow(block, width, self.options)

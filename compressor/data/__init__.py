@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: text, tables and images become samples of one kind."""

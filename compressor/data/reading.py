@@ -1,0 +1,289 @@
+"""From files to model inputs: text windows, sentence pairs, labelled sentences and images.
+
+Calibration data and evaluation data are read by the same functions. Too little data is an error, never a silent repeat.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from compressor.data.images import check_images, load_processor, pixels
+from compressor.data.kinds import Batches, EvalData, Inputs, LabelData, PairData, SentenceData, TextData
+from compressor.data.tables import Sentences, read_labels, read_sentences
+from compressor.data.texts import DOCUMENT_END, read_documents, read_lines
+from compressor.errors import DataError
+
+TEXT_BATCH_TOKENS = 512
+"""Tokens of a calibration batch: matrices are then busy, and a batch's activations are small beside a block."""
+SENTENCE_BATCH = 32
+IMAGE_BATCH = 16
+_CHARACTERS_PER_TOKEN = 8
+
+Purpose = Literal["calibration", "evaluation"]
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What to read.
+
+    Attributes:
+        data: path as the recipe states it, or `demo:train` / `demo:valid`.
+        bases: folders against which a relative path is tried, in order.
+        samples: how many windows, sentences or images; None takes all.
+        length: tokens per window or at most per sentence.
+        seed: for the choice of calibration samples.
+        purpose: calibration draws at random offsets, evaluation reads from the start without overlap.
+    """
+
+    data: str
+    bases: tuple[Path, ...]
+    samples: int | None
+    length: int
+    seed: int
+    purpose: Purpose
+
+    @property
+    def key(self) -> str:
+        """Recipe key that a message about this data names."""
+        return f"{self.purpose}.data"
+
+
+def find_data(request: DataRequest) -> Path:
+    """Return the path of the data.
+
+    Raises:
+        DataError: no base folder has it.
+    """
+    if request.data.startswith("demo:"):
+        return _demo_file(request)
+    given = Path(request.data).expanduser()
+    tried = [given] if given.is_absolute() else [base / given for base in request.bases]
+    for path in tried:
+        if path.exists():
+            return path
+    raise DataError(
+        f"{request.key}: {request.data}: no such file or folder",
+        hint="Looked in: " + ", ".join(str(path.parent) for path in tried),
+    )
+
+
+def _demo_file(request: DataRequest) -> Path:
+    from compressor import demo
+
+    files = {"demo:train": demo.TRAIN_TEXT, "demo:valid": demo.VALID_TEXT}
+    if request.data not in files:
+        raise DataError(f"{request.key}: {request.data}: allowed are {', '.join(files)}")
+    return Path(files[request.data])
+
+
+def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
+    """Read data for a task with the tokenizer or image processor of the model in `folder`.
+
+    Raises:
+        DataError: the data is missing, of the wrong kind, unreadable or too short.
+    """
+    path = find_data(request)
+    if task == "image-classification":
+        return _images(path, request, folder)
+    if path.is_dir():
+        raise DataError(f"{request.key}: {path.name} is a folder; {task} needs a file (.txt, .jsonl, .csv, .tsv)")
+    tokenizer = load_tokenizer(folder, request.key)
+    config = _config(folder)
+    data: EvalData
+    if task == "text-generation":
+        data = _windows(path, request, tokenizer)
+    else:
+        classes = int(config.num_labels) if task == "text-classification" else None
+        data = _sentences(path, request, tokenizer, classes)
+    _check_ids(data, int(config.vocab_size), request.key, folder)
+    return data
+
+
+def _config(folder: Path) -> Any:
+    """Return the model's config, whose classes and vocabulary the data must fit."""
+    from compressor.model.folder import read_config
+
+    return read_config(folder)
+
+
+def _check_ids(data: EvalData, size: int, key: str, folder: Path) -> None:
+    """Raise DataError where the data hold a token that the model's vocabulary of `size` does not have."""
+    greatest = max(int(batch["input_ids"].max(initial=0)) for batch in model_batches(data))
+    if greatest >= size:
+        raise DataError(
+            f"{key}: the tokenizer of {folder.name} gives token {greatest}; vocab_size in its config.json is {size},"
+            f" so the model knows tokens 0 to {size - 1}",
+            hint="Put the tokenizer files that belong to the model into the folder of model.id.",
+        )
+
+
+def load_tokenizer(folder: Path, where: str = "model.id") -> Any:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        DataError: there is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")):
+        raise DataError(f"{where}: {folder.name} has no tokenizer", hint="Copy tokenizer.json beside config.json.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise DataError(f"{where}: the tokenizer of {folder.name} cannot be read: {error}") from error
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokenise text; documents apart, each with the tokenizer's own opening token, where the text marks their ends."""
+    if DOCUMENT_END not in text:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    documents = [part.strip() for part in text.split(DOCUMENT_END)]
+    encoded = tokenizer([part for part in documents if part], verbose=False)["input_ids"]
+    return [token for ids in encoded for token in ids]
+
+
+def _windows(path: Path, request: DataRequest, tokenizer: Any) -> TextData:
+    text = read_documents(path, request.key)
+    if request.purpose == "calibration" and request.samples is not None:
+        windows = _random_windows(text, request, tokenizer)
+    else:
+        ids = _encode(tokenizer, text)
+        count = len(ids) // request.length
+        count = min(count, request.samples) if request.samples is not None else count
+        windows = [ids[i * request.length : (i + 1) * request.length] for i in range(count)]
+        if not count or (request.samples is not None and count < request.samples):
+            _short(path, request, f"{len(ids)} tokens", len(ids) // request.length)
+    return TextData(np.asarray(windows, dtype=np.int64), str(path))
+
+
+def _random_windows(text: str, request: DataRequest, tokenizer: Any) -> list[list[int]]:
+    """Draw windows at random offsets; a long text is tokenised only around them."""
+    samples, length = request.samples or 0, request.length
+    rng = random.Random(request.seed)
+    span = length * _CHARACTERS_PER_TOKEN
+    windows: list[list[int]] = []
+    if len(text) >= 4 * samples * span and DOCUMENT_END not in text:
+        for _ in range(2 * samples):
+            start = text.find(" ", rng.randrange(len(text) - 2 * span))
+            ids = tokenizer(text[start : start + span], add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) >= length:
+                windows.append(list(ids[:length]))
+            if len(windows) == samples:
+                return windows
+    ids = _encode(tokenizer, text)
+    if len(ids) < samples * length:
+        _short(Path(request.data), request, f"{len(ids)} tokens", len(ids) // length)
+    starts = [rng.randrange(len(ids) - length + 1) for _ in range(samples)]
+    return [ids[start : start + length] for start in starts]
+
+
+def _short(path: Path, request: DataRequest, given: str, possible: int) -> None:
+    wanted = f"{request.samples} samples of " if request.samples is not None else "at least one window of "
+    raise DataError(
+        f"{request.key}: {path.name} has {given}, too little for {wanted}{request.length} tokens",
+        hint=f"Give more text, or set {request.purpose}.samples to at most {possible}, or a smaller length.",
+    )
+
+
+def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int]:
+    """Choose sample indices: all, the first n (evaluation) or n at random (calibration)."""
+    wanted = count if request.samples is None else request.samples
+    if not count or wanted > count:
+        raise DataError(
+            f"{request.key}: {path.name} has {count} {what}, {wanted or 1} are asked for",
+            hint=f"Give more data or set {request.purpose}.samples to at most {count}.",
+        )
+    if request.purpose == "evaluation":
+        return list(range(wanted))
+    return sorted(random.Random(request.seed).sample(range(count), wanted))
+
+
+def _sentences(path: Path, request: DataRequest, tokenizer: Any, classes: int | None) -> EvalData:
+    """Read sentences for a classifier of `classes` classes, or for an encoder (None)."""
+    if path.suffix in {".csv", ".tsv"}:
+        table = read_sentences(path, request.key, classes)
+    else:
+        table = Sentences([(line,) for line in read_lines(path, request.key)], [])
+    chosen = _choose(len(table.texts), request, path, "sentences")
+    batch = _tokeniser(tokenizer, request.length)
+    sides = [list(side) for side in zip(*(table.texts[i] for i in chosen), strict=True)]
+    numbers = np.asarray([table.numbers[i] for i in chosen] if table.numbers else [], dtype=np.float64)
+    if len(sides) == 2:
+        first, second = sides
+        return PairData(first, second, numbers, batch(first), batch(second), str(path))
+    if classes is not None and table.numbers:
+        return LabelData(batch(sides[0]), numbers.astype(np.int64), str(path))
+    return SentenceData(batch(sides[0]), len(chosen), str(path))
+
+
+def _tokeniser(tokenizer: Any, length: int) -> Callable[[Sequence[str]], Batches]:
+    def batches_of(texts: Sequence[str]) -> Batches:
+        def make() -> Iterable[Inputs]:
+            for start in range(0, len(texts), SENTENCE_BATCH):
+                part = list(texts[start : start + SENTENCE_BATCH])
+                encoded = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="np")
+                yield {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
+
+        return Batches(make, -(-len(texts) // SENTENCE_BATCH))
+
+    return batches_of
+
+
+def _images(path: Path, request: DataRequest, folder: Path) -> LabelData:
+    labels = path / "labels.csv" if path.is_dir() else path
+    if not labels.is_file():
+        raise DataError(f"{request.key}: {path.name}: images are a folder with labels.csv (file,label)")
+    rows = read_labels(labels, request.key, int(_config(folder).num_labels))
+    rows = [rows[i] for i in _choose(len(rows), request, path, "images")]
+    root = labels.parent.resolve()
+    files = [(root / name).resolve() for name, _ in rows]
+    for file in files:
+        if root not in file.parents or not file.is_file():
+            raise DataError(f"{request.key}: {labels.name} names {file.name}, which is not an image in its folder")
+    processor = load_processor(folder)
+    check_images(files, request.key)
+
+    def make() -> Iterable[Inputs]:
+        for start in range(0, len(files), IMAGE_BATCH):
+            yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], processor, request.key)}
+
+    batches = Batches(make, -(-len(files) // IMAGE_BATCH))
+    return LabelData(batches, np.asarray([label for _, label in rows], dtype=np.int64), str(path))
+
+
+def text_batch(length: int) -> int:
+    """Return how many windows of `length` tokens a calibration batch has."""
+    return max(1, TEXT_BATCH_TOKENS // length)
+
+
+def model_batches(data: EvalData, size: int | None = None) -> Batches:
+    """Return the model inputs of any data, as batches that can be read again and again.
+
+    Args:
+        data: what was read.
+        size: windows of a batch of text; None takes as many as calibration does.
+    """
+    if isinstance(data, TextData):
+        windows = data.windows
+        size = size or text_batch(windows.shape[1])
+
+        def make() -> Iterable[Inputs]:
+            for start in range(0, len(windows), size):
+                yield {"input_ids": windows[start : start + size]}
+
+        return Batches(make, -(-len(windows) // size))
+    if isinstance(data, PairData):
+        pairs = data
+
+        def both() -> Iterable[Inputs]:
+            yield from pairs.first_batches
+            yield from pairs.second_batches
+
+        return Batches(both, len(pairs.first_batches) + len(pairs.second_batches))
+    return data.batches

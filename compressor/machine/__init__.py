@@ -1,0 +1,1 @@
+"""The machine that everything runs on: memory, processor, progress, what is installed."""

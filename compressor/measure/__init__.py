@@ -1,0 +1,1 @@
+"""Runs models, originals and artifacts alike: quality on data, speed side by side."""

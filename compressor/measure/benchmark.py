@@ -1,0 +1,398 @@
+"""Side-by-side timing of two models: one process, both loaded and warm, rounds interleaved, fixed threads.
+
+A round times ours and the other one after the other (the order alternates), each over enough calls to fill a few tens
+of milliseconds. The model that warms up first is often a few percent slower than its own copy for as long as the
+process lives, wherever its memory came to lie; so two models sit twice, opened afresh and in the other order.
+
+Figures are medians over rounds; a speed-up is the median of the rounds' own ratios, so that a slow spell of the machine
+hits both sides of a ratio. CPU time and wall time are both kept; with one thread the CPU clock is the one that is
+reported, because other processes on the machine do not change it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.data.kinds import Inputs
+from compressor.errors import ModelError, UsageError
+from compressor.machine import memory as process
+from compressor.measure.runner import Runner, open_runner, read_config, runtime_model
+
+MIN_ROUNDS = 3
+"""Rounds of a sitting, however slow the models are."""
+_CALL_SECONDS = 0.03
+_LENGTHS = {"text-generation": 128, "feature-extraction": 64, "text-classification": 64, "image-classification": 0}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Seconds of one contender in one phase, one value per round.
+
+    Attributes:
+        cpu: CPU seconds of the process per call.
+        wall: elapsed seconds per call.
+    """
+
+    cpu: list[float]
+    wall: list[float]
+
+    def __add__(self, more: Series) -> Series:
+        """Return the rounds of both."""
+        return Series(self.cpu + more.cpu, self.wall + more.wall)
+
+    def median_ms(self, clock: str) -> float:
+        """Return the median latency in milliseconds."""
+        return float(np.median(getattr(self, clock))) * 1e3
+
+    def spread(self, clock: str) -> float:
+        """Return the interquartile range over the median."""
+        low, middle, high = np.quantile(getattr(self, clock), [0.25, 0.5, 0.75])
+        return float((high - low) / middle)
+
+
+_Phases = dict[tuple[str, int, int, int], list[Series]]
+"""Name, batch, length and tokens of a phase -> one series per model."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the models are given in every sitting; see `compare`."""
+
+    folders: Sequence[Path]
+    threads: int
+    batches: Sequence[int]
+    length: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One thing that was timed.
+
+    Attributes:
+        name: `prefill`, `decode` or `forward`.
+        batch: samples per call.
+        length: tokens per sample (prefill, forward) or in the cache (decode); 0 for images.
+        tokens: tokens (or images) that a call processes.
+        clock: `cpu` or `wall`: the one that the reported figures come from.
+        ours: seconds of the first model.
+        other: seconds of the second model, None when there is none.
+    """
+
+    name: str
+    batch: int
+    length: int
+    tokens: int
+    clock: str
+    ours: Series
+    other: Series | None
+
+    def ratios(self, clock: str | None = None) -> list[float]:
+        """Return other's time over ours, round by round: above 1, ours is faster."""
+        if self.other is None:
+            return []
+        clock = clock or self.clock
+        return [b / a for a, b in zip(getattr(self.ours, clock), getattr(self.other, clock), strict=True)]
+
+    def speedup(self) -> float:
+        """Return the median of the rounds' ratios."""
+        return float(np.median(self.ratios()))
+
+    def speedup_range(self) -> tuple[float, float]:
+        """Return the quartiles of the rounds' ratios."""
+        low, high = np.quantile(self.ratios(), [0.25, 0.75])
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return figures with units in their names, for reports."""
+        out: dict[str, Any] = {"name": self.name, "batch": self.batch, "length": self.length, "clock": self.clock}
+        for who, series in (("ours", self.ours), ("other", self.other)):
+            if series is not None:
+                latency = series.median_ms(self.clock)
+                out[who] = {
+                    "latency_ms": latency,
+                    "latency_cpu_ms": series.median_ms("cpu"),
+                    "latency_wall_ms": series.median_ms("wall"),
+                    "per_second": self.tokens / latency * 1e3,
+                    "spread": series.spread(self.clock),
+                }
+        if self.other is not None:
+            out["speedup"] = self.speedup()
+            out["speedup_quartiles"] = list(self.speedup_range())
+            out["speedup_wall"] = float(np.median(self.ratios("wall")))
+        return out
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model costs to hold.
+
+    Attributes:
+        file_bytes: model and weight files on disk.
+        memory_bytes: peak resident memory that loading and running it adds to a fresh process; None if not measured.
+    """
+
+    file_bytes: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The result of `compare`.
+
+    Attributes:
+        threads: intra-op threads of both.
+        rounds: interleaved rounds per phase.
+        phases: one entry per phase and batch size.
+        ours: footprint of the first model.
+        other: footprint of the second, if there is one.
+    """
+
+    threads: int
+    rounds: int
+    phases: list[Phase]
+    ours: Footprint
+    other: Footprint | None
+
+    def latency_ms(self, side: str = "ours") -> dict[str, float]:
+        """Return phase -> median milliseconds at the first batch size; `side` is `ours` or `other`."""
+        return {p.name: getattr(p, side).median_ms(p.clock) for p in self._first() if getattr(p, side) is not None}
+
+    def speedup(self) -> dict[str, float]:
+        """Return phase -> speed-up of ours over the other at the first batch size."""
+        return {p.name: p.speedup() for p in self._first() if p.other is not None}
+
+    def _first(self) -> list[Phase]:
+        batch = self.phases[0].batch
+        return [p for p in self.phases if p.batch == batch]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as a JSON-able dict."""
+        return {
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "phases": [p.to_json() for p in self.phases],
+            "latency_ms": {"ours": self.latency_ms(), "other": self.latency_ms("other")},
+            "speedup": self.speedup(),
+            "footprint": {"ours": asdict(self.ours), "other": asdict(self.other) if self.other else None},
+        }
+
+
+def compare(
+    ours: Path,
+    other: Path | None = None,
+    *,
+    threads: int = 1,
+    batch: int | Sequence[int] = 1,
+    length: int | None = None,
+    rounds: int = 15,
+    seconds: float = 8.0,
+    memory: bool = True,
+    seed: int = 0,
+) -> Timing:
+    """Time one model, or two side by side.
+
+    Args:
+        ours: model or artifact folder.
+        other: what to compare with, usually the dense export.
+        threads: intra-op threads for both.
+        batch: batch size, or several; the first one gives the headline figures.
+        length: prefill length in tokens and cache length of the decode step (default 128; 64 for encoders), clipped to
+            what the model's positions allow.
+        rounds: interleaved rounds per phase; of two models an even number, half of them in each of two sittings.
+        seconds: budget per phase; the rounds stop early, after at least `MIN_ROUNDS` in a sitting, when it is spent.
+        memory: also measure peak memory, each model in a process of its own.
+        seed: of the random inputs.
+
+    Raises:
+        UsageError: the models serve different tasks, or a number is not positive.
+        ModelError: a model cannot be loaded.
+    """
+    batches = [batch] if isinstance(batch, int) else list(batch)
+    if threads < 1 or rounds < 1 or not batches or min(batches) < 1 or (length is not None and length < 1):
+        raise UsageError(
+            f"threads, batch, length and rounds must be positive, got {threads}, {batches}, {length}, {rounds}"
+        )
+    folders = [Path(ours)] + ([Path(other)] if other is not None else [])
+    work = _Work(folders, threads, batches, length, seed)
+    taken: _Phases = {}
+    sittings = [[0]] if other is None else [[0, 1], [1, 0]]
+    for order in sittings:
+        more = _sitting(work, order, math.ceil(rounds / len(sittings)), seconds / len(sittings), taken)
+        taken = {key: [a + b for a, b in zip(taken[key], new, strict=True)] if taken else new
+                 for key, new in more.items()}  # fmt: skip
+    clock = "cpu" if threads == 1 else "wall"
+    phases = [
+        Phase(name, count, size, tokens, clock, series[0], series[1] if len(series) > 1 else None)
+        for (name, count, size, tokens), series in taken.items()
+    ]
+    size = phases[0].length
+    prints = [Footprint(file_bytes(f), peak_memory(f, threads, batches[0], size) if memory else None) for f in folders]
+    return Timing(threads, len(phases[0].ours.cpu), phases, prints[0], prints[1] if other is not None else None)
+
+
+def file_bytes(folder: Path) -> int:
+    """Return the bytes of what runs: `model.ort`, or `model.onnx` and its external data, or safetensors."""
+    files = [f for f in Path(folder).iterdir() if f.is_file() and not f.is_symlink()]
+    graph = runtime_model(Path(folder))
+    onnx = [f for f in files if graph is not None and f.name.startswith(graph.name)]
+    weights = onnx or [f for f in files if f.suffix == ".safetensors"]
+    return sum(f.stat().st_size for f in weights)
+
+
+def peak_memory(folder: Path, threads: int = 1, batch: int = 1, length: int = 64) -> int:
+    """Return the bytes of resident memory that loading and running a model adds at its peak, in a fresh process.
+
+    Raises:
+        ModelError: the process failed.
+    """
+    job = json.dumps({"folder": str(Path(folder).resolve()), "threads": threads, "batch": batch, "length": length})
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor.measure.benchmark", job],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"{folder}: measuring its memory failed: {last}")
+    return int(json.loads(done.stdout)["bytes"])
+
+
+def probe_inputs(runner: Runner, batch: int, length: int, vocabulary: int, seed: int = 0) -> Inputs:
+    """Return seeded random inputs of a runner's task: token ids [B, T] with a full mask, or pixels [B, 3, H, W]."""
+    rng = np.random.default_rng(seed)
+    if runner.task == "image-classification":
+        channels, height, width = image_shape(runner.folder)
+        return {"pixel_values": rng.standard_normal((batch, channels, height, width), dtype=np.float32)}
+    ids = rng.integers(0, vocabulary, (batch, length), dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def image_shape(folder: Path) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that a folder's config.json states."""
+    config = read_config(folder)
+    size = config.get("image_size", 224)
+    height, width = size if isinstance(size, list) else (size, size)
+    return int(config.get("num_channels", 3)), int(height), int(width)
+
+
+def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, taken: _Phases) -> _Phases:
+    """Open the models in `order` and time all phases, in as many rounds as `taken` already has, if it has any.
+
+    Raises:
+        UsageError: the models serve different tasks.
+    """
+    opened = {who: open_runner(work.folders[who], work.threads) for who in order}
+    runners = [opened[who] for who in range(len(order))]
+    tasks = [runner.task for runner in runners]
+    if len(set(tasks)) > 1:
+        names = [f"{folder} is for {task}" for folder, task in zip(work.folders, tasks, strict=True)]
+        raise UsageError(f"{', '.join(names)}: not comparable")
+    size = min(_usable_length(folder, tasks[0], work.length) for folder in work.folders)
+    vocabulary = min(_vocabulary(folder) for folder in work.folders)
+    found: _Phases = {}
+    for count in work.batches:
+        makers = {who: _phases(runners[who], count, size, vocabulary, work.seed) for who in order}
+        for name, tokens in _phase_sizes(tasks[0], count, size):
+            calls = {who: makers[who][name] for who in order}
+            key = (name, count, size, tokens)
+            before = taken.get(key)
+            limits = (rounds, seconds) if before is None else (len(before[0].cpu), math.inf)
+            series = dict(zip(order, _interleave(list(calls.values()), *limits), strict=True))
+            found[key] = [series[who] for who in range(len(order))]
+    return found
+
+
+def _usable_length(folder: Path, task: str, length: int | None) -> int:
+    if task == "image-classification":
+        return 0
+    config = read_config(folder)
+    limit = config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20
+    # The decode step needs one position after the cache.
+    return max(1, min(length or _LENGTHS[task], int(limit) - 1))
+
+
+def _vocabulary(folder: Path) -> int:
+    return int(read_config(folder).get("vocab_size") or 2)
+
+
+def _phase_sizes(task: str, batch: int, length: int) -> list[tuple[str, int]]:
+    if task == "text-generation":
+        return [("prefill", batch * length), ("decode", batch)]
+    return [("forward", batch * max(length, 1))]
+
+
+def _phases(runner: Runner, batch: int, length: int, vocabulary: int, seed: int) -> dict[str, Callable[[], Any]]:
+    inputs = probe_inputs(runner, batch, length, vocabulary, seed)
+    if runner.task != "text-generation":
+        return {"forward": lambda: runner.forward(inputs)}
+    step: Inputs = {
+        "input_ids": inputs["input_ids"][:, :1],
+        "attention_mask": np.ones((batch, length + 1), np.int64),
+    }
+    _, past = runner.extend(inputs)
+
+    def decode() -> Any:
+        # PyTorch's cache grows in place: crop it, so that every step starts from the same length.
+        if hasattr(past, "crop") and (extra := past.get_seq_length() - length) > 0:
+            past.crop(-extra)
+        return runner.extend(step, past)
+
+    return {"prefill": lambda: runner.extend(inputs), "decode": decode}
+
+
+def _interleave(calls: list[Callable[[], Any]], rounds: int, seconds: float) -> list[Series]:
+    repeats = []
+    for call in calls:
+        call()
+        start = time.perf_counter()
+        call()
+        repeats.append(max(1, round(_CALL_SECONDS / max(time.perf_counter() - start, 1e-6))))
+    repeat = min(max(repeats), 1000)
+    series = [Series([], []) for _ in calls]
+    deadline = time.perf_counter() + seconds
+    for index in range(rounds):
+        if index >= MIN_ROUNDS and time.perf_counter() > deadline:
+            break
+        order = range(len(calls)) if index % 2 == 0 else reversed(range(len(calls)))
+        for who in order:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(repeat):
+                calls[who]()
+            series[who].cpu.append((time.process_time() - cpu) / repeat)
+            series[who].wall.append((time.perf_counter() - wall) / repeat)
+    return series
+
+
+def _measure_memory(job: dict[str, Any]) -> int:
+    """Load and run a model in this (fresh) process; return how far its resident memory rose above the bare imports."""
+    folder = Path(job["folder"])
+    if runtime_model(folder) is not None:
+        import onnxruntime  # noqa: F401
+    else:
+        import transformers  # noqa: F401
+    before = process.reset_peak()
+    runner = open_runner(folder, job["threads"])
+    calls = _phases(runner, job["batch"], job["length"], _vocabulary(folder), 0)
+    for call in calls.values():
+        call()
+    return max(0, process.peak_memory() - before)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"bytes": _measure_memory(json.loads(sys.argv[1]))}))

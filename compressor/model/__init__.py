@@ -1,0 +1,1 @@
+"""A model without and with weights: folders, skeletons, names of tensors, what they cost."""

@@ -1,0 +1,76 @@
+"""Which stored tensor is which parameter of a module, and whether they fit."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from compressor.errors import ModelError
+from compressor.storage.packed import PACKED
+from compressor.storage.tensors import FLOATS, Entry
+
+
+def codes_as_weight(stored: str) -> str:
+    """Return the stored name of the weight that codes stand for; renaming rules know weights alone."""
+    stem, _, leaf = stored.rpartition(".")
+    return f"{stem}.weight" if leaf == PACKED else stored
+
+
+def module_entries(model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
+    """Return checkpoint entries under module names; transformers' own renaming rules translate the stored ones.
+
+    Raises:
+        ModelError: the checkpoint stores tensors in a form that needs more than a renaming.
+    """
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    names = cast("dict[str, Any]", dict(model.state_dict()))
+    entries = {}
+    for name, entry in stored.items():
+        renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
+        if converter is not None:
+            raise ModelError(f"{entry.file.name}: tensor {name!r} is stored in a form that must be converted first")
+        if renamed in names:
+            entries[renamed] = entry
+    return entries
+
+
+def check_entries(model: PreTrainedModel, entries: dict[str, Entry], *, tied: bool) -> None:
+    """Compare a checkpoint with a skeleton.
+
+    Raises:
+        ModelError: tensors are missing, have other shapes than config.json states, or hold integers where the model
+            has real numbers.
+    """
+    missing, different, whole = [], [], []
+    head = model.get_output_embeddings()
+    for name, tensor in model.state_dict().items():
+        if name not in entries:
+            if not (tied and head is not None and name == _name_of(model, head) + ".weight"):
+                missing.append(name)
+        elif entries[name].shape != tuple(tensor.shape):
+            different.append(f"{name} is {list(entries[name].shape)}, config.json says {list(tensor.shape)}")
+        elif tensor.is_floating_point() and entries[name].dtype not in FLOATS:
+            whole.append(f"{name} is {entries[name].dtype}")
+    if missing:
+        raise ModelError(
+            f"{len(missing)} tensors are missing from the checkpoint: {', '.join(missing[:4])}",
+            hint="The checkpoint is incomplete or of another task; set model.task.",
+        )
+    if different:
+        raise ModelError(f"{len(different)} tensors do not have the shape that config.json states: {different[0]}")
+    if whole:
+        raise ModelError(
+            f"{len(whole)} weights hold integers: {whole[0]}; allowed: {', '.join(FLOATS)}",
+            hint="Take the model before it was quantized; codes are read only with the compression_grids beside them.",
+        )
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    found: str = next(name for name, module in model.named_modules() if module is wanted)
+    return found

@@ -1,0 +1,1 @@
+"""Mathematics on tensors that several passes share, with no model in sight."""

@@ -1,0 +1,1 @@
+"""What the 8-bit methods share: linears, ranges, sensitivity, smoothing."""

@@ -1,0 +1,1 @@
+"""What the weight-only methods share: linears, quantizers, rotation, choice of bits."""

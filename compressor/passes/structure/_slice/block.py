@@ -1,0 +1,274 @@
+"""One block made narrower: its matrices projected to other coordinates of the stream and, if wanted, refitted.
+
+Refitting goes in the order of computation, each step on what the steps before it have made of the calibration data:
+
+1. attention readers W → W·M, M the least-squares map from the narrow normed stream to the dense one;
+2. attention writer: from the heads' outputs to what the narrow stream still lacks of the dense one after attention;
+3. FFN readers as 1; 4. FFN writer as 2, after the cheapest channels (OBS) have gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compressor._lazy import lazy
+from compressor.passes.numerics.elimination import eliminate
+from compressor.passes.numerics.moments import LinearFit, Moments, fit
+from compressor.passes.numerics.rotation import Projection, fold_scale, normed
+from compressor.passes.structure._slice.sensitivity import norm_eps, unmasked
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.architectures import LayerShape
+    from compressor.walk.walk import BlockView, Walk
+else:
+    torch = lazy("torch")
+
+
+def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
+    """Let readers behind a norm read the narrow stream by way of `matrix` [d, k]; they take its scale and shift in.
+
+    Where a reader has no bias, the norm's shift becomes 1 and every reader makes its own of it: what stands in front of
+    the shift has mean zero, so a row may gain any constant c, which adds k·c and nothing else.
+    """
+    from compressor.model.skeleton import set_weight
+
+    scale: torch.Tensor = norm.weight.double()
+    shift: torch.Tensor | None = getattr(norm, "bias", None)
+    folds = shift is None or all(reader.bias is not None for reader in readers)
+    for reader in readers:
+        bias = None
+        weight = fold_scale(reader.weight, scale) @ matrix
+        if shift is not None:
+            wanted = reader.weight.double() @ shift.double()
+            if folds:
+                bias = (reader.bias.double() + wanted).float()
+            else:
+                weight = weight + (wanted - weight.sum(1))[:, None] / weight.shape[1]
+        set_weight(reader, weight.float(), bias)
+    kept = None if shift is None else torch.full((site.width,), 0.0 if folds else 1.0, device=scale.device)
+    set_weight(norm, site.norm_weight().to(scale.device).float(), kept)
+
+
+def set_stem(walk: Walk, site: Projection) -> None:
+    """Let embeddings, positions, patches and class tokens write in the coordinates of `site`."""
+    from compressor.model.skeleton import base_of, optional_submodules, set_weight
+
+    base, family = base_of(walk.model), walk.source.family
+    for module in optional_submodules(base, family.embeddings):
+        weight: Any = module.weight.data
+        if isinstance(module, torch.nn.Embedding):
+            set_weight(module, site.stream(weight.double()).float())
+            continue
+        bias = getattr(module, "bias", None)
+        written = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
+        set_weight(module, written, None if bias is None else site.stream(bias.double()).float())
+    for path in family.embedding_biases:
+        parent, _, name = path.rpartition(".")
+        holder = base.get_submodule(parent)
+        vector = getattr(holder, name, None)
+        if vector is not None:
+            setattr(holder, name, torch.nn.Parameter(site.stream(vector.data.double()).float(), requires_grad=False))
+
+
+def reader_fit(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]], site: Projection, damping: float
+) -> tuple[LinearFit, Moments]:
+    """Fit the map M [d, k] from narrow to dense normed tokens; pairs are (dense [n, d], narrow [n, k], weights)."""
+    wide, narrow = site.matrix.shape
+    moments = Moments(narrow, wide, site.matrix.device)
+    for dense, current, weights in pairs:
+        moments.add(current / site.scale, dense, weights)
+    return fit(moments, damping=damping, prior=site.matrix), moments
+
+
+class BlockSlicer:
+    """Changes one block, in place."""
+
+    def __init__(
+        self,
+        block: BlockView,
+        sites: Sequence[Projection],
+        layer: LayerShape,
+        *,
+        shortcuts: bool,
+        damping: float,
+    ) -> None:
+        """Prepare to bring `block` to the widths of `layer`.
+
+        Args:
+            block: the block.
+            sites: coordinates of the stream at its input, between its halves, and at its output.
+            layer: widths after.
+            shortcuts: whether the coordinates differ, so that shortcut matrices carry the stream on.
+            damping: of the fits.
+        """
+        from compressor.model.skeleton import ShortcutBlock
+
+        self.block, self.layer, self.damping = block, layer, damping
+        self.before, self.middle, self.after = sites
+        self.centre = block.family.norm == "layer"
+        self.shortcuts: tuple[Any, Any] = (None, None)
+        if shortcuts:
+            module = ShortcutBlock(block.module, block.family, layer)
+            block.module = module
+            self.shortcuts = (module.attention_shortcut, module.ffn_shortcut)
+
+    def _part(self, path: str) -> Any:
+        return self.block.module.get_submodule(path)
+
+    def project(self) -> dict[str, float]:
+        """Rotate and slice, without data."""
+        attention, ffn = self.block.family.attention, self.block.family.ffn
+        halves = (
+            (attention.norm, attention.readers, attention.output, self.before, self.middle, self.shortcuts[0]),
+            (ffn.norm, ffn.reader_paths, ffn.writer, self.middle, self.after, self.shortcuts[1]),
+        )
+        for norm, readers, writer, before, after, shortcut in halves:
+            set_readers(self._part(norm), [self._part(path) for path in readers], before.matrix, before)
+            self._set_writer(
+                self._part(writer), shortcut, *self._projected(self._part(writer), before, after, shortcut)
+            )
+        return {}
+
+    def refit(self) -> dict[str, float]:
+        """Rotate, slice and fit; return the relative errors of the fits."""
+        block, attention = self.block, self.block.family.attention
+        streams = ((block.dense_in(k), block.current_in(k), block.token_mask(k)) for k in range(len(block)))
+        error = self._fit_readers(attention.norm, attention.readers, self.before, streams)
+        block.seal()
+        return {"attention_reader_error": error, **self._refit_attention(), **self._refit_ffn()}
+
+    def _refit_attention(self) -> dict[str, float]:
+        """Fit attention's writer and bring both streams to the middle; attention itself runs once per stream."""
+        from compressor.walk.calls import input_of
+
+        block, path = self.block, self.block.family.attention.output
+        writer, heads = self._part(path), block.scratch()
+        moments = self._moments(writer, self.before, self.middle, self.shortcuts[0])
+        for k in range(len(block)):
+            dense = block.to_middle(block.dense, block.dense_in(k), k)
+            block.put_dense_middle(k, dense)
+            current, mask = block.current_in(k), block.token_mask(k)
+            heads[k] = inner = input_of(block.module, path, current, block.call(k))
+            inner = inner.reshape(*current.shape[:2], -1)
+            inner, current, dense = (unmasked(x, mask) for x in (inner, current, dense))
+            self._see(moments, inner, current, dense, self.middle, self.shortcuts[0])
+        weight, bias = self._projected(writer, self.before, self.middle, self.shortcuts[0])
+        found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
+        self._set_writer(writer, self.shortcuts[0], found.weight, found.bias)
+        block.seal()
+        for k in range(len(block)):
+            block.put_current_middle(k, block.middle_of_heads(heads[k], k))
+        heads.clear()
+        return {"attention_writer_error": found.error}
+
+    def _refit_ffn(self) -> dict[str, float]:
+        """Fit the FFN's readers, choose its channels and fit its writer; bring the dense stream to the output."""
+        block, ffn = self.block, self.block.family.ffn
+        count = range(len(block))
+        streams = ((block.dense_middle(k), block.current_middle(k), block.token_mask(k)) for k in count)
+        reader_error = self._fit_readers(ffn.norm, ffn.reader_paths, self.middle, streams)
+        writer, norm = self._part(ffn.writer), self._part(ffn.norm)
+        moments = self._moments(writer, self.middle, self.after, self.shortcuts[1])
+        for k in count:
+            out = block.from_middle(block.dense, block.dense_middle(k), k)
+            block.put_dense(k, out)
+            mask = block.token_mask(k)
+            rows, wanted = (unmasked(x, mask) for x in (block.current_middle(k), out))
+            self._see(moments, self._channels(norm(rows)), rows, wanted, self.after, self.shortcuts[1])
+        weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
+        keep, width = self.layer.intermediate_size, block.layer.intermediate_size
+        kept = None
+        if keep < width:
+            kept = self._choose(moments, keep, prior=weight, bias=bias is not None)
+            for path in ffn.reader_paths:
+                self._keep_rows(self._part(path), kept)
+        found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
+        self._set_writer(writer, self.shortcuts[1], found.weight, found.bias)
+        return {"ffn_reader_error": reader_error, "ffn_writer_error": found.error, "kept_channels": float(keep)}
+
+    def _choose(self, moments: Moments, keep: int, *, prior: torch.Tensor, bias: bool) -> torch.Tensor:
+        """Return the sorted indices of the inputs that stay."""
+        whole = fit(moments, damping=self.damping, bias=bias, prior=prior).weight
+        gram = (moments.centred() if bias else moments).gram
+        return eliminate(whole, gram, keep=keep, damping=self.damping).kept(keep, whole.shape[1])
+
+    def _fit_readers(self, norm_path: str, paths: Sequence[str], site: Projection, streams: Iterable[Any]) -> float:
+        norm = self._part(norm_path)
+        eps = norm_eps(norm)
+
+        def pairs() -> Iterable[tuple[torch.Tensor, torch.Tensor, None]]:
+            for dense, current, mask in streams:
+                both = (normed(unmasked(x, mask), eps, centre=self.centre) for x in (dense, current))
+                yield (*both, None)  # type: ignore[misc]
+
+        found, _ = reader_fit(pairs(), site, self.damping)
+        set_readers(norm, [self._part(path) for path in paths], found.weight, site)
+        return found.error
+
+    def _projected(
+        self, writer: Any, before: Projection, after: Projection, shortcut: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a writer's weight and bias in the coordinates behind it, the shortcut's columns beside its own."""
+        weight = after.writer(writer.weight)
+        if shortcut is not None:
+            weight = torch.cat([weight, before.shortcut(after)], 1)
+        return weight, None if writer.bias is None else after.stream(writer.bias.double())
+
+    def _moments(self, writer: Any, before: Projection, after: Projection, shortcut: Any) -> Moments:
+        inputs = writer.weight.shape[1] + (before.width if shortcut is not None else 0)
+        return Moments(inputs, after.width, after.matrix.device)
+
+    @staticmethod
+    def _see(
+        moments: Moments,
+        inner: torch.Tensor,
+        current: torch.Tensor,
+        dense: torch.Tensor,
+        after: Projection,
+        shortcut: Any,
+    ) -> None:
+        """Note tokens of a writer: its inputs, and what it must add to the stream that is carried past it."""
+        wanted = after.stream(dense)
+        if shortcut is None:
+            moments.add(inner, wanted - current)
+        else:
+            moments.add(torch.cat([inner, current], -1), wanted)
+
+    def _set_writer(self, writer: Any, shortcut: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        from compressor.model.skeleton import set_weight
+
+        own = weight.shape[1] if shortcut is None else weight.shape[1] - shortcut.weight.shape[1]
+        set_weight(writer, weight[:, :own].float().contiguous(), None if bias is None else bias.float())
+        if shortcut is not None:
+            set_weight(shortcut, weight[:, own:].float().contiguous())
+
+    @staticmethod
+    def _keep_rows(reader: Any, kept: torch.Tensor) -> None:
+        from compressor.model.skeleton import set_weight
+
+        bias = getattr(reader, "bias", None)
+        set_weight(reader, reader.weight[kept].contiguous(), None if bias is None else bias[kept].contiguous())
+
+    def _channels(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the FFN channels [tokens, channels] of normed rows [tokens, k]."""
+        from compressor.model.skeleton import run_ffn
+        from compressor.walk.calls import Stop
+
+        seen: list[torch.Tensor] = []
+
+        def stop(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+            seen.append(args[0])
+            raise Stop
+
+        handle = self._part(self.block.family.ffn.writer).register_forward_pre_hook(stop)
+        try:
+            run_ffn(self.block.module, self.block.family, rows)
+        except Stop:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]

@@ -1,0 +1,229 @@
+"""What the loss sees of the residual stream: second moments of the stream and of the loss's gradient at every norm.
+
+The gradient goes backward through the blocks one at a time, from inputs kept on the way forward (on disk past the
+walk's memory budget), so memory does not grow with depth. Labels are drawn from the model's own predictions: the
+second moment of the gradient is then the Fisher information, and no labelled data is needed.
+
+Sites are numbered through the model: 2i is the attention norm of block i, 2i + 1 its FFN norm, the last the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from compressor._lazy import lazy
+from compressor.errors import ModelError
+from compressor.passes.numerics.rotation import normed, second_moment
+from compressor.passes.surgery.backward import keep_inputs, sampled_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.walk.activations import ActivationStore
+    from compressor.walk.walk import Walk
+else:
+    torch = lazy("torch")
+
+
+# Sites of neighbouring blocks see nearly the same stream and share one sum, so that memory does not grow with depth.
+_GROUPS = 6
+
+
+@dataclass
+class Sites:
+    """Second moments [d, d] float64 over the tokens of each group of sites; the final norm is a group of its own.
+
+    Attributes:
+        streams: mean of x·xᵀ, x the normed stream without the norm's scale and shift.
+        gradients: sum of g·gᵀ, g the loss's gradient with respect to x.
+        tokens: how many tokens were seen.
+    """
+
+    streams: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+    tokens: list[int]
+
+
+@contextmanager
+def limited(walk: Walk, samples: int) -> Iterator[None]:
+    """While entered, the walk sees only the leading batches that hold `samples` samples (all, if there are fewer)."""
+    from compressor.data.kinds import Batches
+
+    every, seen, count = walk.batches, 0, 0
+    for inputs in every:
+        if seen >= samples:
+            break
+        seen, count = seen + len(next(iter(inputs.values()))), count + 1
+    walk.batches = Batches(lambda: islice(iter(every), count), count)
+    try:
+        yield
+    finally:
+        walk.batches = every
+
+
+def norm_eps(norm: torch.nn.Module) -> float:
+    """Return the eps of a norm module, whatever it calls it."""
+    eps = getattr(norm, "variance_epsilon", None)
+    return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
+
+
+def unmasked(rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the tokens [tokens, width] of a stream [batch, tokens, width] that are not padding."""
+    return rows.flatten(0, 1) if mask is None else rows[mask]
+
+
+def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
+    """Yield the second moment Σ x·xᵀ [d, d] of the dense stream at every norm's input, centred for a LayerNorm.
+
+    Only every n-th batch is looked at.
+    """
+    centre = walk.source.family.norm == "layer"
+    width = walk.source.shapes.hidden_size
+
+    def moment(stream: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        rows = unmasked(stream, mask)
+        return second_moment(rows - rows.mean(-1, keepdim=True) if centre else rows)
+
+    def zeros() -> torch.Tensor:
+        return torch.zeros(width, width, dtype=torch.float64, device=walk.device)
+
+    for view in walk.survey(keep=True, every=every):
+        before, between = zeros(), zeros()
+        for k in range(len(view)):
+            hidden, mask = view.dense_in(k), view.token_mask(k)
+            middle = view.to_middle(view.module, hidden, k)
+            before += moment(hidden, mask)
+            between += moment(middle, mask)
+            view.put_dense(k, view.from_middle(view.module, middle, k))
+        yield before
+        yield between
+    last = zeros()
+    for k in range(len(walk.calls)):
+        last += moment(walk.dense[k].to(walk.device), walk.token_masks[k])
+    walk.dense.clear()
+    yield last
+
+
+def survey_sensitivity(walk: Walk, seed: int = 0) -> Sites:
+    """Run the dense model forward and backward over the walk's batches; return what every site sees.
+
+    Raises:
+        ModelError: activations or gradients are not finite.
+    """
+    stash = keep_inputs(walk, "survey")
+    width = walk.source.shapes.hidden_size
+    groups = min(_GROUPS, 2 * walk.count) + 1
+    zeros = [torch.zeros(width, width, dtype=torch.float64, device=walk.device) for _ in range(2 * groups)]
+    found = Sites(zeros[:groups], zeros[groups:], [0] * groups)
+    generator = torch.Generator().manual_seed(seed)
+    for k, inputs in enumerate(walk.batches):
+        walk.dense[k] = _tail_gradient(walk, inputs, walk.dense[k], found, generator)
+    with walk.only_blocks():
+        for index in reversed(range(walk.count)):
+            _block_gradients(walk, index, stash[index], found)
+            stash[index].clear()
+            walk.advance(f"sensitivity {walk.count - index} of {walk.count}")
+    walk.dense.clear()
+    for total, tokens in zip(found.streams, found.tokens, strict=True):
+        total.div_(max(1, tokens))
+    if not all(bool(torch.isfinite(g).all()) for g in (*found.streams, *found.gradients)):
+        raise ModelError("the gradient of the loss is not finite", hint="The model overflows on the calibration data.")
+    return found
+
+
+def _tail_gradient(
+    walk: Walk, inputs: dict[str, Any], hidden: torch.Tensor, found: Sites, generator: Any
+) -> torch.Tensor:
+    """Return the loss's gradient at the last block's output, [batch, tokens, d]; samples go one by one, for memory."""
+    from compressor.model.skeleton import base_of
+
+    norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
+    gradients = []
+    for i in range(len(hidden)):
+        single = {name: array[i : i + 1] for name, array in inputs.items()}
+        leaf = hidden[i : i + 1].to(walk.device).requires_grad_(True)
+        with torch.enable_grad(), _outputs_of([norm]) as seen:
+            logits = walk.run_tail(single, leaf).float()
+            mask = single.get("attention_mask")
+            sampled_loss(logits, None if mask is None else torch.as_tensor(mask).bool(), generator).backward()
+        _note_site(found, -1, norm, leaf.detach(), seen[0].grad, walk.source.family.norm == "layer")
+        gradients.append(_gradient(leaf))
+    return torch.cat(gradients)
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def _block_gradients(walk: Walk, index: int, inputs: ActivationStore, found: Sites) -> None:
+    """Take the gradient in `walk.dense` from the output of block `index` to its input, noting both its sites."""
+    from compressor.walk.calls import run_block
+
+    family = walk.source.family
+    block = walk.open_block(index)
+    norms = [block.get_submodule(family.attention.norm), block.get_submodule(family.ffn.norm)]
+    centre = family.norm == "layer"
+    groups = len(found.tokens) - 1
+    for k in range(len(inputs)):
+        slope = walk.dense[k].to(walk.device)
+        leaf = inputs[k].to(walk.device).requires_grad_(True)
+        with torch.enable_grad(), _outputs_of(norms) as seen, _inputs_of(norms) as streams:
+            run_block(block, leaf, walk.calls[k][index].to(walk.device)).backward(slope)
+        for half in (0, 1):
+            _note_site(
+                found,
+                (2 * index + half) * groups // (2 * walk.count),
+                norms[half],
+                streams[half],
+                seen[half].grad,
+                centre,
+            )
+        walk.dense[k] = _gradient(leaf)
+    walk.close_block(index)
+
+
+def _note_site(
+    found: Sites, group: int, norm: Any, stream: torch.Tensor, gradient: torch.Tensor | None, centre: bool
+) -> None:
+    """Add one batch to a group: tokens whose gradient is not zero, which leaves out padding and what nobody reads."""
+    if gradient is None:
+        raise ModelError("a norm of the model takes no part in its output: the family's table does not fit it")
+    rows, slopes = stream.reshape(-1, stream.shape[-1]), gradient.reshape(-1, stream.shape[-1])
+    read = slopes.abs().amax(-1) > 0
+    found.tokens[group] += int(read.sum())
+    found.streams[group] += second_moment(normed(rows[read], norm_eps(norm), centre=centre))
+    found.gradients[group] += second_moment(slopes[read] * norm.weight)
+
+
+@contextmanager
+def _outputs_of(modules: list[Any]) -> Iterator[list[torch.Tensor]]:
+    """While entered, collect the modules' outputs, in order of calls; their gradients are kept."""
+    seen: list[torch.Tensor] = []
+
+    def note(_: Any, __: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen.append(output)
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _inputs_of(modules: list[Any]) -> Iterator[list[torch.Tensor]]:
+    """While entered, collect the modules' first arguments, detached, in order of calls."""
+    seen: list[torch.Tensor] = []
+    handles = [module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,120 @@
+"""What an allocation must know of the whole dense model: angular distances, or loss curves and sensitivities."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from compressor._lazy import lazy
+from compressor.passes.numerics.elimination import eliminate, losses_in_order, losses_without_refit
+from compressor.passes.numerics.moments import Moments
+from compressor.passes.structure._width.fisher import fisher_traces
+from compressor.passes.structure._width.importance import Channels, score
+from compressor.passes.surgery.channels import bias, channel_signals, matrix, rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.passes.structure.width import WidthOptions
+    from compressor.walk.walk import BlockView, Walk
+else:
+    torch = lazy("torch")
+
+# No model is calibrated on fewer tokens than this, if there are as many.
+LEAST_TOKENS = 16384
+# Fisher traces are one number per block: this many tokens settle them.
+SENSITIVITY_TOKENS = 2048
+# Curves only share channels out between blocks: part of the data that settles the refit is enough.
+CURVE_SHARE = 3
+
+
+def stride(walk: Walk, tokens_per_channel: int) -> int:
+    """Return n such that every n-th calibration batch holds about enough tokens for the widest FFN."""
+    width = max(layer.intermediate_size for layer in walk.source.shapes.layers)
+    needed = max(tokens_per_channel * width, LEAST_TOKENS)
+    return max(1, min(count_tokens(walk) // needed, len(walk.batches)))
+
+
+def count_tokens(walk: Walk) -> int:
+    """Return how many tokens (or image patches) the calibration batches hold, by the first batch's size."""
+    first = next(iter(walk.batches))
+    array = next(iter(first.values()))
+    patches = getattr(walk.source.config, "patch_size", None)
+    per_batch = array.shape[0] * (array.shape[-1] // patches) ** 2 if patches else array.size
+    return int(per_batch) * len(walk.batches)
+
+
+def angular_distances(walk: Walk, *, every: int) -> list[float]:
+    """Return E[arccos(cos(x_in, x_out)) / π] over tokens, per block (CFSP, arXiv 2409.13199, equation 3)."""
+    found = []
+    for view in walk.survey("distances", every=every):
+        total, tokens = 0.0, 0
+        for k in range(len(view)):
+            before = view.dense_in(k)
+            after = view.forward(view.module, before, k)
+            mask = view.token_mask(k)
+            cosine = torch.nn.functional.cosine_similarity(rows(before, mask), rows(after, mask), dim=-1)
+            total += float((cosine.clamp(-1, 1).acos() / math.pi).double().sum())
+            tokens += len(cosine)
+            view.put_dense(k, after)
+        found.append(total / tokens)
+    return found
+
+
+def loss_curves(walk: Walk, options: WidthOptions, floor: int, *, every: int) -> tuple[list[torch.Tensor], list[float]]:
+    """Return each block's loss after its 1, 2, … least important channels have gone, and the weight of its loss."""
+    every = every * CURVE_SHARE if len(walk.batches) >= 4 * every * CURVE_SHARE else every
+    curves, energies = [], []
+    for view in walk.survey("loss curves", every=every):
+        curve, energy = _curve_and_energy(view, options, floor)
+        curves.append(curve)
+        energies.append(energy)
+    if options.weighting == "residual":
+        return curves, [1 / energy if energy > 0 else 0.0 for energy in energies]
+    few = max(every, min(count_tokens(walk) // SENSITIVITY_TOKENS, len(walk.batches)))
+    return curves, fisher_traces(walk, every=few, seed=options.seed)
+
+
+def _moments(view: BlockView) -> tuple[Moments, float]:
+    """Return the moments of a block's channels and the mean square of the residual stream at its FFN."""
+    moments = Moments(view.layer.intermediate_size, 0, view.dense_in(0).device)
+    total, count = 0.0, 0
+    for k in range(len(view)):
+        middle = view.to_middle(view.module, view.dense_in(k), k)
+        view.put_dense_middle(k, middle)
+        mask = view.token_mask(k)
+        signals = rows(channel_signals(view, view.module, middle, k), mask)
+        moments.add(signals, signals[:, :0])
+        stream = rows(middle, mask)
+        total, count = total + float(stream.double().square().sum()), count + stream.numel()
+    return moments, total / count
+
+
+def channels_of(view: BlockView, moments: Moments, seed: int) -> Channels:
+    """Return what scores are made of."""
+    ffn = view.family.ffn
+    return Channels(
+        readers=[matrix(view.module, path) for path in ffn.reader_paths],
+        writer=matrix(view.module, ffn.writer),
+        square_mean=moments.input_energy,
+        mean=moments.input_mean,
+        seed=seed * 1000 + view.index,
+    )
+
+
+def _curve_and_energy(view: BlockView, options: WidthOptions, floor: int) -> tuple[torch.Tensor, float]:
+    moments, energy = _moments(view)
+    return _curve(view, moments, options, floor), energy
+
+
+def _curve(view: BlockView, moments: Moments, options: WidthOptions, floor: int) -> torch.Tensor:
+    writer = matrix(view.module, view.family.ffn.writer)
+    with_bias = options.reconstruct and bias(view.module, view.family.ffn.writer) is not None
+    seen = moments.centred() if with_bias else moments
+    if options.importance == "obs":
+        return eliminate(writer, seen.gram, keep=floor, damping=options.damping).losses
+    order = score(options.importance, channels_of(view, moments, options.seed)).argsort(stable=True)
+    order = order[: len(order) - floor]
+    if options.reconstruct:
+        return losses_in_order(writer, seen.gram, order, damping=options.damping)
+    return losses_without_refit(writer, seen.gram, order)

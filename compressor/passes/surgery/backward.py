@@ -1,0 +1,55 @@
+"""What a walk backward through the dense model starts from: every block's input, and a loss that needs no labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compressor._lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.walk.activations import ActivationStore
+    from compressor.walk.walk import Walk
+else:
+    torch = lazy("torch")
+
+
+def keep_inputs(walk: Walk, note: str, every: int = 1) -> list[ActivationStore]:
+    """Walk the dense model forward and return every block's inputs, on disk: in memory they would grow with depth.
+
+    Only every n-th batch is walked; the last block's outputs stay in `walk.dense`.
+    """
+    kept: list[ActivationStore] = []
+    for view in walk.survey(note, keep=True, every=every):
+        store = walk.scratch(on_disk=True)
+        for k in range(len(view)):
+            store[k] = view.dense_in(k)
+        kept.append(store)
+    return kept
+
+
+def sampled_loss(logits: torch.Tensor, mask: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+    """Return the summed cross-entropy to labels drawn from the predictions themselves.
+
+    With such labels the second moment of the gradient is the Fisher information (Martens 2020, section 5).
+
+    Args:
+        logits: [batch, tokens, V], or [batch, classes].
+        mask: bool [batch, tokens], False at padding; only used for tokens.
+        generator: of the labels, on the CPU.
+    """
+    rows = logits.flatten(0, -2) if mask is None or logits.dim() < 3 else logits[mask]
+    return torch.nn.functional.cross_entropy(rows, sampled_labels(rows, generator).to(rows.device), reduction="sum")
+
+
+def sampled_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw a label [rows] from the prediction in each row of logits [rows, V]: one uniform number, inverted by the CDF.
+
+    Args:
+        logits: [rows, V].
+        generator: of the uniform numbers, on the CPU.
+    """
+    cumulative = logits.detach().cpu().softmax(-1).cumsum(-1)
+    points = torch.rand(len(cumulative), 1, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)

@@ -1,0 +1,1 @@
+"""What lies on disk: tensors, grids of quantized weights, packed codes, an artifact's companions."""

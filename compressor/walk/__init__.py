@@ -1,0 +1,1 @@
+"""The block walk: calibration runs through a model one block at a time."""

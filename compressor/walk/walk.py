@@ -1,0 +1,314 @@
+"""The block walk: calibration runs through one block at a time, which is observed, changed, saved and released.
+
+Two streams flow side by side. The *dense* stream goes through the blocks as they came; the *current* stream goes
+through the blocks as they were changed, so block i is calibrated on the outputs of the changed blocks 0…i-1 and can
+correct their error. Memory holds one block twice and the activations of one depth, however deep the model is.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compressor.architectures import LayerShape, Shapes
+from compressor.data.kinds import Batches
+from compressor.errors import ModelError
+from compressor.machine.memory import trim_heap
+from compressor.model.folder import ModelFolder, materialise, release
+from compressor.model.skeleton import ShortcutBlock, base_of, base_prefix, resize_block
+from compressor.storage.grids import Grid
+from compressor.storage.tensors import Entry, park
+from compressor.walk.activations import ActivationStore, Budget
+from compressor.walk.calls import Call, Injector, Recorder, Stop, replaced
+from compressor.walk.checkpoint import ShardWriter
+from compressor.walk.view import BlockView, Change
+
+__all__ = ["OUTSIDE", "PARKED", "SPILLED", "BlockView", "Change", "Rewriter", "Walk", "block_key"]
+
+OUTSIDE = "outside"
+PARKED = "parked"
+SPILLED = "activations"
+
+
+def block_key(index: int) -> str:
+    """Return the name of block `index`'s shard."""
+    return f"block-{index:04d}"
+
+
+class Rewriter(Protocol):
+    """The part of a pass that the walk calls, in this order."""
+
+    needs_dense: bool
+
+    def change_stem(self, walk: Walk) -> None:
+        """Change the modules before the first block, in place on `walk.model`."""
+
+    def change_block(self, block: BlockView) -> Change:
+        """Change `block.module` in place and say what changed."""
+
+    def change_tail(self, walk: Walk) -> None:
+        """Change the modules after the last block, in place on `walk.model`."""
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Tell whether all entries are finite: by the extremes, which hold every NaN, at a tenth of the time of a mask."""
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
+class Walk:
+    """A model, streamed block by block over calibration batches.
+
+    Attributes:
+        source: the model as it came.
+        model: its skeleton; blocks have weights only while they are walked, the stem and the tail only while none is.
+        calls: per batch and block, the arguments of the block.
+        every: the walk uses every n-th batch of the calibration data.
+        grids: by module name: grids on which a pass has put weights outside the blocks (embedding, head).
+    """
+
+    def __init__(
+        self,
+        source: ModelFolder,
+        batches: Batches,
+        *,
+        work: Path,
+        cache_bytes: int,
+        device: torch.device | str = "cpu",
+        advance: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        """Load the stem and tail of `source`; activations beyond `cache_bytes` spill to a folder in `work`."""
+        if not gc.get_freeze_count():
+            gc.freeze()  # what the libraries made at import is not looked at again, so collecting per block is cheap
+        self.source, self.batches, self.work = source, batches, work
+        self.device = torch.device(device)
+        self.advance = advance
+        self.model: PreTrainedModel = source.skeleton()
+        self.prefix = f"{base_prefix(self.model)}{source.family.blocks}"
+        self.count = len(source.shapes.layers)
+        self._budget = Budget(cache_bytes)
+        self.dense, self.current = self.scratch(), self.scratch()
+        self.streams_dense = self.streams_current = True
+        self.every = 1
+        self.grids: dict[str, Grid] = {}
+        self.calls: list[list[Call]] = []
+        self.token_masks: list[torch.Tensor | None] = []
+        materialise(self.model, source.weights, skip=[self.prefix], device=self.device)
+        self._buffers_to_device()
+
+    def scratch(self, *, on_disk: bool = False) -> ActivationStore:
+        """Return an empty store that shares the walk's memory budget, or takes none of it; its user clears it."""
+        return ActivationStore(self.work / SPILLED, Budget(0) if on_disk else self._budget)
+
+    def _buffers_to_device(self) -> None:
+        for module in self.model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.to(self.device))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The module list of the blocks."""
+        found = base_of(self.model).get_submodule(self.source.family.blocks)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def start(self, store: ActivationStore, every: int | None = None) -> None:
+        """Run the stem over every n-th batch (None: `self.every`); note how blocks are called and the first inputs."""
+        every = every or self.every
+        self.calls, self.token_masks = [], []
+        for k, inputs in enumerate(itertools.islice(self.batches, 0, None, every)):
+            hidden, calls = self._run_stem(inputs)
+            if not _finite(hidden):
+                raise ModelError("the embeddings give NaN or infinite activations", hint="The checkpoint is damaged.")
+            store[k] = hidden
+            self.calls.append(calls)
+            mask = inputs.get("attention_mask")
+            self.token_masks.append(None if mask is None else torch.as_tensor(mask).bool())
+
+    def _run_stem(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[Call]]:
+        calls: list[Call] = []
+        first: list[torch.Tensor] = []
+
+        def note(hidden: torch.Tensor, call: Call) -> None:
+            first.append(hidden)
+            calls.append(call)
+            if len(calls) == self.count:
+                raise Stop
+
+        with self.replaced([Recorder(note) for _ in range(self.count)]):
+            try:
+                self.forward(inputs)
+            except Stop:
+                return first[0], calls
+        raise ModelError("the model does not call its blocks one by one: the family's table does not fit it")
+
+    def forward(self, inputs: dict[str, Any]) -> Any:
+        """Run the model, with whatever blocks it now has, on numpy inputs."""
+        tensors = {name: torch.as_tensor(array).to(self.device) for name, array in inputs.items()}
+        extra = {"use_cache": False} if self.source.task == "text-generation" else {}
+        return self.model(**tensors, **extra)
+
+    def replaced(self, blocks: list[nn.Module]) -> AbstractContextManager[None]:
+        """Return a context in which the model has other blocks."""
+        parent, _, name = self.source.family.blocks.rpartition(".")
+        return replaced(base_of(self.model).get_submodule(parent), name, blocks)
+
+    def park(self, name: str, tensor: torch.Tensor) -> Entry:
+        """Put a finding of a survey on disk and return where it lies: kept per block, it would grow with depth."""
+        return park(self.work / PARKED, name, tensor)
+
+    @contextmanager
+    def only_blocks(self) -> Iterator[None]:
+        """While entered, the weights of stem and tail lie on disk: an embedding can be as large as many blocks."""
+        outside = [p for name, p in self.model.named_parameters() if not name.startswith(f"{self.prefix}.")]
+        stored = self.scratch(on_disk=True)
+        for k, parameter in enumerate(outside):
+            stored[k] = parameter.data
+            parameter.data = parameter.data.new_empty(0)
+        try:
+            yield
+            for k, parameter in enumerate(outside):
+                parameter.data = stored[k].to(self.device)
+        finally:
+            stored.clear()
+
+    def open_block(self, index: int) -> nn.Module:
+        """Read block `index` into float32 and return it."""
+        block = self.blocks[index]
+        materialise(block, self.source.weights, prefix=f"{self.prefix}.{index}.", device=self.device)
+        return block
+
+    def close_block(self, index: int) -> None:
+        """Release block `index`, and the pages of the checkpoint that it was read from."""
+        release(self.blocks[index])
+        self.source.weights.close()
+        gc.collect()  # hooks that end a forward pass leave cycles behind, which hold activations
+        trim_heap()
+
+    def round_to_storage(self, module: nn.Module, index: int, exact: Collection[str] = ()) -> None:
+        """Round a changed block's parameters, but for those named in `exact`, to the dtype in which they are stored."""
+        dtype = self.source.weights.dtype(self.source.weights.names()[0])
+        prefix = f"{self.prefix}.{index}."
+        for name, parameter in module.named_parameters():
+            full = prefix + name
+            if name in exact:
+                continue
+            stored = self.source.weights.dtype(full) if full in self.source.weights else dtype
+            if stored != parameter.dtype:
+                parameter.data = parameter.data.to(stored).to(parameter.dtype)
+
+    @torch.no_grad()
+    def survey(self, note: str = "survey", *, keep: bool = False, every: int | None = None) -> Iterator[BlockView]:
+        """Walk the dense stream only and yield every block, unchanged, for whole-model statistics.
+
+        `keep` leaves the last block's outputs in `self.dense`; `every` = n walks every n-th batch instead of
+        `self.every`.
+        """
+        self.streams_dense, self.streams_current = True, False
+        self.start(self.dense, every)
+        with self.only_blocks():
+            for index in range(self.count):
+                block = self.open_block(index)
+                view = BlockView(self, index, block, block)
+                yield view
+                if keep or index + 1 < self.count:  # nobody reads what the last block makes
+                    view.finish()
+                self.close_block(index)
+                self.advance(f"{note} {index + 1} of {self.count}")
+        if not keep:
+            self.dense.clear()
+
+    @torch.no_grad()
+    def rewrite(self, changer: Rewriter, planned: Shapes, shards: ShardWriter) -> list[Change]:
+        """Walk both streams; let `changer` change stem, blocks and tail; save each to `shards` as soon as it is done.
+
+        Blocks that `shards` already holds are run, not changed: a killed run goes on where it stopped.
+
+        Raises:
+            ModelError: a block gives NaN or infinite activations.
+        """
+        self.streams_dense, self.streams_current = changer.needs_dense, True
+        if changer.needs_dense:
+            self.start(self.dense)
+        changer.change_stem(self)
+        self.start(self.current)
+        with self.only_blocks():
+            changes = [self._rewrite_block(changer, planned, shards, index) for index in range(self.count)]
+        changer.change_tail(self)
+        shards.save(OUTSIDE, {}, self._outside(planned.tied), grids=self.grids)
+        self.dense.clear()
+        self.current.clear()
+        return changes
+
+    def _rewrite_block(self, changer: Rewriter, planned: Shapes, shards: ShardWriter, index: int) -> Change:
+        block = self.open_block(index)
+        view = BlockView(self, index, block, copy.deepcopy(block) if changer.needs_dense else block)
+        key, prefix = block_key(index), f"{self.prefix}.{index}."
+        if key in shards.done:
+            change = Change.from_json(shards.note(key))
+            view.module = self._restored(block, change.layer, planned)
+            names = [prefix + name for name, _ in view.module.named_parameters()]
+            materialise(view.module, shards.read(key, names), prefix=prefix, device=self.device)
+        else:
+            change = changer.change_block(view)
+            view.seal()
+            parameters = dict(view.module.named_parameters(prefix=prefix.rstrip(".")))
+            grids = {prefix + path: grid for path, grid in view.grids.items()}
+            shards.save(key, change.to_json(), parameters, grids=grids)
+        view.finish()
+        self.blocks[index] = view.module
+        self.close_block(index)
+        self.advance(f"block {index + 1} of {self.count}")
+        return change
+
+    def _restored(self, block: nn.Module, layer: LayerShape, planned: Shapes) -> nn.Module:
+        """Return the block with meta weights of the widths that a finished shard has."""
+        release(block)
+        resize_block(block, self.source.family, layer, planned.head_dim)
+        return ShortcutBlock(block, self.source.family, layer) if planned.shortcuts else block
+
+    def _outside(self, tied: bool) -> dict[str, torch.Tensor]:
+        """Return the parameters outside the blocks; those of a tied head are the embedding's and left out."""
+        heads = self.source.family.heads if tied else ()
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters(remove_duplicate=False)
+            if not name.startswith(f"{self.prefix}.") and name.removesuffix(".weight") not in heads
+        }
+
+    def put(self, store: ActivationStore, k: int, out: torch.Tensor, index: int) -> None:
+        """Store the output of block `index` for batch `k`.
+
+        Raises:
+            ModelError: it holds NaN or infinity.
+        """
+        if not _finite(out):
+            raise ModelError(
+                f"block {index} gives NaN or infinite activations",
+                hint="The model overflows, or the pass is unstable on it; more calibration data or damping helps.",
+            )
+        store[k] = out
+
+    @torch.no_grad()
+    def outputs(self) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+        """Run the unchanged model block by block and yield its output for every batch (logits or hidden states)."""
+        for _ in self.survey("evaluate", keep=True):
+            continue
+        for k, inputs in enumerate(self.batches):
+            yield self.run_tail(inputs, self.dense[k].to(self.device)).float().cpu().numpy()
+        self.dense.clear()
+
+    def run_tail(self, inputs: dict[str, Any], hidden: torch.Tensor) -> torch.Tensor:
+        """Return the model's output for a batch whose last block gives `hidden` [batch, tokens, width]."""
+        with self.replaced([Injector(hidden) for _ in range(self.count)]):
+            out = self.forward(inputs)
+        return torch.as_tensor(out.logits if "logits" in out else out.last_hidden_state)
