@@ -4,59 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from compressor.data.kinds import Batches, EvalData, TextData
 from compressor.data.reading import model_batches
-from compressor.machine.memory import peak_memory
 from compressor.machine.progress import Progress
 from compressor.measure.streamed import measure_streamed
-from compressor.model.cost import Cost, count_cost
+from compressor.model.cost import Cost
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
 from compressor.pipeline.artifact import export_model, grid_records
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
+from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
 from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_place, rejected_folder, work_folder
 from compressor.recipe import ExportSection, Recipe
-from compressor.report import build_report, write_reports
+from compressor.report import write_reports
 from compressor.storage.grids import precision_of
 from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
-from compressor.walk.walk import Change
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""
-
-
-class _Clock:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("load", "calibrate", "passes", "export", "verify"), 0.0)
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
-
-    def total(self) -> dict[str, float]:
-        """Return the stages and the total."""
-        return {**self.seconds, "total": time.perf_counter() - self._start}
 
 
 def run(
@@ -77,7 +52,7 @@ def run(
     Raises:
         CompressorError: with the exit code for what went wrong; nothing is left at `out`.
     """
-    clock = _Clock()
+    clock = Clock()
     out = Path(os.path.abspath(out))
     check_target(out)
     with clock.stage("load"):
@@ -89,7 +64,7 @@ def run(
 
 
 def _run(
-    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: _Clock
+    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock
 ) -> dict[str, Any]:
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
@@ -98,10 +73,10 @@ def _run(
         artifact = _export(prepared, compressed, entries, hashes, work, progress)
     with clock.stage("verify"):
         progress.stage("verify")
-        costs = _costs(prepared, compressed)
+        costs = count_costs(prepared, compressed)
         verdict = run_fresh(_job(prepared, artifact, dense_folder, costs))
     place = _place(out, verdict)
-    report = _report(prepared, costs, entries, verdict, clock)
+    report = run_report(prepared, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
     put_in_place(artifact, place)
     shutil.rmtree(work, ignore_errors=True)
@@ -114,7 +89,7 @@ def _run_passes(
     evaluation: EvalData | None,
     work: Path,
     progress: Progress,
-    clock: _Clock,
+    clock: Clock,
 ) -> tuple[ModelFolder, list[dict[str, Any]]]:
     """Apply the passes one after another, each with its own checkpoint; return the last model and what each did."""
     current = prepared.source
@@ -127,7 +102,7 @@ def _run_passes(
             progress.stage("calibrate")
             batches = model_batches(prepared.load_calibration())
     section = prepared.recipe.calibration
-    cache, device = section.cache_memory if section is not None else 0, _device()
+    cache, device = section.cache_memory if section is not None else 0, compute_device()
     for index, method in enumerate(prepared.passes):
         start = time.perf_counter()
         progress.stage(method.name, total=len(current.shapes.layers) * method.walks)
@@ -141,7 +116,7 @@ def _run_passes(
         before = current
         with clock.stage("passes"):
             current, changes = apply_pass(method, before, batches, setting)
-        entry = _pass_entry(method, before, current, changes, time.perf_counter() - start)
+        entry = pass_entry(method, before, current, changes, time.perf_counter() - start)
         if evaluation is not None:
             with clock.stage("verify"):
                 entry |= _attribute(current, prepared.source, evaluation, work, cache)
@@ -158,42 +133,6 @@ def _attribute(
     quality = measure_streamed(model, dense, data, work / "attribution", cache)
     shutil.rmtree(work / "attribution", ignore_errors=True)
     return {"quality_after": quality.ours, "quality_dense": quality.dense}
-
-
-def _pass_entry(method: Any, before: ModelFolder, after: ModelFolder, changes: list[Change], seconds: float) -> Any:
-    layers = []
-    for index, change in enumerate(changes):
-        old, new = before.shapes.layers[index], change.layer
-        layers.append(
-            {
-                "index": index,
-                "intermediate_size_before": old.intermediate_size,
-                "intermediate_size_after": new.intermediate_size,
-                "num_attention_heads_before": old.num_attention_heads,
-                "num_attention_heads_after": new.num_attention_heads,
-                "num_key_value_heads_before": old.num_key_value_heads,
-                "num_key_value_heads_after": new.num_key_value_heads,
-                "residual_before": old.residual[0],
-                "residual_after": new.residual[0],
-                **change.figures,
-            }
-        )
-    return {
-        "name": method.name,
-        "family": method.family,
-        "seconds": seconds,
-        "parameters_before": before.parameters,
-        "parameters_after": after.parameters,
-        "quality_after": {},
-        "layers": layers,
-        "notes": list(getattr(method, "notes", ())),
-    }
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progress: Progress) -> Path:
@@ -244,7 +183,7 @@ def _export(
         {
             "precision": precision_of(compressed.grids, dtype),
             **grid_records(compressed, result, graph=prepared.recipe.export.format != "safetensors"),
-            STEP: _quantization_step(entries),
+            STEP: quantization_step(entries),
             "task": compressed.task,
             "parameters": compressed.parameters,
             "layers": layers,
@@ -258,25 +197,6 @@ def _export(
         },
     )
     return folder
-
-
-def _quantization_step(entries: list[dict[str, Any]]) -> float | None:
-    """Return what the quantize passes at the end of a run added to perplexity: after over before, minus 1."""
-    last = len(entries)
-    while last and entries[last - 1]["family"] == "quantize":
-        last -= 1
-    if last == len(entries) or not entries[-1]["quality_after"]:
-        return None
-    before = entries[last - 1]["quality_after"] if last else entries[0]["quality_dense"]
-    after = entries[-1]["quality_after"]
-    return float(after["perplexity"] / before["perplexity"] - 1) if "perplexity" in after else None
-
-
-def _costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
-    length = prepared.length
-    graph = prepared.recipe.export.format != "safetensors"
-    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0), graph=graph)
-    return dense, count_cost(compressed, length, artifact_dtype(prepared), graph=graph)
 
 
 def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:
@@ -300,48 +220,3 @@ def _place(out: Path, verdict: Verdict) -> Path:
     except (OSError, ValueError, AttributeError):
         kept = True
     return rejected_folder(out) if kept else out
-
-
-def _report(
-    prepared: Prepared, costs: tuple[Cost, Cost], entries: list[dict[str, Any]], verdict: Verdict, clock: _Clock
-) -> dict[str, Any]:
-    sides = []
-    for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
-        sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
-    return build_report(
-        model={"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task},
-        dense=sides[0],
-        compressed=sides[1],
-        checks=verdict.to_json()["checks"],
-        passes=entries,
-        speedup=verdict.ratios.get("speedup"),
-        seconds=clock.total(),
-        peak_memory_bytes=peak_memory(),
-        environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
-    )
-
-
-def _timing_conditions(verdict: Verdict) -> dict[str, Any]:
-    phases = verdict.timing.get("phases", [])
-    shown = [f"{p['name']} batch {p['batch']} length {p['length']}" for p in phases]
-    return {
-        "threads": verdict.timing.get("threads"),
-        "rounds": verdict.timing.get("rounds"),
-        "clock": ", ".join(sorted({p["clock"] for p in phases})),
-        "phases": "; ".join(shown),
-    }
-
-
-def _environment(prepared: Prepared) -> dict[str, Any]:
-    import onnx
-    import onnxruntime
-
-    return {
-        **fingerprint_environment(),
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": _device(),
-        "seed": prepared.calibration.seed if prepared.calibration is not None else None,
-    }

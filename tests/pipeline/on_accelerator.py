@@ -26,6 +26,7 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.inputs import input_hashes
 from compressor.pipeline.prepare import prepare
+from compressor.pipeline.record import Clock
 from compressor.walk.checkpoint import STATE
 from compressor.walk.walk import Walk
 from tests import accelerator
@@ -177,7 +178,7 @@ def recipe(model: Path, corpus: Path, device: str, work: Path) -> dict[str, Any]
     module: Any = sys.modules["compressor.pipeline.run"]
     with computing_on(device):
         compressed, entries = module._run_passes(
-            prepared, input_hashes(prepared), prepared.load_evaluation(), work, NullProgress(), module._Clock()
+            prepared, input_hashes(prepared), prepared.load_evaluation(), work, NullProgress(), Clock()
         )
     made = {name: data for name, data in files(compressed.path).items() if name != STATE}  # which names the device
     return {**made, "passes": [{**entry, "seconds": 0} for entry in entries]}
@@ -187,11 +188,11 @@ def recipe(model: Path, corpus: Path, device: str, work: Path) -> dict[str, Any]
 def computing_on(device: str) -> Iterator[None]:
     """While entered, recipes are run on `device`."""
     module: Any = sys.modules["compressor.pipeline.run"]
-    before, module._device = module._device, lambda: device
+    before, module.compute_device = module.compute_device, lambda: device
     try:
         yield
     finally:
-        module._device = before
+        module.compute_device = before
 
 
 def refusals() -> dict[str, Callable[[], Any]]:

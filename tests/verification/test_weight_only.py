@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from compressor.measure.runner import OnnxRunner
-from compressor.pipeline.run import _quantization_step
+from compressor.pipeline.record import quantization_step
 from compressor.verification.exact import check_exact
 from compressor.verification.manifest import REFERENCE
 from compressor.verification.quality import STEP, check_weight_only
@@ -64,7 +64,7 @@ def entry(family: str, perplexity: float | None) -> dict[str, Any]:
     ],
 )
 def test_the_step(entries: list[dict[str, Any]], expected: float | None) -> None:
-    found = _quantization_step(entries)
+    found = quantization_step(entries)
     assert found == (pytest.approx(expected) if expected is not None else None)
 
 

@@ -1,0 +1,156 @@
+"""What a run writes down of itself: seconds, what each pass did, costs, the report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from compressor.machine.memory import peak_memory
+from compressor.model.cost import Cost, count_cost
+from compressor.model.folder import ModelFolder
+from compressor.passes.apply import fingerprint_environment
+from compressor.pipeline.plan import artifact_dtype
+from compressor.pipeline.prepare import Prepared
+from compressor.report import build_report
+from compressor.verification import Verdict
+from compressor.walk.walk import Change
+
+
+class Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        """Start at zero; the total runs from here."""
+        self.seconds = dict.fromkeys(("load", "calibrate", "passes", "export", "verify"), 0.0)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def total(self) -> dict[str, float]:
+        """Return the stages and the total."""
+        return {**self.seconds, "total": time.perf_counter() - self._start}
+
+
+def compute_device() -> str:
+    """Return the torch device that passes compute on: `cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pass_entry(method: Any, before: ModelFolder, after: ModelFolder, changes: list[Change], seconds: float) -> Any:
+    """Return the entry of a pass in the report (`compressor.report.schema.PassEntry`), its quality not yet measured."""
+    layers = []
+    for index, change in enumerate(changes):
+        old, new = before.shapes.layers[index], change.layer
+        layers.append(
+            {
+                "index": index,
+                "intermediate_size_before": old.intermediate_size,
+                "intermediate_size_after": new.intermediate_size,
+                "num_attention_heads_before": old.num_attention_heads,
+                "num_attention_heads_after": new.num_attention_heads,
+                "num_key_value_heads_before": old.num_key_value_heads,
+                "num_key_value_heads_after": new.num_key_value_heads,
+                "residual_before": old.residual[0],
+                "residual_after": new.residual[0],
+                **change.figures,
+            }
+        )
+    return {
+        "name": method.name,
+        "family": method.family,
+        "seconds": seconds,
+        "parameters_before": before.parameters,
+        "parameters_after": after.parameters,
+        "quality_after": {},
+        "layers": layers,
+        "notes": list(getattr(method, "notes", ())),
+    }
+
+
+def quantization_step(entries: list[dict[str, Any]]) -> float | None:
+    """Return what the quantize passes at the end of a run added to perplexity: after over before, minus 1."""
+    last = len(entries)
+    while last and entries[last - 1]["family"] == "quantize":
+        last -= 1
+    if last == len(entries) or not entries[-1]["quality_after"]:
+        return None
+    before = entries[last - 1]["quality_after"] if last else entries[0]["quality_dense"]
+    after = entries[-1]["quality_after"]
+    return float(after["perplexity"] / before["perplexity"] - 1) if "perplexity" in after else None
+
+
+def count_costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
+    """Return the theoretical costs of the dense and of the compressed model, each as it is stored."""
+    length = prepared.length
+    graph = prepared.recipe.export.format != "safetensors"
+    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0), graph=graph)
+    return dense, count_cost(compressed, length, artifact_dtype(prepared), graph=graph)
+
+
+def run_report(
+    prepared: Prepared, costs: tuple[Cost, Cost], entries: list[dict[str, Any]], verdict: Verdict, clock: Clock
+) -> dict[str, Any]:
+    """Return the report of a run, version 1.
+
+    Args:
+        prepared: the recipe bound to its model.
+        costs: of the dense and of the compressed model.
+        entries: what each pass did.
+        verdict: of the verification.
+        clock: what the stages took.
+
+    Raises:
+        VerificationError: the parts do not make a valid report.
+    """
+    sides = []
+    for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
+        sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
+    return build_report(
+        model={"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task},
+        dense=sides[0],
+        compressed=sides[1],
+        checks=verdict.to_json()["checks"],
+        passes=entries,
+        speedup=verdict.ratios.get("speedup"),
+        seconds=clock.total(),
+        peak_memory_bytes=peak_memory(),
+        environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
+    )
+
+
+def _timing_conditions(verdict: Verdict) -> dict[str, Any]:
+    phases = verdict.timing.get("phases", [])
+    shown = [f"{p['name']} batch {p['batch']} length {p['length']}" for p in phases]
+    return {
+        "threads": verdict.timing.get("threads"),
+        "rounds": verdict.timing.get("rounds"),
+        "clock": ", ".join(sorted({p["clock"] for p in phases})),
+        "phases": "; ".join(shown),
+    }
+
+
+def _environment(prepared: Prepared) -> dict[str, Any]:
+    import onnx
+    import onnxruntime
+
+    return {
+        **fingerprint_environment(),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": compute_device(),
+        "seed": prepared.calibration.seed if prepared.calibration is not None else None,
+    }
