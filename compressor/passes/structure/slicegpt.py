@@ -127,8 +127,8 @@ class SliceGPT:
 
     def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
         """Return the basis of all sites, or one for each, and `every`: which share of the batches is needed."""
-        from compressor.passes.structure._slice.sensitivity import limited, survey_principal, survey_sensitivity
-        from compressor.passes.structure._width.surveys import stride
+        from compressor.passes.structure._slice.sensitivity import survey_principal, survey_sensitivity
+        from compressor.walk.sampling import limited, stride
 
         every = stride(walk, self.options.tokens_per_channel)
         found: dict[str, torch.Tensor | Entry] = {"every": torch.tensor(every)}

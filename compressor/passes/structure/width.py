@@ -114,9 +114,10 @@ class Width:
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return the widths of all blocks, and `every`: which share of the calibration batches is needed."""
         from compressor.passes.structure._width import surveys
+        from compressor.walk.sampling import stride
 
         o, budget = self.options, self.budget(walk.source.shapes)
-        every = surveys.stride(walk, o.tokens_per_channel)
+        every = stride(walk, o.tokens_per_channel)
         found = {"every": torch.tensor(every)}
         if o.allocation == "uniform":
             return {**found, "widths": torch.tensor(uniform(budget))}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from compressor._lazy import lazy
 from compressor.errors import UsageError
 from compressor.passes.quantize._weights.sharings import observing
-from compressor.passes.structure._width.surveys import count_tokens
+from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
@@ -46,23 +45,6 @@ class Sites:
     streams: list[torch.Tensor]
     gradients: list[torch.Tensor]
     tokens: list[int]
-
-
-@contextmanager
-def limited(walk: Walk, samples: int) -> Iterator[None]:
-    """While entered, the walk sees only the leading batches that hold `samples` samples (all, if there are fewer)."""
-    from compressor.data.kinds import Batches
-
-    every, seen, count = walk.batches, 0, 0
-    for inputs in every:
-        if seen >= samples:
-            break
-        seen, count = seen + len(next(iter(inputs.values()))), count + 1
-    walk.batches = Batches(lambda: islice(iter(every), count), count)
-    try:
-        yield
-    finally:
-        walk.batches = every
 
 
 def norm_eps(norm: torch.nn.Module) -> float:

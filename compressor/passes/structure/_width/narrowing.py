@@ -15,7 +15,7 @@ from compressor.passes.numerics.elimination import eliminate
 from compressor.passes.numerics.moments import LinearFit, Moments, fit
 from compressor.passes.structure._width.importance import score
 from compressor.passes.structure._width.refine import Sample, moments_of, refine_readers
-from compressor.passes.structure._width.surveys import LEAST_TOKENS, channels_of
+from compressor.passes.structure._width.surveys import channels_of
 from compressor.passes.surgery.channels import (
     assign,
     attention_half,
@@ -28,6 +28,7 @@ from compressor.passes.surgery.channels import (
     reader_signal,
     rows,
 )
+from compressor.walk.sampling import LEAST_TOKENS
 
 if TYPE_CHECKING:
     import torch

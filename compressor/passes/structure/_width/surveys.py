@@ -11,6 +11,7 @@ from compressor.passes.numerics.moments import Moments
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.importance import Channels, score
 from compressor.passes.surgery.channels import bias, channel_signals, matrix, rows
+from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -20,28 +21,10 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-# No model is calibrated on fewer tokens than this, if there are as many.
-LEAST_TOKENS = 16384
 # Fisher traces are one number per block: this many tokens settle them.
 SENSITIVITY_TOKENS = 2048
 # Curves only share channels out between blocks: part of the data that settles the refit is enough.
 CURVE_SHARE = 3
-
-
-def stride(walk: Walk, tokens_per_channel: int) -> int:
-    """Return n such that every n-th calibration batch holds about enough tokens for the widest FFN."""
-    width = max(layer.intermediate_size for layer in walk.source.shapes.layers)
-    needed = max(tokens_per_channel * width, LEAST_TOKENS)
-    return max(1, min(count_tokens(walk) // needed, len(walk.batches)))
-
-
-def count_tokens(walk: Walk) -> int:
-    """Return how many tokens (or image patches) the calibration batches hold, by the first batch's size."""
-    first = next(iter(walk.batches))
-    array = next(iter(first.values()))
-    patches = getattr(walk.source.config, "patch_size", None)
-    per_batch = array.shape[0] * (array.shape[-1] // patches) ** 2 if patches else array.size
-    return int(per_batch) * len(walk.batches)
 
 
 def angular_distances(walk: Walk, *, every: int) -> list[float]:
