@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,22 +45,73 @@ def run_block(module: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tens
     return torch.as_tensor(out[0] if isinstance(out, tuple) else out)
 
 
+@contextmanager
+def observing(
+    module: nn.Module,
+    paths: Iterable[str],
+    note: Callable[[str, torch.Tensor], torch.Tensor | None],
+    *,
+    outputs: bool = False,
+    once: bool = False,
+) -> Iterator[None]:
+    """While entered, call `note` with the path and the input of every submodule in `paths` whenever it is called.
+
+    Args:
+        module: the module that is going to run.
+        paths: of its submodules, each once.
+        note: what it returns, if not None, takes the place of the tensor.
+        outputs: note outputs instead of inputs.
+        once: end the forward pass, and leave the context without an error, as soon as anything was noted.
+    """
+    # Such contexts can be nested, and each ends a forward pass for itself alone.
+    mine = object()
+
+    def seen(path: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        replacement = note(path, tensor)
+        if once:
+            raise Stop(mine)
+        return replacement
+
+    with ExitStack() as stack:
+        for path in paths:
+            part = module.get_submodule(path)
+            if outputs:
+                handle = part.register_forward_hook(lambda _, args, out, path=path: seen(path, out))
+            else:
+                handle = part.register_forward_pre_hook(lambda _, args, path=path: seen(path, args[0]))
+            stack.callback(handle.remove)
+        try:
+            yield
+        except Stop as reached:
+            if reached.args != (mine,):
+                raise
+
+
+@contextmanager
+def recorded(module: nn.Module, *paths: str, outputs: bool = False) -> Iterator[list[torch.Tensor]]:
+    """While entered, collect the inputs (or `outputs`) of the submodules at `paths`, in the order of the calls."""
+    found: list[torch.Tensor] = []
+    with observing(module, paths, lambda _, tensor: found.append(tensor), outputs=outputs):
+        yield found
+
+
+def first_input(module: nn.Module, path: str, run: Callable[[], object]) -> torch.Tensor:
+    """Call `run`, which runs `module`, until the submodule at `path` is called; return that submodule's input.
+
+    Raises:
+        ModelError: it is never called.
+    """
+    found: list[torch.Tensor] = []
+    with observing(module, [path], lambda _, tensor: found.append(tensor), once=True):
+        run()
+    if not found:
+        raise ModelError(f"the block never calls {path}: the family's table does not fit this model")
+    return found[0]
+
+
 def input_of(module: nn.Module, path: str, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-    """Run `module` until the submodule at `path` is called; return that submodule's input."""
-    seen: list[torch.Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise Stop
-
-    handle = module.get_submodule(path).register_forward_pre_hook(stop)
-    try:
-        run_block(module, hidden, call)
-    except Stop:
-        return seen[0]
-    finally:
-        handle.remove()
-    raise ModelError(f"the block never calls {path}: the family's table does not fit this model")
+    """Run a block until the submodule at `path` is called; return that submodule's input."""
+    return first_input(module, path, lambda: run_block(module, hidden, call))
 
 
 class Recorder(nn.Module):

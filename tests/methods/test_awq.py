@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from compressor.model.folder import open_model
-from compressor.passes.quantize._weights.sharings import attention_sharings, ffn_sharings
 from compressor.passes.quantize.awq import Awq, maker_of, shared_loudness
 from compressor.passes.quantize.rtn import Rtn
+from compressor.passes.surgery.linears import attention_sharings, ffn_sharings
 from compressor.storage.grids import GridSpec, fit_grid
 from compressor.walk.walk import Walk
 from tests.core.toy import toy_batches

@@ -13,8 +13,8 @@ import torch
 
 from compressor.errors import ModelError
 from compressor.model.folder import ModelFolder, open_model
+from compressor.passes.numerics.rotation import hadamard, random_rotation
 from compressor.passes.quantize._weights.concentration import concentration, scaled
-from compressor.passes.quantize._weights.rotate import hadamard, random_rotation
 from compressor.passes.quantize.rsq import Rsq
 from compressor.passes.quantize.rtn import Rtn
 from compressor.walk.walk import Walk

@@ -20,10 +20,11 @@ from compressor.model.skeleton import base_of, optional_submodules
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.numerics.rotation import Projection, ones_free
 from compressor.passes.structure._slice.block import set_readers
-from compressor.passes.structure._slice.sensitivity import limited, survey_sensitivity
+from compressor.passes.structure._slice.sensitivity import survey_sensitivity
 from compressor.passes.structure._slice.shapes import parameter_count, sliced_shapes
 from compressor.passes.structure.slicegpt import SliceGPT
 from compressor.passes.surgery.backward import sampled_labels
+from compressor.walk.sampling import limited
 
 Make = Callable[..., Path]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "vit", "deit")

@@ -18,9 +18,10 @@ from compressor.model.skeleton import AUTO_CLASSES
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.structure._width.fisher import fisher_traces
-from compressor.passes.structure._width.surveys import angular_distances, stride
+from compressor.passes.structure._width.surveys import angular_distances
 from compressor.passes.structure.width import Width, WidthOptions
 from compressor.passes.surgery.backward import sampled_labels
+from compressor.walk.sampling import stride
 from compressor.walk.walk import Walk
 from tests.core.test_loading import COVERED
 from tests.core.toy import toy_batches
@@ -197,7 +198,7 @@ def test_calibration_is_thinned_to_what_the_channels_need(
     source = open_model(pico("llama"))
     walk = Walk(source, toy_batches(source.task, count=12, tokens=50), work=tmp_path, cache_bytes=PLENTY)
     assert stride(walk, 1) == 1
-    monkeypatch.setattr("compressor.passes.structure._width.surveys.LEAST_TOKENS", 0)
+    monkeypatch.setattr("compressor.walk.sampling.LEAST_TOKENS", 0)
     assert stride(walk, 1) == 12
     assert stride(walk, 4) == 3
     assert stride(walk, 1000) == 1

@@ -187,3 +187,67 @@ def _relative_error(weight: torch.Tensor, seen: torch.Tensor, cross: torch.Tenso
         return 0.0
     explained = seen.neg_().add_(cross, alpha=2).mul_(weight).sum()
     return max(0.0, 1.0 - float(explained) / energy)
+
+
+class InputStats:
+    """Statistics of one input as it streams past: H = E[w x xᵀ], E[|x|], max |x|, and peaks of its blocks.
+
+    Products are made in float32, sums over batches in float64.
+
+    Attributes:
+        count: sum of the tokens' weights.
+        group: channels of a block.
+        largest: max |x| per channel, [width] float32.
+    """
+
+    def __init__(self, width: int, group: int, device: torch.device | str = "cpu") -> None:
+        """Start with nothing seen of an input of `width` channels in blocks of `group`."""
+        self.group = group
+        self.count = 0.0
+        self._gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self._abs = torch.zeros(width, dtype=torch.float64, device=device)
+        self._peaks = torch.zeros(-(-width // group), dtype=torch.float64, device=device)
+        self.largest = torch.zeros(width, device=device)
+        self._tokens = 0
+        self._cross: dict[str, torch.Tensor] = {}
+
+    def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """See tokens [tokens, width] with weights [tokens] (None: 1 each)."""
+        weighted = rows if weights is None else rows * weights[:, None]
+        self._gram += weighted.T @ rows
+        size = rows.abs()
+        self._abs += size.sum(0)
+        self.largest = torch.maximum(self.largest, size.amax(0))
+        self._peaks += torch.stack([part.amax(1).double().square().sum() for part in size.split(self.group, dim=1)])
+        self.count += float(len(rows) if weights is None else weights.sum())
+        self._tokens += len(rows)
+
+    def want(self, path: str, wanted: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Note what the module at `path` should make, [tokens, outputs], of tokens [tokens, width]."""
+        weighted = wanted if weights is None else wanted * weights[:, None]
+        cross = weighted.T @ rows
+        self._cross[path] = self._cross[path] + cross if path in self._cross else cross.double()
+
+    def cross(self, path: str) -> torch.Tensor:
+        """E[w y xᵀ] of what the module at `path` should make of x, [outputs, width] float64."""
+        return self._cross[path] / self.count
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """H, [width, width] float64."""
+        if self.count <= 0:
+            raise DataError("calibration.data: not one token to calibrate on")
+        return self._gram / self.count
+
+    @property
+    def mean_abs(self) -> torch.Tensor:
+        """E[|x|] per channel, [width] float64."""
+        return self._abs / max(self._tokens, 1)
+
+    def rounding_error(self, weight: torch.Tensor) -> float:
+        """Return E‖W(x − x̂)‖² where x̂ has every block of x rounded to 8-bit codes of its own range.
+
+        The error of rounding is taken as uniform over a step of max|x| / 127, W as [outputs, width].
+        """
+        steps = (self._peaks / max(self._tokens, 1)) / 127**2 / 12
+        return float((weight.double().square().sum(0) * steps.repeat_interleave(self.group)[: weight.shape[1]]).sum())

@@ -232,3 +232,58 @@ def fit_scale(
     eye = torch.eye(len(system), dtype=torch.float64, device=system.device)
     solved: torch.Tensor = torch.linalg.solve(system + weight * eye, right)
     return solved
+
+
+def hadamard(order: int) -> torch.Tensor | None:
+    """Return a Hadamard matrix [order, order] of ±1, float64, whose first column is all ones; None if none is found.
+
+    Orders 2^a·(q + 1) are covered for q = 0 or a prime with q mod 4 = 3: Paley's construction, doubled as Sylvester
+    did (Hedayat and Wallis, Annals of Statistics 6, 1978, sections 2 and 3).
+    """
+    doublings, base = 0, order
+    while base > 1 and not _paley_prime(base - 1):
+        if base % 2:
+            return None
+        doublings, base = doublings + 1, base // 2
+    found = torch.ones(1, 1, dtype=torch.float64) if base == 1 else _paley(base - 1)
+    for _ in range(doublings):
+        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
+    return found * found[:, :1]
+
+
+def _paley_prime(q: int) -> bool:
+    return q % 4 == 3 and all(q % divisor for divisor in range(3, math.isqrt(q) + 1, 2))
+
+
+def _paley(q: int) -> torch.Tensor:
+    """Return Paley's matrix I + S of order q + 1: S is skew, its core the quadratic characters of differences mod q."""
+    squares = torch.full((q,), -1.0, dtype=torch.float64)
+    squares[torch.arange(1, q).square() % q] = 1.0
+    squares[0] = 0.0
+    index = torch.arange(q)
+    skew = torch.zeros(q + 1, q + 1, dtype=torch.float64)
+    skew[1:, 1:] = squares[(index[:, None] - index) % q]
+    skew[0, 1:], skew[1:, 0] = 1.0, -1.0
+    return skew + torch.eye(q + 1, dtype=torch.float64)
+
+
+def random_rotation(width: int, seed: int, *, centre: bool) -> Projection:
+    """Return a random change of coordinates of a stream of `width`, from a Hadamard matrix where there is one.
+
+    With `centre` (LayerNorm) it takes the mean off the stream, which is then and stays without one, so that a stock
+    LayerNorm behind it is exact.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = hadamard(width)
+    if found is None:
+        start = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        start[:, 0] = 1.0 if centre else start[:, 0]
+        basis, upper = torch.linalg.qr(start)
+        basis = basis * upper.diagonal().sign()
+    else:
+        basis = found[torch.randperm(width, generator=generator)] / math.sqrt(width)
+    signs = torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1
+    if centre:
+        # The first column is the ones direction: it goes. Signs of rows would take the others out of its complement.
+        return Projection.of(basis[:, 1:] * signs[1:], centre=True)
+    return Projection.of(basis * signs[:, None], centre=False)

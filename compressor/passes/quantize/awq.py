@@ -22,11 +22,12 @@ from pydantic import Field
 from compressor._lazy import lazy
 from compressor.passes.base import Options
 from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOnlyOptions
+from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.passes.quantize._weights.sharings import InputStats, Sharing
+    from compressor.passes.numerics.moments import InputStats
     from compressor.storage.grids import Grid, GridSpec
     from compressor.walk.walk import BlockView
 else:
@@ -61,7 +62,7 @@ class Awq(WeightOnly):
 
     def prepare_block(self, block: BlockView) -> None:
         """Fold scales into a block, found on the inputs that it gets."""
-        from compressor.passes.quantize._weights.sharings import attention_sharings, collect, ffn_sharings
+        from compressor.passes.quantize._weights.sharings import collect
 
         sharings = (*attention_sharings(block.family), *ffn_sharings(block.family))
         folds = [(s, maker) for s in sharings if (maker := maker_of(block, s))] if self.options.steps else []

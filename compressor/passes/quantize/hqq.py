@@ -25,7 +25,7 @@ from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOn
 if TYPE_CHECKING:
     import torch
 
-    from compressor.passes.quantize._weights.sharings import InputStats
+    from compressor.passes.numerics.moments import InputStats
     from compressor.storage.grids import Grid, GridSpec
 else:
     torch = lazy("torch")

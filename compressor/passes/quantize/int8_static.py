@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from compressor.passes.base import Options
 from compressor.passes.quantize._int8.linears import Int8, Int8Options
+from compressor.passes.surgery.linears import embedding_name, head_name
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ class Int8Static(Int8):
     def change_tail(self, walk: Walk) -> None:
         """Round the head; the range of its input is that of the last norm's output."""
         from compressor.model.skeleton import base_of
-        from compressor.passes.quantize._weights.sharings import embedding_name, head_name, real
+        from compressor.passes.surgery.observe import real_tokens
 
         super().change_tail(walk)
         source = walk.source
@@ -77,7 +78,7 @@ class Int8Static(Int8):
 
         def inputs(k: int) -> Rows:
             hidden = walk.current[k].to(walk.device)
-            return real(hidden if norm is None else norm(hidden), walk.token_masks[k])
+            return real_tokens(hidden if norm is None else norm(hidden), walk.token_masks[k])
 
         count = len(walk.calls)
         ends = [(float(rows.min()), float(rows.max())) for rows in map(inputs, range(count))]

@@ -59,7 +59,8 @@ class Rsq(Gptq):
 
     def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
         """Plan the grids and draw the rotation."""
-        from compressor.passes.quantize._weights.rotate import random_rotation, why_not
+        from compressor.passes.numerics.rotation import random_rotation
+        from compressor.passes.quantize._weights.rotate import why_not
 
         super().begin(source, planned, findings)
         reason = why_not(source)
@@ -71,7 +72,7 @@ class Rsq(Gptq):
 
     def change_stem(self, walk: Walk) -> None:
         """Rotate what writes to the stream before the first block."""
-        from compressor.passes.structure._slice.block import set_stem
+        from compressor.passes.surgery.stream import set_stem
 
         if self.frame is not None:
             self.frame = Projection(self.frame.matrix.to(walk.device))
@@ -80,7 +81,7 @@ class Rsq(Gptq):
 
     def change_tail(self, walk: Walk) -> None:
         """Rotate what reads the stream after the last block."""
-        from compressor.passes.quantize._weights.rotate import rotate_tail
+        from compressor.passes.surgery.stream import rotate_tail
 
         if self.frame is not None:
             rotate_tail(walk, self.frame)
@@ -88,7 +89,7 @@ class Rsq(Gptq):
 
     def prepare_block(self, block: BlockView) -> None:
         """Rotate a block and forget the importance of the tokens of the one before."""
-        from compressor.passes.quantize._weights.rotate import rotate_block
+        from compressor.passes.surgery.stream import rotate_block
 
         self._importance = {}
         if self.frame is not None:

@@ -11,7 +11,8 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 
 from compressor.passes.base import Options, PassFamily
-from compressor.passes.structure.width import Width, WidthOptions
+from compressor.passes.structure._width.options import WidthOptions
+from compressor.passes.structure.width import Width
 
 
 class MagnitudeOptions(Options):

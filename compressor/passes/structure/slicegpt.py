@@ -127,8 +127,8 @@ class SliceGPT:
 
     def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
         """Return the basis of all sites, or one for each, and `every`: which share of the batches is needed."""
-        from compressor.passes.structure._slice.sensitivity import limited, survey_principal, survey_sensitivity
-        from compressor.passes.structure._width.surveys import stride
+        from compressor.passes.structure._slice.sensitivity import survey_principal, survey_sensitivity
+        from compressor.walk.sampling import limited, stride
 
         every = stride(walk, self.options.tokens_per_channel)
         found: dict[str, torch.Tensor | Entry] = {"every": torch.tensor(every)}
@@ -172,7 +172,7 @@ class SliceGPT:
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
-        from compressor.passes.structure._slice.block import set_stem
+        from compressor.passes.surgery.stream import set_stem
 
         set_stem(walk, self._site(0))
 
@@ -194,7 +194,8 @@ class SliceGPT:
     def change_tail(self, walk: Walk) -> None:
         """Narrow the final norm and the heads; a tied head stays the embedding, the norm's weight is fitted to it."""
         from compressor.model.skeleton import optional_submodules
-        from compressor.passes.structure._slice.block import reader_fit, set_readers
+        from compressor.passes.structure._slice.block import reader_fit
+        from compressor.passes.surgery.stream import set_readers
 
         norm, site = _final_norm(walk), self._site(2 * walk.count)
         heads = optional_submodules(walk.model, walk.source.family.heads)
@@ -209,12 +210,12 @@ class SliceGPT:
 
     def _tail_pairs(self, walk: Walk, heads: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Yield dense and narrow normed tokens of the last block's output."""
-        from compressor.passes.structure._slice.sensitivity import norm_eps, unmasked
+        from compressor.passes.surgery.observe import norm_eps, real_tokens
 
         eps = norm_eps(_final_norm(walk))
         for k, mask in enumerate(walk.token_masks):
             streams = (walk.dense[k].to(walk.device), walk.current[k].to(walk.device))
-            dense, current = (normed(unmasked(x, mask), eps, centre=self._centre) for x in streams)
+            dense, current = (normed(real_tokens(x, mask), eps, centre=self._centre) for x in streams)
             weights = None
             if walk.source.task == "image-classification":
                 # The heads read the first tokens only: these weigh as much as all others, which alone are many enough.

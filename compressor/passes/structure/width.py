@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from compressor._lazy import lazy
-from compressor.passes.base import Options, PassFamily
+from compressor.passes.base import PassFamily
 from compressor.passes.numerics.allocation import WidthBudget, angular, greedy, uniform, width_budget
+from compressor.passes.structure._width.options import WidthOptions
 from compressor.passes.surgery.channels import check_covered
 
 if TYPE_CHECKING:
@@ -34,39 +35,6 @@ if TYPE_CHECKING:
     from compressor.walk.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
-
-Importance = Literal["obs", "cfsp", "act", "flap", "magnitude", "random"]
-
-
-class WidthOptions(Options):
-    """Options of `width`."""
-
-    sparsity: float = Field(gt=0, lt=1, description="Share of the FFN's channels, and so of its parameters, to remove.")
-    target: Literal["ffn"] = Field("ffn", description="What to narrow.")
-    importance: Importance = Field(
-        "obs", description="Which channels go: obs (least loss after refit; best), cfsp, act, flap, magnitude, random."
-    )
-    allocation: Literal["global", "cfsp", "uniform"] = Field(
-        "global",
-        description="How blocks share the loss: global (greedy on loss curves; best), cfsp (angular distance), or "
-        "uniform, which alone keeps a plain config.json.",
-    )
-    weighting: Literal["fisher", "residual"] = Field(
-        "fisher", description="global: weight of a block's loss: Fisher trace of its output, or 1 / residual energy."
-    )
-    temperature: float = Field(1.0, gt=0, description="cfsp allocation: high values approach uniform.")
-    reconstruct: bool = Field(True, description="Refit the FFN's output matrix to the dense block's output.")
-    refit: bool = Field(True, description="With reconstruct: also refit attention's output matrix and the readers.")
-    refine: bool = Field(True, description="With reconstruct: also refit the rows of the FFN's readers that are left.")
-    damping: float = Field(0.003, gt=0, le=1, description="Ridge of the refit, share of the mean second moment.")
-    round_to: int = Field(8, ge=1, description="Widths are multiples of this.")
-    least: float = Field(0.05, ge=0, lt=1, description="Share of its channels that every block keeps at least.")
-    tokens_per_channel: int = Field(
-        24,
-        ge=1,
-        description="Statistics use an evenly spread part of the calibration data: about this many tokens per channel.",
-    )
-    seed: int = Field(0, description="Of random importance and of sampled labels.")
 
 
 class Width:
@@ -114,9 +82,10 @@ class Width:
     def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
         """Return the widths of all blocks, and `every`: which share of the calibration batches is needed."""
         from compressor.passes.structure._width import surveys
+        from compressor.walk.sampling import stride
 
         o, budget = self.options, self.budget(walk.source.shapes)
-        every = surveys.stride(walk, o.tokens_per_channel)
+        every = stride(walk, o.tokens_per_channel)
         found = {"every": torch.tensor(every)}
         if o.allocation == "uniform":
             return {**found, "widths": torch.tensor(uniform(budget))}

@@ -15,6 +15,7 @@ from pydantic import Field
 from compressor._lazy import lazy
 from compressor.passes.base import Options
 from compressor.passes.quantize._weights.quantizer import Quantizer
+from compressor.passes.surgery.linears import Sharing, block_names, head_name
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
     from compressor.passes.quantize._int8.ranges import ChannelRanges
     from compressor.passes.quantize._int8.smooth import Smoothing
-    from compressor.passes.quantize._weights.sharings import Halves, Sharing
+    from compressor.passes.quantize._weights.sharings import Halves
     from compressor.passes.quantize._weights.weight_only import QuantizationError
     from compressor.storage.grids import Activations, Grid, GridSpec
     from compressor.walk.walk import BlockView, Change, Walk
@@ -93,7 +94,6 @@ class Int8(Quantizer):
 
     def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, of the embeddings and of the head."""
-        from compressor.passes.quantize._weights.sharings import block_names, head_name
         from compressor.storage.grids import GridSpec
 
         spec = GridSpec(8, 0, symmetric=True, activations=self.activations)
@@ -137,8 +137,6 @@ class Int8(Quantizer):
 
     def change_tail(self, walk: Walk) -> None:
         """Round the head."""
-        from compressor.passes.quantize._weights.sharings import head_name
-
         if (name := head_name(walk.source)) is not None:
             self._round(walk, name)
 
@@ -187,7 +185,7 @@ class Int8(Quantizer):
         """Quantize the modules that read one input; return whether the input was smoothed."""
         from compressor.model.skeleton import submodule
         from compressor.passes.quantize._int8.smooth import with_factors
-        from compressor.passes.quantize._weights.sharings import real
+        from compressor.passes.surgery.observe import real_tokens
         from compressor.storage.grids import fit_rows
 
         paths = [path for path in sharing.paths if block.name_of(path) in self._specs]
@@ -198,7 +196,7 @@ class Int8(Quantizer):
         factors = smoothing.factors if smoothing.explicit else torch.ones_like(smoothing.factors)
 
         def inputs(k: int) -> Rows:
-            return real(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
+            return real_tokens(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
 
         spec = self.input_spec(self._specs[block.name_of(paths[0])], ranges, smoothing, inputs)
         for path in paths:

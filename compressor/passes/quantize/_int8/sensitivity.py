@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
+from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
+from compressor.walk.calls import observing
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from compressor.model.folder import ModelFolder
-    from compressor.passes.quantize._weights.sharings import Sharing
     from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
@@ -26,18 +27,18 @@ else:
 
 def block_losses(block: BlockView, levels: int) -> torch.Tensor:
     """Return the loss of each sharing of a block of the dense stream, inputs evened out, [sharings] float64."""
-    from compressor.passes.quantize._weights.sharings import attention_sharings, ffn_sharings, real
+    from compressor.passes.surgery.observe import real_tokens
 
     groups = (*attention_sharings(block.family), *ffn_sharings(block.family))
     factors = _factors(block, groups, levels)
     lost, whole = torch.zeros(len(groups), dtype=torch.float64), 0.0
     for k in range(len(block)):
         hidden, mask = block.dense_in(k), block.token_mask(k)
-        plain = real(block.forward(block.module, hidden, k), mask).double()
+        plain = real_tokens(block.forward(block.module, hidden, k), mask).double()
         whole += float(plain.square().sum())
         for index, sharing in enumerate(groups):
             with rounded(block.module, sharing, factors[sharing.paths[0]], levels):
-                out = real(block.forward(block.module, hidden, k), mask).double()
+                out = real_tokens(block.forward(block.module, hidden, k), mask).double()
             lost[index] += (out - plain).square().sum().cpu()
     return lost / max(whole, 1e-30)
 
@@ -47,7 +48,6 @@ def _factors(block: BlockView, groups: Sequence[Sharing], levels: int) -> dict[s
     from compressor.model.skeleton import submodule
     from compressor.passes.quantize._int8.ranges import ChannelRanges
     from compressor.passes.quantize._int8.smooth import find_factors
-    from compressor.passes.quantize._weights.sharings import observing
 
     ranges = {sharing.paths[0]: ChannelRanges() for sharing in groups}
     for k in range(len(block)):
@@ -71,21 +71,20 @@ def rounded(module: nn.Module, sharing: Sharing, factors: torch.Tensor, levels: 
     from compressor.model.skeleton import submodule
     from compressor.storage.grids import GridSpec, fit_rows
 
-    def round_args(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (round_inputs(args[0] * factors) / factors,)
+    def round_input(_: str, inputs: torch.Tensor) -> torch.Tensor:
+        return round_inputs(inputs * factors) / factors
 
     readers = [submodule(module, path) for path in sharing.paths]
     weights = [reader.weight.data for reader in readers]
-    handles = [reader.register_forward_pre_hook(round_args) for reader in readers]
     spec = GridSpec(8, 0, symmetric=True, activations="dynamic")
     try:
         for reader, weight in zip(readers, weights, strict=True):
             reader.weight.data = fit_rows(weight / factors, spec, levels).rounded(weight / factors) * factors
-        yield
+        with observing(module, sharing.paths, round_input):
+            yield
     finally:
-        for reader, weight, handle in zip(readers, weights, handles, strict=True):
+        for reader, weight in zip(readers, weights, strict=True):
             reader.weight.data = weight
-            handle.remove()
 
 
 def round_inputs(values: torch.Tensor) -> torch.Tensor:
@@ -99,7 +98,6 @@ def round_inputs(values: torch.Tensor) -> torch.Tensor:
 def worst(source: ModelFolder, losses: Sequence[torch.Tensor], share: float) -> set[str]:
     """Return the names of the modules whose groups lose most per weight, up to `share` of the blocks' weights."""
     from compressor.model.skeleton import base_prefix
-    from compressor.passes.quantize._weights.sharings import attention_sharings, ffn_sharings
 
     model = source.skeleton()
     prefix = f"{base_prefix(model)}{source.family.blocks}"

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
+from compressor.passes.surgery.linears import Sharing
 
 if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Family
     from compressor.passes.quantize._int8.ranges import ChannelRanges
-    from compressor.passes.quantize._weights.sharings import Sharing
     from compressor.storage.grids import Grid
     from compressor.walk.walk import BlockView
 else:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError
-from compressor.passes.quantize._weights.sharings import observing
-from compressor.passes.structure._width.surveys import count_tokens
+from compressor.passes.surgery.linears import linear_paths
+from compressor.walk.calls import observing
+from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +165,6 @@ def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tenso
 def rounded(view: BlockView, specs: Specs) -> Iterator[None]:
     """While entered, a block's weights lie on the grids of `specs`, rounded to nearest; then they are as before."""
     from compressor.model.skeleton import submodule
-    from compressor.passes.quantize._weights.sharings import linear_paths
     from compressor.storage.grids import fit_grid
 
     modules = [(submodule(view.module, path), specs.get(view.name_of(path))) for path in linear_paths(view.family)]
@@ -230,7 +230,6 @@ def survey_levels(walk: Walk, levels: Sequence[Specs], share: float) -> dict[str
 def _output_shares(view: BlockView, specs: Specs) -> dict[str, float]:
     """Return each module's share of its block's loss: E‖(W − W')x‖² / E‖Wx‖² on the first batch, over the sum."""
     from compressor.model.skeleton import submodule
-    from compressor.passes.quantize._weights.sharings import linear_paths
     from compressor.storage.grids import fit_grid
 
     errors: dict[str, float] = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.passes.base import Options, PassFamily
+from compressor.passes.surgery.linears import check_covered
 
 if TYPE_CHECKING:
     from compressor.architectures import Shapes
@@ -37,8 +38,6 @@ class Quantizer:
             ModelError: the family is not covered.
             UsageError: `exclude` names what the model does not have.
         """
-        from compressor.passes.quantize._weights.sharings import check_covered
-
         check_covered(self.name, source.family)
         _check_names(self.options.exclude, source)
         return source.shapes

@@ -17,14 +17,16 @@ from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
 from compressor.passes.base import Options
 from compressor.passes.quantize._weights.quantizer import Quantizer
+from compressor.passes.surgery.linears import Sharing, block_names, embedding_name, head_name, linear_paths
 
 if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Shapes
     from compressor.model.folder import ModelFolder
+    from compressor.passes.numerics.moments import InputStats
     from compressor.passes.numerics.rotation import Projection
-    from compressor.passes.quantize._weights.sharings import Halves, InputStats, Sharing
+    from compressor.passes.quantize._weights.sharings import Halves
     from compressor.storage.grids import Grid, GridSpec
     from compressor.walk.walk import BlockView, Change, Walk
 else:
@@ -122,7 +124,6 @@ class WeightOnly(Quantizer):
     def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, and of embedding and head where asked for."""
         from compressor.passes.quantize._weights import mixed
-        from compressor.passes.quantize._weights.sharings import block_names, embedding_name, head_name
 
         names = [name for name in block_names(source) if not self.excluded(name)]
         if self.options.bits == "auto":
@@ -156,7 +157,6 @@ class WeightOnly(Quantizer):
         if self.options.bits != "auto":
             return {}
         from compressor.passes.quantize._weights import mixed
-        from compressor.passes.quantize._weights.sharings import block_names
 
         names = [name for name in block_names(walk.source) if not self.excluded(name)]
         return mixed.survey_levels(walk, self._levels(names), self.options.budget)
@@ -173,14 +173,10 @@ class WeightOnly(Quantizer):
 
     def change_stem(self, walk: Walk) -> None:
         """Round the embedding, if it is to be quantized; a tied head is the same matrix."""
-        from compressor.passes.quantize._weights.sharings import embedding_name
-
         self._round(walk, embedding_name(walk.source))
 
     def change_tail(self, walk: Walk) -> None:
         """Round the head, if it is to be quantized."""
-        from compressor.passes.quantize._weights.sharings import head_name
-
         self._round(walk, head_name(walk.source))
 
     def _round(self, walk: Walk, name: str | None) -> None:
@@ -214,7 +210,6 @@ class WeightOnly(Quantizer):
     def _bits(self, block: BlockView) -> dict[str, float]:
         """Return the mean bits of the weights of a block's linear modules before and after."""
         from compressor.model.skeleton import submodule
-        from compressor.passes.quantize._weights.sharings import linear_paths
 
         sizes = {path: submodule(block.module, path).weight.numel() for path in linear_paths(block.family)}
         kept = {path: block.grids[path].spec.bits if path in block.grids else FLOAT_BITS for path in sizes}
@@ -225,18 +220,19 @@ class WeightOnly(Quantizer):
 
     def _observe(self, block: BlockView, halves: Halves, sharing: Sharing) -> InputStats:
         """Return the statistics of a sharing's input, and of what its modules should give, if a dense block knows."""
-        from compressor.passes.quantize._weights.sharings import InputStats, real
+        from compressor.passes.numerics.moments import InputStats
+        from compressor.passes.surgery.observe import real_tokens
 
         stats: InputStats | None = None
         for k in range(len(block)):
             mask, importance = block.token_mask(k), self.token_weights(block, k)
             inputs = halves.input_of(block.module, sharing, k)
             stats = stats or InputStats(inputs.shape[-1], self.options.group_size, inputs.device)
-            weights = None if importance is None else real(importance[..., None], mask)[:, 0]
-            stats.add(real(inputs, mask), weights)
+            weights = None if importance is None else real_tokens(importance[..., None], mask)[:, 0]
+            stats.add(real_tokens(inputs, mask), weights)
             if self.needs_dense:
                 for path, wanted in halves.wanted(sharing, k):
-                    stats.want(path, real(wanted, mask), real(inputs, mask), weights)
+                    stats.want(path, real_tokens(wanted, mask), real_tokens(inputs, mask), weights)
         assert stats is not None
         trim_heap()  # the activations have left holes that the matrices of a solver do not fit
         return stats

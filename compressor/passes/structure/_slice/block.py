@@ -15,62 +15,18 @@ from typing import TYPE_CHECKING, Any
 from compressor._lazy import lazy
 from compressor.passes.numerics.elimination import eliminate
 from compressor.passes.numerics.moments import LinearFit, Moments, fit
-from compressor.passes.numerics.rotation import Projection, fold_scale, normed
-from compressor.passes.structure._slice.sensitivity import norm_eps, unmasked
+from compressor.passes.numerics.rotation import Projection, normed
+from compressor.passes.surgery.observe import norm_eps, real_tokens
+from compressor.passes.surgery.stream import set_readers
+from compressor.walk.calls import first_input, input_of
 
 if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import LayerShape
-    from compressor.walk.walk import BlockView, Walk
+    from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
-
-
-def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
-    """Let readers behind a norm read the narrow stream by way of `matrix` [d, k]; they take its scale and shift in.
-
-    Where a reader has no bias, the norm's shift becomes 1 and every reader makes its own of it: what stands in front of
-    the shift has mean zero, so a row may gain any constant c, which adds k·c and nothing else.
-    """
-    from compressor.model.skeleton import set_weight
-
-    scale: torch.Tensor = norm.weight.double()
-    shift: torch.Tensor | None = getattr(norm, "bias", None)
-    folds = shift is None or all(reader.bias is not None for reader in readers)
-    for reader in readers:
-        bias = None
-        weight = fold_scale(reader.weight, scale) @ matrix
-        if shift is not None:
-            wanted = reader.weight.double() @ shift.double()
-            if folds:
-                bias = (reader.bias.double() + wanted).float()
-            else:
-                weight = weight + (wanted - weight.sum(1))[:, None] / weight.shape[1]
-        set_weight(reader, weight.float(), bias)
-    kept = None if shift is None else torch.full((site.width,), 0.0 if folds else 1.0, device=scale.device)
-    set_weight(norm, site.norm_weight().to(scale.device).float(), kept)
-
-
-def set_stem(walk: Walk, site: Projection) -> None:
-    """Let embeddings, positions, patches and class tokens write in the coordinates of `site`."""
-    from compressor.model.skeleton import base_of, optional_submodules, set_weight
-
-    base, family = base_of(walk.model), walk.source.family
-    for module in optional_submodules(base, family.embeddings):
-        weight: Any = module.weight.data
-        if isinstance(module, torch.nn.Embedding):
-            set_weight(module, site.stream(weight.double()).float())
-            continue
-        bias = getattr(module, "bias", None)
-        written = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
-        set_weight(module, written, None if bias is None else site.stream(bias.double()).float())
-    for path in family.embedding_biases:
-        parent, _, name = path.rpartition(".")
-        holder = base.get_submodule(parent)
-        vector = getattr(holder, name, None)
-        if vector is not None:
-            setattr(holder, name, torch.nn.Parameter(site.stream(vector.data.double()).float(), requires_grad=False))
 
 
 def reader_fit(
@@ -143,8 +99,6 @@ class BlockSlicer:
 
     def _refit_attention(self) -> dict[str, float]:
         """Fit attention's writer and bring both streams to the middle; attention itself runs once per stream."""
-        from compressor.walk.calls import input_of
-
         block, path = self.block, self.block.family.attention.output
         writer, heads = self._part(path), block.scratch()
         moments = self._moments(writer, self.before, self.middle, self.shortcuts[0])
@@ -154,7 +108,7 @@ class BlockSlicer:
             current, mask = block.current_in(k), block.token_mask(k)
             heads[k] = inner = input_of(block.module, path, current, block.call(k))
             inner = inner.reshape(*current.shape[:2], -1)
-            inner, current, dense = (unmasked(x, mask) for x in (inner, current, dense))
+            inner, current, dense = (real_tokens(x, mask) for x in (inner, current, dense))
             self._see(moments, inner, current, dense, self.middle, self.shortcuts[0])
         weight, bias = self._projected(writer, self.before, self.middle, self.shortcuts[0])
         found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
@@ -177,8 +131,8 @@ class BlockSlicer:
             out = block.from_middle(block.dense, block.dense_middle(k), k)
             block.put_dense(k, out)
             mask = block.token_mask(k)
-            rows, wanted = (unmasked(x, mask) for x in (block.current_middle(k), out))
-            self._see(moments, self._channels(norm(rows)), rows, wanted, self.after, self.shortcuts[1])
+            current, wanted = (real_tokens(x, mask) for x in (block.current_middle(k), out))
+            self._see(moments, self._channels(norm(current)), current, wanted, self.after, self.shortcuts[1])
         weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
         kept = None
@@ -202,7 +156,7 @@ class BlockSlicer:
 
         def pairs() -> Iterable[tuple[torch.Tensor, torch.Tensor, None]]:
             for dense, current, mask in streams:
-                both = (normed(unmasked(x, mask), eps, centre=self.centre) for x in (dense, current))
+                both = (normed(real_tokens(x, mask), eps, centre=self.centre) for x in (dense, current))
                 yield (*both, None)  # type: ignore[misc]
 
         found, _ = reader_fit(pairs(), site, self.damping)
@@ -253,22 +207,9 @@ class BlockSlicer:
         bias = getattr(reader, "bias", None)
         set_weight(reader, reader.weight[kept].contiguous(), None if bias is None else bias[kept].contiguous())
 
-    def _channels(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the FFN channels [tokens, channels] of normed rows [tokens, k]."""
+    def _channels(self, normed: torch.Tensor) -> torch.Tensor:
+        """Return the FFN channels [tokens, channels] of normed tokens [tokens, k]."""
         from compressor.model.skeleton import run_ffn
-        from compressor.walk.calls import Stop
 
-        seen: list[torch.Tensor] = []
-
-        def stop(_: Any, args: tuple[torch.Tensor, ...]) -> None:
-            seen.append(args[0])
-            raise Stop
-
-        handle = self._part(self.block.family.ffn.writer).register_forward_pre_hook(stop)
-        try:
-            run_ffn(self.block.module, self.block.family, rows)
-        except Stop:
-            pass
-        finally:
-            handle.remove()
-        return seen[0]
+        block = self.block
+        return first_input(block.module, block.family.ffn.writer, lambda: run_ffn(block.module, block.family, normed))

@@ -10,15 +10,15 @@ Sites are numbered through the model: 2i is the attention norm of block i, 2i + 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.passes.numerics.rotation import normed, second_moment
 from compressor.passes.surgery.backward import keep_inputs, sampled_loss
+from compressor.passes.surgery.observe import norm_eps, real_tokens
+from compressor.walk.calls import recorded, run_block
 
 if TYPE_CHECKING:
     import torch
@@ -48,34 +48,6 @@ class Sites:
     tokens: list[int]
 
 
-@contextmanager
-def limited(walk: Walk, samples: int) -> Iterator[None]:
-    """While entered, the walk sees only the leading batches that hold `samples` samples (all, if there are fewer)."""
-    from compressor.data.kinds import Batches
-
-    every, seen, count = walk.batches, 0, 0
-    for inputs in every:
-        if seen >= samples:
-            break
-        seen, count = seen + len(next(iter(inputs.values()))), count + 1
-    walk.batches = Batches(lambda: islice(iter(every), count), count)
-    try:
-        yield
-    finally:
-        walk.batches = every
-
-
-def norm_eps(norm: torch.nn.Module) -> float:
-    """Return the eps of a norm module, whatever it calls it."""
-    eps = getattr(norm, "variance_epsilon", None)
-    return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]
-
-
-def unmasked(rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the tokens [tokens, width] of a stream [batch, tokens, width] that are not padding."""
-    return rows.flatten(0, 1) if mask is None else rows[mask]
-
-
 def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
     """Yield the second moment Σ x·xᵀ [d, d] of the dense stream at every norm's input, centred for a LayerNorm.
 
@@ -85,8 +57,8 @@ def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
     width = walk.source.shapes.hidden_size
 
     def moment(stream: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        rows = unmasked(stream, mask)
-        return second_moment(rows - rows.mean(-1, keepdim=True) if centre else rows)
+        tokens = real_tokens(stream, mask)
+        return second_moment(tokens - tokens.mean(-1, keepdim=True) if centre else tokens)
 
     def zeros() -> torch.Tensor:
         return torch.zeros(width, width, dtype=torch.float64, device=walk.device)
@@ -146,8 +118,9 @@ def _tail_gradient(
     for i in range(len(hidden)):
         single = {name: array[i : i + 1] for name, array in inputs.items()}
         leaf = hidden[i : i + 1].to(walk.device).requires_grad_(True)
-        with torch.enable_grad(), _outputs_of([norm]) as seen:
+        with torch.enable_grad(), recorded(norm, "", outputs=True) as seen:
             logits = walk.run_tail(single, leaf).float()
+            seen[0].retain_grad()
             mask = single.get("attention_mask")
             sampled_loss(logits, None if mask is None else torch.as_tensor(mask).bool(), generator).backward()
         _note_site(found, -1, norm, leaf.detach(), seen[0].grad, walk.source.family.norm == "layer")
@@ -162,24 +135,25 @@ def _gradient(leaf: torch.Tensor) -> torch.Tensor:
 
 def _block_gradients(walk: Walk, index: int, inputs: ActivationStore, found: Sites) -> None:
     """Take the gradient in `walk.dense` from the output of block `index` to its input, noting both its sites."""
-    from compressor.walk.calls import run_block
-
     family = walk.source.family
     block = walk.open_block(index)
-    norms = [block.get_submodule(family.attention.norm), block.get_submodule(family.ffn.norm)]
+    paths = (family.attention.norm, family.ffn.norm)
     centre = family.norm == "layer"
     groups = len(found.tokens) - 1
     for k in range(len(inputs)):
         slope = walk.dense[k].to(walk.device)
         leaf = inputs[k].to(walk.device).requires_grad_(True)
-        with torch.enable_grad(), _outputs_of(norms) as seen, _inputs_of(norms) as streams:
-            run_block(block, leaf, walk.calls[k][index].to(walk.device)).backward(slope)
-        for half in (0, 1):
+        with torch.enable_grad(), recorded(block, *paths, outputs=True) as seen, recorded(block, *paths) as streams:
+            out = run_block(block, leaf, walk.calls[k][index].to(walk.device))
+            for normed_stream in seen:
+                normed_stream.retain_grad()
+            out.backward(slope)
+        for half, path in enumerate(paths):
             _note_site(
                 found,
                 (2 * index + half) * groups // (2 * walk.count),
-                norms[half],
-                streams[half],
+                block.get_submodule(path),
+                streams[half].detach(),
                 seen[half].grad,
                 centre,
             )
@@ -198,32 +172,3 @@ def _note_site(
     found.tokens[group] += int(read.sum())
     found.streams[group] += second_moment(normed(rows[read], norm_eps(norm), centre=centre))
     found.gradients[group] += second_moment(slopes[read] * norm.weight)
-
-
-@contextmanager
-def _outputs_of(modules: list[Any]) -> Iterator[list[torch.Tensor]]:
-    """While entered, collect the modules' outputs, in order of calls; their gradients are kept."""
-    seen: list[torch.Tensor] = []
-
-    def note(_: Any, __: Any, output: torch.Tensor) -> None:
-        output.retain_grad()
-        seen.append(output)
-
-    handles = [module.register_forward_hook(note) for module in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _inputs_of(modules: list[Any]) -> Iterator[list[torch.Tensor]]:
-    """While entered, collect the modules' first arguments, detached, in order of calls."""
-    seen: list[torch.Tensor] = []
-    handles = [module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for module in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -15,7 +15,8 @@ from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.machine.memory import trim_heap
 from compressor.passes.surgery.backward import keep_inputs, sampled_loss
-from compressor.passes.surgery.channels import rows
+from compressor.passes.surgery.observe import real_tokens
+from compressor.walk.calls import recorded, run_block
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def _block_trace(walk: Walk, index: int, inputs: ActivationStore) -> float:
         at_input, at_writer = _backwards(walk, block, index, k, inputs[k])
         if not bool(torch.isfinite(at_input).all()):
             raise ModelError(f"the gradient through block {index} is not finite", hint="Set weighting: residual.")
-        seen = rows(at_writer.reshape(at_input.shape), walk.token_masks[k])
+        seen = real_tokens(at_writer.reshape(at_input.shape), walk.token_masks[k])
         total, count = total + float(seen.double().square().sum()), count + seen.numel()
         walk.dense[k] = at_input
     walk.close_block(index)
@@ -81,16 +82,8 @@ def _backwards(
     walk: Walk, block: nn.Module, index: int, k: int, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients at a block's input and at its FFN writer's output."""
-    from compressor.walk.calls import run_block
-
-    written: list[torch.Tensor] = []
-    writer = block.get_submodule(walk.source.family.ffn.writer)
-    handle = writer.register_forward_hook(lambda _, args, out: written.append(out))
-    try:
-        with torch.enable_grad():
-            start = hidden.to(walk.device).requires_grad_()
-            out = run_block(block, start, walk.calls[k][index].to(walk.device))
-            at_input, at_writer = torch.autograd.grad(out, [start, written[0]], walk.dense[k].to(walk.device))
-    finally:
-        handle.remove()
+    with torch.enable_grad(), recorded(block, walk.source.family.ffn.writer, outputs=True) as written:
+        start = hidden.to(walk.device).requires_grad_()
+        out = run_block(block, start, walk.calls[k][index].to(walk.device))
+        at_input, at_writer = torch.autograd.grad(out, [start, written[0]], walk.dense[k].to(walk.device))
     return at_input, at_writer

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError, did_you_mean
+from compressor.passes.surgery.channels import matrix
 
 if TYPE_CHECKING:
     import torch
+
+    from compressor.passes.numerics.moments import Moments
+    from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -42,6 +46,18 @@ class Channels:
     square_mean: torch.Tensor
     mean: torch.Tensor
     seed: int = 0
+
+
+def channels_of(view: BlockView, moments: Moments, seed: int) -> Channels:
+    """Return what scores are made of."""
+    ffn = view.family.ffn
+    return Channels(
+        readers=[matrix(view.module, path) for path in ffn.reader_paths],
+        writer=matrix(view.module, ffn.writer),
+        square_mean=moments.input_energy,
+        mean=moments.input_mean,
+        seed=seed * 1000 + view.index,
+    )
 
 
 def score(name: str, channels: Channels) -> torch.Tensor:

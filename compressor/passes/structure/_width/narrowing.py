@@ -13,26 +13,23 @@ from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
 from compressor.passes.numerics.elimination import eliminate
 from compressor.passes.numerics.moments import LinearFit, Moments, fit
-from compressor.passes.structure._width.importance import score
+from compressor.passes.structure._width.importance import channels_of, score
 from compressor.passes.structure._width.refine import Sample, moments_of, refine_readers
-from compressor.passes.structure._width.surveys import LEAST_TOKENS, channels_of
 from compressor.passes.surgery.channels import (
     assign,
-    attention_half,
     bias,
-    channel_signals,
     compose,
-    ffn_half,
     keep_channels,
     matrix,
-    reader_signal,
-    rows,
 )
+from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, real_tokens
+from compressor.walk.calls import input_of
+from compressor.walk.sampling import LEAST_TOKENS
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.passes.structure.width import WidthOptions
+    from compressor.passes.structure._width.options import WidthOptions
     from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
@@ -88,7 +85,7 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
             dense, current = block.dense_middle(k), block.current_middle(k)
         wanted = reader_signal(block, block.dense, dense, norm)
         given = reader_signal(block, block.module, current, norm)
-        moments.add(rows(given, mask), rows(wanted, mask))
+        moments.add(real_tokens(given, mask), real_tokens(wanted, mask))
     has_bias = all(bias(block.module, path) is not None for path in paths)
     same = torch.eye(width, dtype=torch.float64, device=block.current_in(0).device)
     found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=same)
@@ -97,8 +94,6 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
 
 def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
     """Bring both streams to the middle; refit attention's output matrix on the way by every n-th batch (0: not)."""
-    from compressor.walk.calls import input_of
-
     path, kept = block.family.attention.output, block.scratch()
     figures: dict[str, float] = {}
     inputs, outputs = matrix(block.module, path).shape[::-1]
@@ -112,8 +107,10 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
             if block.family.residual == "pre":
                 kept[k] = heads
             # With norms behind the sums the middle is normed; the sum before it is what attention writes to.
-            wanted = rows(dense_in + written - current, mask)
-            moments.add(rows(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(rows(dense_in, mask)))
+            wanted = real_tokens(dense_in + written - current, mask)
+            moments.add(
+                real_tokens(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(real_tokens(dense_in, mask))
+            )
         block.put_dense_middle(k, dense_middle)
     if every:
         figures["attention_error"] = _assign_fit(block, path, moments)
@@ -141,8 +138,8 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
     for k in range(len(block)):
         dense_middle, mask = block.dense_middle(k), block.token_mask(k)
         out, written = ffn_half(block, block.dense, dense_middle, k)
-        targets[k] = rows(dense_middle + written - block.current_middle(k), mask)
-        weights[k] = _weights(rows(dense_middle, mask))[:, None]
+        targets[k] = real_tokens(dense_middle + written - block.current_middle(k), mask)
+        weights[k] = _weights(real_tokens(dense_middle, mask))[:, None]
         block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
@@ -160,7 +157,7 @@ def _writer_moments(block: BlockView, sample: Sample) -> Moments:
     """Return the moments of the FFN's channels, as they now are, and of what its writer should add to the middle."""
     moments = moments_of(block)
     for k in sample.batches:
-        signals = rows(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
+        signals = real_tokens(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
         moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
     return moments
 
@@ -196,7 +193,7 @@ def _narrow_only(block: BlockView, width: int, options: WidthOptions) -> dict[st
     for k in range(len(block)):
         middle = block.to_middle(block.module, block.current_in(k), k)
         block.put_current_middle(k, middle)
-        signals = rows(channel_signals(block, block.module, middle, k), block.token_mask(k))
+        signals = real_tokens(channel_signals(block, block.module, middle, k), block.token_mask(k))
         moments.add(signals, signals[:, :0])
     if options.importance == "obs":
         writer = matrix(block.module, block.family.ffn.writer)

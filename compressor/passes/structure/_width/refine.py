@@ -21,11 +21,10 @@ from compressor.passes.numerics.moments import Moments
 from compressor.passes.surgery.channels import (
     assign,
     bias,
-    channel_signals,
     matrix,
-    reader_signal,
-    rows,
 )
+from compressor.passes.surgery.observe import channel_signals, reader_signal, real_tokens
+from compressor.walk.calls import observing
 
 if TYPE_CHECKING:
     import torch
@@ -132,21 +131,17 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
     """
     middle, mask = block.current_middle(k), block.token_mask(k)
     if path is None:
-        return rows(channel_signals(block, block.module, middle, k), mask), None
+        return real_tokens(channel_signals(block, block.module, middle, k), mask), None
     leaves: list[torch.Tensor] = []
 
-    def leaf(_: object, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+    def leaf(_: str, out: torch.Tensor) -> torch.Tensor:
         leaves.append(out.detach().requires_grad_())
         return leaves[0]
 
-    handle = block.module.get_submodule(path).register_forward_hook(leaf)
-    try:
-        with torch.enable_grad():
-            signals = channel_signals(block, block.module, middle, k)
-            factor = torch.autograd.grad(signals.sum(), leaves[0])[0]
-    finally:
-        handle.remove()
-    return rows(signals.detach(), mask), rows(factor.reshape(signals.shape), mask)
+    with torch.enable_grad(), observing(block.module, [path], leaf, outputs=True):
+        signals = channel_signals(block, block.module, middle, k)
+        factor = torch.autograd.grad(signals.sum(), leaves[0])[0]
+    return real_tokens(signals.detach(), mask), real_tokens(factor.reshape(signals.shape), mask)
 
 
 class _Problem:
@@ -173,7 +168,7 @@ class _Problem:
     def _read(self, k: int) -> torch.Tensor:
         """Return z, what the readers read of batch k, [tokens, width]."""
         read = reader_signal(self.block, self.block.module, self.block.current_middle(k), self.block.family.ffn.norm)
-        return rows(read, self.block.token_mask(k))
+        return real_tokens(read, self.block.token_mask(k))
 
     def _gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return minus half the gradient at δU = 0, [channels, width], and d, [channels, 1]."""

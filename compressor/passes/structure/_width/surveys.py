@@ -9,39 +9,23 @@ from compressor._lazy import lazy
 from compressor.passes.numerics.elimination import eliminate, losses_in_order, losses_without_refit
 from compressor.passes.numerics.moments import Moments
 from compressor.passes.structure._width.fisher import fisher_traces
-from compressor.passes.structure._width.importance import Channels, score
-from compressor.passes.surgery.channels import bias, channel_signals, matrix, rows
+from compressor.passes.structure._width.importance import channels_of, score
+from compressor.passes.surgery.channels import bias, matrix
+from compressor.passes.surgery.observe import channel_signals, real_tokens
+from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.passes.structure.width import WidthOptions
+    from compressor.passes.structure._width.options import WidthOptions
     from compressor.walk.walk import BlockView, Walk
 else:
     torch = lazy("torch")
 
-# No model is calibrated on fewer tokens than this, if there are as many.
-LEAST_TOKENS = 16384
 # Fisher traces are one number per block: this many tokens settle them.
 SENSITIVITY_TOKENS = 2048
 # Curves only share channels out between blocks: part of the data that settles the refit is enough.
 CURVE_SHARE = 3
-
-
-def stride(walk: Walk, tokens_per_channel: int) -> int:
-    """Return n such that every n-th calibration batch holds about enough tokens for the widest FFN."""
-    width = max(layer.intermediate_size for layer in walk.source.shapes.layers)
-    needed = max(tokens_per_channel * width, LEAST_TOKENS)
-    return max(1, min(count_tokens(walk) // needed, len(walk.batches)))
-
-
-def count_tokens(walk: Walk) -> int:
-    """Return how many tokens (or image patches) the calibration batches hold, by the first batch's size."""
-    first = next(iter(walk.batches))
-    array = next(iter(first.values()))
-    patches = getattr(walk.source.config, "patch_size", None)
-    per_batch = array.shape[0] * (array.shape[-1] // patches) ** 2 if patches else array.size
-    return int(per_batch) * len(walk.batches)
 
 
 def angular_distances(walk: Walk, *, every: int) -> list[float]:
@@ -53,7 +37,7 @@ def angular_distances(walk: Walk, *, every: int) -> list[float]:
             before = view.dense_in(k)
             after = view.forward(view.module, before, k)
             mask = view.token_mask(k)
-            cosine = torch.nn.functional.cosine_similarity(rows(before, mask), rows(after, mask), dim=-1)
+            cosine = torch.nn.functional.cosine_similarity(real_tokens(before, mask), real_tokens(after, mask), dim=-1)
             total += float((cosine.clamp(-1, 1).acos() / math.pi).double().sum())
             tokens += len(cosine)
             view.put_dense(k, after)
@@ -83,23 +67,11 @@ def _moments(view: BlockView) -> tuple[Moments, float]:
         middle = view.to_middle(view.module, view.dense_in(k), k)
         view.put_dense_middle(k, middle)
         mask = view.token_mask(k)
-        signals = rows(channel_signals(view, view.module, middle, k), mask)
+        signals = real_tokens(channel_signals(view, view.module, middle, k), mask)
         moments.add(signals, signals[:, :0])
-        stream = rows(middle, mask)
+        stream = real_tokens(middle, mask)
         total, count = total + float(stream.double().square().sum()), count + stream.numel()
     return moments, total / count
-
-
-def channels_of(view: BlockView, moments: Moments, seed: int) -> Channels:
-    """Return what scores are made of."""
-    ffn = view.family.ffn
-    return Channels(
-        readers=[matrix(view.module, path) for path in ffn.reader_paths],
-        writer=matrix(view.module, ffn.writer),
-        square_mean=moments.input_energy,
-        mean=moments.input_mean,
-        seed=seed * 1000 + view.index,
-    )
 
 
 def _curve_and_energy(view: BlockView, options: WidthOptions, floor: int) -> tuple[torch.Tensor, float]:

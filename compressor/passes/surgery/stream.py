@@ -1,0 +1,88 @@
+"""Writing the residual stream in other coordinates: the modules that write it and those that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from compressor._lazy import lazy
+from compressor.passes.numerics.rotation import Projection, fold_scale
+
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.walk.walk import BlockView, Walk
+else:
+    torch = lazy("torch")
+
+
+def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
+    """Let readers behind a norm read the narrow stream by way of `matrix` [d, k]; they take its scale and shift in.
+
+    Where a reader has no bias, the norm's shift becomes 1 and every reader makes its own of it: what stands in front of
+    the shift has mean zero, so a row may gain any constant c, which adds k·c and nothing else.
+    """
+    from compressor.model.skeleton import set_weight
+
+    scale: torch.Tensor = norm.weight.double()
+    shift: torch.Tensor | None = getattr(norm, "bias", None)
+    folds = shift is None or all(reader.bias is not None for reader in readers)
+    for reader in readers:
+        bias = None
+        weight = fold_scale(reader.weight, scale) @ matrix
+        if shift is not None:
+            wanted = reader.weight.double() @ shift.double()
+            if folds:
+                bias = (reader.bias.double() + wanted).float()
+            else:
+                weight = weight + (wanted - weight.sum(1))[:, None] / weight.shape[1]
+        set_weight(reader, weight.float(), bias)
+    kept = None if shift is None else torch.full((site.width,), 0.0 if folds else 1.0, device=scale.device)
+    set_weight(norm, site.norm_weight().to(scale.device).float(), kept)
+
+
+def set_stem(walk: Walk, site: Projection) -> None:
+    """Let embeddings, positions, patches and class tokens write in the coordinates of `site`."""
+    from compressor.model.skeleton import base_of, optional_submodules, set_weight
+
+    base, family = base_of(walk.model), walk.source.family
+    for module in optional_submodules(base, family.embeddings):
+        weight: Any = module.weight.data
+        if isinstance(module, torch.nn.Embedding):
+            set_weight(module, site.stream(weight.double()).float())
+            continue
+        bias = getattr(module, "bias", None)
+        written = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
+        set_weight(module, written, None if bias is None else site.stream(bias.double()).float())
+    for path in family.embedding_biases:
+        parent, _, name = path.rpartition(".")
+        holder = base.get_submodule(parent)
+        vector = getattr(holder, name, None)
+        if vector is not None:
+            setattr(holder, name, torch.nn.Parameter(site.stream(vector.data.double()).float(), requires_grad=False))
+
+
+def rotate_block(block: BlockView, site: Projection) -> None:
+    """Let a block read and write in the coordinates of `site`; norms' scales go into the readers."""
+    attention, ffn = block.family.attention, block.family.ffn
+    halves = ((attention.norm, attention.readers, attention.output), (ffn.norm, ffn.reader_paths, ffn.writer))
+    for norm, readers, writer in halves:
+        parts = [block.module.get_submodule(path) for path in readers]
+        set_readers(block.module.get_submodule(norm), parts, site.matrix, site)
+        _rotate_writer(block.module.get_submodule(writer), site)
+
+
+def rotate_tail(walk: Walk, site: Projection) -> None:
+    """Let the heads read in the coordinates of `site`."""
+    from compressor.model.skeleton import base_of, optional_submodules
+
+    norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
+    set_readers(norm, optional_submodules(walk.model, walk.source.family.heads), site.matrix, site)
+
+
+def _rotate_writer(module: Any, site: Projection) -> None:
+    from compressor.model.skeleton import set_weight
+
+    weight, bias = module.weight.data, module.bias
+    rotated = site.writer(weight.flatten(1)).float().reshape(weight.shape)
+    set_weight(module, rotated, None if bias is None else site.stream(bias.data.double()).float())
