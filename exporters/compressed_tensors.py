@@ -54,7 +54,7 @@ class Layout:
         self._linear = [name for module, name in names.items() if type(module).__name__ == "Linear"]
         self._head = names.get(model.get_output_embeddings())
         embedding = names[model.get_input_embeddings()]
-        tied = self._head is not None and source.shapes.tied and embedding in source.grids
+        tied = self._head is not None and source.blueprint.tied and embedding in source.grids
         self.tied: tuple[str, str] | None = (str(self._head), embedding) if tied else None
         self.codes = {f"{self._stem(m)}.{'weight' if self._in_bytes(m) else PACKED}": [m] for m in source.grids}
         if self.tied is not None:

@@ -1,6 +1,7 @@
-"""Loads this model in transformers with `trust_remote_code=True`: the stock class, with the true widths of every layer.
+"""Loads this model in transformers with `trust_remote_code=True`: the stock class with what compression has changed.
 
-The widths and the places of the matrices stand in the `compression` section of config.json. No weight is padded.
+The `compression` section of config.json states the true widths of every layer and the places of the matrices, where
+tokens become fewer, and which inputs count as silent. No weight is padded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig as BaseConfig
 from transformers import PreTrainedModel as Base
+
+OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 
 
 def _sized(module: Any, rows: int | None, columns: int | None) -> None:
@@ -33,29 +37,119 @@ def _sized(module: Any, rows: int | None, columns: int | None) -> None:
         module.bias = nn.Parameter(module.bias.new_empty(shape[0]))
 
 
-class _ShortcutBlock(nn.Module):
-    """A pre-norm block whose residual stream changes width through two matrices."""
+class _Block(nn.Module):
+    """A pre-norm block with the children of the stock one, run in two halves."""
 
-    def __init__(self, block: nn.Module, paths: dict[str, Any], widths: list[int]) -> None:
+    def __init__(self, block: nn.Module, paths: dict[str, Any]) -> None:
         super().__init__()
         for name, child in block.named_children():
             self.add_module(name, child)
-        self.attention_shortcut = nn.Linear(widths[0], widths[1], bias=False)
-        self.ffn_shortcut = nn.Linear(widths[1], widths[2], bias=False)
         self._paths = paths
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _attended(self, hidden_states: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
+        normed = self.get_submodule(self._paths["attention_norm"])(hidden_states)
+        attended = self.get_submodule(self._paths["attention_module"])(normed, *args, **kwargs)[0]
+        shortcut = getattr(self, "attention_shortcut", None)
+        return (hidden_states if shortcut is None else shortcut(hidden_states)) + attended
+
+    def _written(self, hidden_states: torch.Tensor) -> torch.Tensor:
         paths = self._paths
-        normed = self.get_submodule(paths["attention_norm"])(hidden_states)
-        attended = self.get_submodule(paths["attention_module"])(normed, *args, **kwargs)[0]
-        hidden_states = self.attention_shortcut(hidden_states) + attended
         written = self.get_submodule(paths["ffn_norm"])(hidden_states)
         if paths["ffn_module"] is not None:
             written = self.get_submodule(paths["ffn_module"])(written)
         else:
             for name in (paths["ffn_readers"][0], paths["activation"], paths["ffn_writer"]):
                 written = self.get_submodule(name)(written)
-        return torch.as_tensor(self.ffn_shortcut(hidden_states) + written)
+        shortcut = getattr(self, "ffn_shortcut", None)
+        return (hidden_states if shortcut is None else shortcut(hidden_states)) + written
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._written(self._attended(hidden_states, args, kwargs))
+
+
+class _ShortcutBlock(_Block):
+    """A pre-norm block whose residual stream changes width through two matrices."""
+
+    def __init__(self, block: nn.Module, paths: dict[str, Any], widths: list[int]) -> None:
+        super().__init__(block, paths)
+        self.attention_shortcut = nn.Linear(widths[0], widths[1], bias=False)
+        self.ffn_shortcut = nn.Linear(widths[1], widths[2], bias=False)
+
+
+class _ReducedBlock(_Block):
+    """A pre-norm block in which tokens become fewer (ToMe, arXiv 2210.09461), or one behind such a block.
+
+    `sizes` is shared by the blocks of a model: how many of the first tokens each token stands for, [batch, tokens, 1].
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        paths: dict[str, Any],
+        head_dim: int,
+        reduction: dict[str, Any] | None,
+        biased: bool,
+        first: bool,
+        sizes: list[torch.Tensor],
+    ) -> None:
+        super().__init__(block, paths)
+        self._head_dim, self._reduction, self._biased, self._first = head_dim, reduction, biased, first
+        self._sizes = sizes
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes = hidden_states.new_ones(*hidden_states.shape[:2], 1) if self._first else self._sizes[-1]
+        if self._biased:
+            # in place of the mask, which a stock block passes first and which images do not have
+            args, kwargs["attention_mask"] = args[1:], sizes.log().reshape(hidden_states.shape[0], 1, 1, -1)
+        seen: list[torch.Tensor] = []
+        key = self.get_submodule(self._paths["attention_readers"][1])
+        handle = key.register_forward_hook(lambda _, __, out: seen.append(out))
+        try:
+            stream = self._attended(hidden_states, args, kwargs)
+        finally:
+            handle.remove()
+        if self._reduction is not None:
+            keys = seen[0].reshape(*hidden_states.shape[:2], -1, self._head_dim).mean(2)
+            stream, sizes = _merge(stream, sizes, *_matched(keys, self._reduction["keep"], self._reduction["protect"]))
+        self._sizes[:] = [sizes]
+        return self._written(stream)
+
+
+def _matched(features: torch.Tensor, keep: int, protect: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the tokens [batch, n] that stay, those that go, and which of the former each of the latter joins."""
+    unit = features / features.norm(dim=-1, keepdim=True)
+    likeness = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    likeness[:, :, : protect // 2] = -torch.inf
+    nearest, partner = likeness.max(-1)
+    nearest[:, : (protect + 1) // 2] = -torch.inf
+    order = nearest.argsort(dim=-1, descending=True)
+    count = features.shape[1] - keep
+    gone, stays = order[:, :count], order[:, count:] * 2
+    odd = torch.arange(likeness.shape[2], device=features.device).expand(features.shape[0], -1) * 2 + 1
+    kept = torch.cat([stays, odd], dim=1).sort(dim=1).values
+    target = partner.gather(1, gone) * 2 + 1
+    return kept, gone * 2, (kept[:, None, :] < target[:, :, None]).sum(-1)
+
+
+def _merge(
+    x: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor, into: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the stream [batch, kept, width] and sizes after a weighted merge of tokens."""
+    weighted, width = x * sizes, x.shape[-1]
+    places = torch.arange(kept.shape[1], device=x.device)[None, :, None]
+    joins = (into[:, None, :] == places).to(x.dtype)
+    total = sizes.gather(1, kept[..., None]) + joins @ sizes.gather(1, gone[..., None])
+    stay = weighted.gather(1, kept[..., None].expand(-1, -1, width))
+    return (stay + joins @ weighted.gather(1, gone[..., None].expand(-1, -1, width))) / total, total
+
+
+class _GatedLinear(nn.Linear):
+    """A linear module that takes inputs for 0 whose magnitude is at most a threshold."""
+
+    threshold: float
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.where(input.abs() > self.threshold, input, torch.zeros_like(input)))
 
 
 def _size_block(block: nn.Module, paths: dict[str, Any], layer: dict[str, Any], head_dim: int) -> None:
@@ -75,8 +169,8 @@ def _size_block(block: nn.Module, paths: dict[str, Any], layer: dict[str, Any], 
         attention.num_key_value_groups = heads // groups
 
 
-def _size_model(model: Any, section: dict[str, Any]) -> None:
-    paths, layers = section["paths"], section["layers"]
+def _size_model(model: Any, section: dict[str, Any], stack: dict[str, Any]) -> None:
+    paths, layers = section["paths"], stack["layers"]
     base = getattr(model, model.base_model_prefix, model)
     first, last = layers[0]["residual"][0], layers[-1]["residual"][2]
     modules, names = dict(base.named_modules()), dict(model.named_modules())
@@ -96,14 +190,45 @@ def _size_model(model: Any, section: dict[str, Any]) -> None:
     blocks = modules[paths["blocks"]]
     for index, layer in enumerate(layers):
         _size_block(blocks[index], paths, layer, section["head_dim"])
-        if section["shortcuts"]:
+        if stack["shortcuts"]:
             blocks[index] = _ShortcutBlock(blocks[index], paths, layer["residual"])
 
 
+def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, Any]) -> None:
+    """Put modules of other computation in the places of stock ones."""
+    base = getattr(model, model.base_model_prefix, model)
+    blocks, sizes = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
+    reductions = {entry["block"]: entry for entry in stack["tokens"]}
+    for entry in reductions.values():
+        known = (entry["score"], entry["select"], entry["dropped"]) == ("mean_key", "bipartite", "merge")
+        if not known:
+            raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
+    for index in range(len(blocks)):
+        before = [entry for block, entry in reductions.items() if block < index]
+        biased = bool(before) and before[-1]["attention_bias"] == "log_size"
+        if biased or index in reductions:
+            blocks[index] = _ReducedBlock(
+                blocks[index], section["paths"], section["head_dim"], reductions.get(index), biased, not before, sizes
+            )
+    for name, gate in stack["gates"].items():
+        linear = model.get_submodule(name)
+        linear.__class__, linear.threshold = _GatedLinear, gate["threshold"]
+
+
+class CompressedConfig(BaseConfig):
+    """The stock config, under a name that stock transformers refuses without this file."""
+
+    model_type = OWN_TYPE or BaseConfig.model_type
+
+
 class CompressedModel(Base):
-    """The stock model with per-layer widths."""
+    """The stock model with what compression has changed."""
+
+    config_class = CompressedConfig if OWN_TYPE else BaseConfig
 
     def __init__(self, config: Any) -> None:
-        """Build the stock model, then give every matrix its true size."""
+        """Build the stock model, then give every matrix its true size and every changed module its place."""
         super().__init__(config)
-        _size_model(self, config.compression)
+        (stack,) = config.compression["stacks"].values()
+        _size_model(self, config.compression, stack)
+        _change_computation(self, config.compression, stack)

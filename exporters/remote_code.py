@@ -1,4 +1,4 @@
-"""The self-contained modelling file of a checkpoint whose layers have widths of their own."""
+"""The self-contained modelling file of a checkpoint that stock classes alone do not describe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.architectures import Family
 from compressor.model.folder import ModelFolder
+from compressor.model.source import OWN_TYPE
 
 MODULE = "modeling_compressed"
 _AUTO_CLASS = {
@@ -40,15 +41,24 @@ def paths_of(family: Family) -> dict[str, Any]:
 
 
 def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Path:
-    """Write the modelling file into `out` and complete `config` with what it reads; return the file."""
-    base = type(model.skeleton()).__name__
+    """Write the modelling file into `out` and complete `config` with what it reads; return the file.
+
+    Stock transformers chooses its class by `model_type` alone. Where the model computes something else than stock
+    modules with its weights would, `model_type` therefore becomes one that stock transformers refuses.
+    """
+    skeleton = model.skeleton()
     source = (Path(__file__).resolve().parent / "modeling_template.py").read_text(encoding="utf-8")
-    source = source.replace(
-        "from transformers import PreTrainedModel as Base", f"from transformers import {base} as Base"
-    )
+    for stock, found in (("PreTrainedModel as Base", skeleton), ("PretrainedConfig as BaseConfig", model.config)):
+        _, _, alias = stock.partition(" as ")
+        own = f"from transformers import {type(found).__name__} as {alias}"
+        source = source.replace(f"from transformers import {stock}", own)
+    config["compression"].update(paths=paths_of(model.family), head_dim=model.shapes.head_dim)
+    config["auto_map"] = {_AUTO_CLASS[model.task]: f"{MODULE}.CompressedModel"}
+    if not model.blueprint.computes_as_stock:
+        kind = f"{OWN_TYPE}{config['model_type'].removeprefix(OWN_TYPE)}"
+        source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"')
+        config["model_type"], config["architectures"] = kind, ["CompressedModel"]
+        config["auto_map"]["AutoConfig"] = f"{MODULE}.CompressedConfig"
     file = out / f"{MODULE}.py"
     file.write_text(source, encoding="utf-8")
-    section = config["compression"]
-    section.update(paths=paths_of(model.family), head_dim=model.shapes.head_dim)
-    config["auto_map"] = {_AUTO_CLASS[model.task]: f"{MODULE}.CompressedModel"}
     return file

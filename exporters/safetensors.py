@@ -19,7 +19,8 @@ from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.remote_code import add_remote_code
 from compressor.exporters.result import ExportResult
 from compressor.exporters.trimming import PeriodicTrim
-from compressor.model.folder import QUANTIZATION
+from compressor.model.blueprint import SECTION
+from compressor.model.config import QUANTIZATION
 from compressor.storage.companions import copy_companions
 from compressor.storage.tensors import INDEX, SINGLE, Entry, Plan, write_safetensors
 
@@ -101,7 +102,7 @@ def _write_config(source: ModelFolder, out: Path, dtype: str | None, layout: Lay
     if dtype is not None:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     files = [out / "config.json"]
-    if not source.shapes.uniform:
+    if SECTION in config:
         files.append(add_remote_code(source, config, out))
     files[0].write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return files

@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.architectures import bert, llama, opt, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Slot
-from compressor.architectures.shapes import LayerShape, Shapes, read_shapes, shape_section
+from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
 from compressor.errors import ModelError
 
 __all__ = [
@@ -16,12 +16,13 @@ __all__ = [
     "Family",
     "FeedForward",
     "LayerShape",
-    "Shapes",
     "Slot",
+    "StackShapes",
     "family_named",
     "family_of",
-    "read_shapes",
-    "shape_section",
+    "shapes_in",
+    "shapes_section",
+    "stock_shapes",
 ]
 
 FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *opt.FAMILIES, *bert.FAMILIES, *vit.FAMILIES)

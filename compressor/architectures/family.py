@@ -111,6 +111,8 @@ class Family:
         head_count_attributes: attributes of the attention module that hold (heads, key-value heads), if it reads any.
         transposed: whether linear weights are stored [in, out] (GPT-2's Conv1D).
         rotary: whether positions enter by rotating queries and keys.
+        leading_tokens: how many tokens stand before the patches of an image (class token, distillation token); 0 for
+            what is no image model.
     """
 
     name: str
@@ -133,3 +135,4 @@ class Family:
     head_count_attributes: tuple[str | None, str | None] = (None, None)
     transposed: bool = False
     rotary: bool = True
+    leading_tokens: int = 0

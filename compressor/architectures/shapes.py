@@ -1,7 +1,8 @@
-"""True shapes of a model, layer by layer, as config.json states them."""
+"""True shapes of a stack of blocks, layer by layer, as config.json states them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,45 +29,42 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """Widths of a whole model.
+class StackShapes:
+    """Widths of one stack: a tower of blocks with what stands before and behind them.
 
     Attributes:
         hidden_size: width of the residual stream where there are no shortcuts.
         head_dim: width of one attention head.
         layers: one entry per block.
         shortcuts: whether blocks carry shortcut matrices.
-        tied: whether the head shares the embedding matrix.
     """
 
     hidden_size: int
     head_dim: int
     layers: tuple[LayerShape, ...]
     shortcuts: bool = False
-    tied: bool = False
 
     @property
     def uniform(self) -> bool:
         """Whether every block has the same widths and none has shortcuts."""
         return not self.shortcuts and len(set(self.layers)) <= 1
 
-    def with_widths(self, widths: list[int]) -> Shapes:
+    def with_widths(self, widths: list[int]) -> StackShapes:
         """Return the same shapes with FFN widths `widths`, one per block."""
         layers = [replace(layer, intermediate_size=w) for layer, w in zip(self.layers, widths, strict=True)]
         return replace(self, layers=tuple(layers))
 
-    def with_hidden(self, hidden: int) -> Shapes:
-        """Return the same shapes with one residual width for the whole model."""
+    def with_hidden(self, hidden: int) -> StackShapes:
+        """Return the same shapes with one residual width for the whole stack."""
         layers = [replace(layer, residual=(hidden, hidden, hidden)) for layer in self.layers]
         return replace(self, hidden_size=hidden, layers=tuple(layers))
 
 
-def read_shapes(config: Any, family: Family) -> Shapes:
-    """Return the shapes stated by a transformers config and its `compression` section.
+def stock_shapes(config: Any, family: Family) -> StackShapes:
+    """Return the shapes that a transformers config states by its own keys: the same for every block.
 
     Raises:
-        ModelError: a width or a count is below one, or the section is of another version or does not fit the number of
-            layers.
+        ModelError: a width or a count is below one.
     """
     hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
     count = _count(config, "num_hidden_layers")
@@ -77,10 +75,7 @@ def read_shapes(config: Any, family: Family) -> Shapes:
         residual=(hidden, hidden, hidden),
     )
     head_dim = _count(config, "head_dim", hidden // heads) if family.explicit_head_dim else hidden // heads
-    tied = bool(getattr(config, "tie_word_embeddings", False)) and "lm_head" in family.heads
-    shapes = Shapes(hidden, head_dim, (layer,) * count, tied=tied)
-    section = getattr(config, "compression", None)
-    return _apply_section(shapes, section) if section else shapes
+    return StackShapes(hidden, head_dim, (layer,) * count)
 
 
 def _count(config: Any, key: str, absent: int | None = None) -> int:
@@ -95,29 +90,23 @@ def _count(config: Any, key: str, absent: int | None = None) -> int:
     return given
 
 
-def _apply_section(shapes: Shapes, section: Any) -> Shapes:
-    if not isinstance(section, dict) or section.get("version") != 1:
-        raise ModelError(
-            f"config.json: the compression section is not of version 1: {section!r:.120}",
-            hint="The model was written by another version of compressor, or edited.",
-        )
-    try:
-        layers = [
-            LayerShape(**{**asdict(base), **layer, "residual": tuple(layer.get("residual", base.residual))})
-            for base, layer in zip(shapes.layers, section["layers"], strict=True)
-        ]
-        hidden = int(section.get("hidden_size", shapes.hidden_size))
-        return replace(shapes, hidden_size=hidden, layers=tuple(layers), shortcuts=bool(section.get("shortcuts")))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"config.json: the compression section does not describe the model's layers: {error}"
-        ) from error
+def shapes_in(section: Mapping[str, Any], stock: StackShapes) -> StackShapes:
+    """Return the shapes that a stack's part of config.json's `compression` section states; `stock` says what it omits.
+
+    Raises:
+        TypeError, ValueError, KeyError: the section does not describe a stack of that many blocks.
+    """
+    layers = [
+        LayerShape(**{**asdict(base), **layer, "residual": tuple(layer.get("residual", base.residual))})
+        for base, layer in zip(stock.layers, section["layers"], strict=True)
+    ]
+    hidden = int(section.get("hidden_size", stock.hidden_size))
+    return replace(stock, hidden_size=hidden, layers=tuple(layers), shortcuts=bool(section.get("shortcuts")))
 
 
-def shape_section(shapes: Shapes) -> dict[str, Any]:
-    """Return the `compression` section that `read_shapes` reads back as `shapes`."""
+def shapes_section(shapes: StackShapes) -> dict[str, Any]:
+    """Return what `shapes_in` reads back as `shapes`."""
     return {
-        "version": 1,
         "hidden_size": shapes.hidden_size,
         "shortcuts": shapes.shortcuts,
         "layers": [{**asdict(layer), "residual": list(layer.residual)} for layer in shapes.layers],

@@ -32,6 +32,7 @@ VIT = Family(
     norm="layer",
     explicit_head_dim=False,
     rotary=False,
+    leading_tokens=1,
 )
 DEIT = replace(
     VIT,
@@ -39,5 +40,6 @@ DEIT = replace(
     model_types=("deit",),
     embedding_biases=(*VIT.embedding_biases, "embeddings.distillation_token"),
     heads=("classifier", "cls_classifier", "distillation_classifier"),
+    leading_tokens=2,
 )
 FAMILIES = (VIT, DEIT)

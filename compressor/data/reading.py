@@ -107,7 +107,7 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
 
 def _config(folder: Path) -> Any:
     """Return the model's config, whose classes and vocabulary the data must fit."""
-    from compressor.model.folder import read_config
+    from compressor.model.source import read_config
 
     return read_config(folder)
 

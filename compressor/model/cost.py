@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,7 +67,7 @@ def stored_bytes(model: ModelFolder, itemsize: int, *, graph: bool = True) -> in
     if not model.grids:
         return total
     skeleton = model.skeleton()
-    tied = skeleton.get_input_embeddings() if model.shapes.tied else None
+    tied = skeleton.get_input_embeddings() if model.blueprint.tied else None
     for name, spec in model.grids.items():
         module = skeleton.get_submodule(name)
         outputs, inputs = skeleton.get_parameter(f"{name}.weight").shape
@@ -76,6 +77,38 @@ def stored_bytes(model: ModelFolder, itemsize: int, *, graph: bool = True) -> in
         if module is tied and not graph:
             total += grid_bytes(spec, outputs, inputs)  # the head shares the codes and has a copy of their grid
     return total
+
+
+def image_tokens(model: ModelFolder) -> int:
+    """Return the tokens of one image before the first block: its patches, and what stands before them."""
+    size, patch = model.config.image_size, model.config.patch_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    rows, columns = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    return (height // rows) * (width // columns) + model.family.leading_tokens
+
+
+def layer_dimensions(model: ModelFolder) -> list[dict[str, int]]:
+    """Return for every block its widths and, for an image model, `tokens`: how many tokens of one image leave it."""
+    tokens = image_tokens(model) if model.task == "image-classification" else None
+    found = []
+    for index, layer in enumerate(model.shapes.layers):
+        sizes = {**asdict(layer), "residual": layer.residual[0]}
+        reduction = model.blueprint.reduction_at(index)
+        if tokens is not None:
+            tokens = sizes["tokens"] = tokens if reduction is None else reduction.keep
+        found.append(sizes)
+    return found
+
+
+def layers_before_and_after(before: ModelFolder, after: ModelFolder) -> list[dict[str, Any]]:
+    """Return for every block its index and each of its dimensions, as NAME_before and NAME_after."""
+    entries = []
+    for index, (old, new) in enumerate(zip(layer_dimensions(before), layer_dimensions(after), strict=True)):
+        entry = {"index": index}
+        for name in old:
+            entry |= {f"{name}_before": old[name], f"{name}_after": new[name]}
+        entries.append(entry)
+    return entries
 
 
 def default_length(model: ModelFolder, wanted: int | None) -> int:

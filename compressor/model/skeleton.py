@@ -1,7 +1,8 @@
 """Modules of the true shapes, without weights.
 
 A skeleton is the stock transformers module with its parameters on the meta device, resized by the family's table to the
-shapes that config.json states. Blocks with shortcuts (SliceGPT, rotation per layer) get a forward of their own.
+shapes that the blueprint states. Modules of ours stand where it changes the computation: blocks with shortcuts
+(SliceGPT, rotation per layer), blocks in which tokens become fewer, linear modules that leave silent inputs out.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from compressor.architectures import Family, LayerShape, Shapes
+from compressor.architectures import Family, LayerShape
 from compressor.errors import ModelError
+from compressor.model.blocks import (
+    ShortcutBlock,
+    run_ffn,  # noqa: F401
+)
+from compressor.model.blueprint import Blueprint
+from compressor.model.gated import GatedLinear
+from compressor.model.modules import base_of, base_prefix, optional_submodules, set_weight, submodule  # noqa: F401
+from compressor.model.reduced import ReducedBlock, Tracks
 
 AUTO_CLASSES: dict[str, Any] = {
     "text-generation": AutoModelForCausalLM,
@@ -49,56 +58,54 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def build_skeleton(config: PretrainedConfig, family: Family, task: str, shapes: Shapes) -> PreTrainedModel:
-    """Return the model of `config` with meta parameters of the true `shapes`, in eval mode."""
+def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprint: Blueprint) -> PreTrainedModel:
+    """Return the model of `config` as the blueprint has it, with meta parameters, in eval mode.
+
+    Raises:
+        ModelError: the blueprint asks for what the family cannot be built with.
+    """
     with parameters_on_meta():
         model: PreTrainedModel = AUTO_CLASSES[task].from_config(config, attn_implementation="sdpa")
     model.requires_grad_(False)
-    resize(model, family, shapes)
-    if shapes.tied:
+    resize(model, family, blueprint)
+    if blueprint.tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    blocks, tracks = submodule(base_of(model), family.blocks), Tracks()
+    for index in range(len(blocks)):
+        blocks[index] = built_block(blocks[index], family, blueprint, index, tracks)
+    install_gates(model, blueprint)
     model.eval()
     return model
 
 
-def base_of(model: PreTrainedModel) -> nn.Module:
-    """Return the model below the task head (the model itself where there is no head)."""
-    base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
-    return base if isinstance(base, nn.Module) else model
+def built_block(block: nn.Module, family: Family, blueprint: Blueprint, index: int, tracks: Tracks) -> nn.Module:
+    """Return a stock block of the true widths as the blueprint has it: itself, or a block of ours with its children.
 
-
-def base_prefix(model: PreTrainedModel) -> str:
-    """Return the name that `base_of(model)` has in the model, with a dot, or an empty string."""
-    return "" if base_of(model) is model else f"{model.base_model_prefix}."
-
-
-def submodule(root: nn.Module, path: str) -> Any:
-    """Return the submodule at a dotted path."""
-    return root.get_submodule(path)
-
-
-def optional_submodules(root: nn.Module, paths: tuple[str, ...]) -> list[nn.Module]:
-    """Return those of `paths` that exist in `root`."""
-    names = {name for name, _ in root.named_modules()}
-    return [root.get_submodule(path) for path in paths if path in names]
-
-
-def set_weight(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-    """Give a linear, embedding, convolution or norm module a new weight, and bring its size attributes in line.
-
-    A bias of None leaves the bias as it is.
+    Raises:
+        ModelError: the family's blocks cannot be changed so.
     """
-    module.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        module.bias = nn.Parameter(bias, requires_grad=False)
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = weight.shape
-    elif isinstance(module, nn.Conv2d):
-        module.out_channels = weight.shape[0]
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(weight.shape)
+    if blueprint.shapes.shortcuts and not hasattr(block, "attention_shortcut"):
+        block = ShortcutBlock(block, family, blueprint.shapes.layers[index])
+    if blueprint.reduction_at(index) is not None or blueprint.bias_at(index):
+        return ReducedBlock(block, family, blueprint, index, tracks)
+    return block
+
+
+def install_gates(root: nn.Module, blueprint: Blueprint, prefix: str = "") -> None:
+    """Put gates before the linear modules below `root`, which the model knows as `prefix`, that have any.
+
+    Raises:
+        ModelError: a gate stands before what is no linear module.
+    """
+    for name, gate in blueprint.gates.items():
+        if not name.startswith(prefix):
+            continue
+        parent, _, leaf = name.removeprefix(prefix).rpartition(".")
+        holder = root.get_submodule(parent)
+        linear = getattr(holder, leaf, None)
+        if not isinstance(linear, nn.Linear):
+            raise ModelError(f"config.json: {name} has a gate and is no linear module", hint="The folder was edited.")
+        setattr(holder, leaf, GatedLinear(linear, gate))
 
 
 def _resized(module: Any, dims: tuple[int | None, int | None]) -> None:
@@ -120,13 +127,13 @@ def _resized(module: Any, dims: tuple[int | None, int | None]) -> None:
     set_weight(module, meta, new_bias)
 
 
-def resize(model: PreTrainedModel, family: Family, shapes: Shapes) -> None:
-    """Bring every weight of a skeleton to `shapes`, in place.
+def resize(model: PreTrainedModel, family: Family, blueprint: Blueprint) -> None:
+    """Bring every weight of a skeleton to the blueprint's shapes, in place.
 
     Raises:
         ModelError: the family stacks matrices in a way that per-layer widths cannot describe.
     """
-    base = base_of(model)
+    base, shapes = base_of(model), blueprint.shapes
     first = shapes.layers[0].residual[0] if shapes.layers else shapes.hidden_size
     last = shapes.layers[-1].residual[2] if shapes.layers else shapes.hidden_size
     for module in optional_submodules(base, family.embeddings):
@@ -136,13 +143,11 @@ def resize(model: PreTrainedModel, family: Family, shapes: Shapes) -> None:
     if family.final_norm:
         _resized(submodule(base, family.final_norm), (last, None))
     for module in optional_submodules(model, family.heads):
-        if not shapes.tied:
+        if not blueprint.tied:
             _resized(module, (None, last))
     blocks = submodule(base, family.blocks)
     for index, layer in enumerate(shapes.layers):
         resize_block(blocks[index], family, layer, shapes.head_dim)
-        if shapes.shortcuts:
-            blocks[index] = ShortcutBlock(blocks[index], family, layer)
 
 
 def _resize_vector(base: nn.Module, path: str, width: int) -> None:
@@ -175,47 +180,3 @@ def resize_block(block: nn.Module, family: Family, layer: LayerShape, head_dim: 
         module.num_key_value_groups = heads // groups
     if family.head_count_attributes[0] and hasattr(module, family.head_count_attributes[0]):
         setattr(module, family.head_count_attributes[0], heads)
-
-
-class ShortcutBlock(nn.Module):
-    """A pre-norm block whose residual stream changes width: x·S₁ + attention, then ·S₂ + FFN (SliceGPT, figure 4).
-
-    The children of the stock block keep their names, so tensors are called as in the stock model; `attention_shortcut`
-    and `ffn_shortcut` are new.
-    """
-
-    def __init__(self, block: nn.Module, family: Family, layer: LayerShape) -> None:
-        """Adopt the children of `block`; the shortcuts are [middle, before] and [after, middle] matrices."""
-        super().__init__()
-        if family.residual != "pre":
-            raise ModelError(f"family {family.name}: shortcuts need norms before attention and FFN")
-        for name, child in block.named_children():
-            self.add_module(name, child)
-        before, middle, after = layer.residual
-        with torch.device("meta"):
-            self.attention_shortcut = nn.Linear(before, middle, bias=False)
-            self.ffn_shortcut = nn.Linear(middle, after, bias=False)
-        self.requires_grad_(False)
-        self._family = family
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run the block on hidden_states [batch, tokens, before]; return [batch, tokens, after]."""
-        attention, ffn = self._family.attention, self._family.ffn
-        normed = self.get_submodule(attention.norm)(hidden_states)
-        attended = self.get_submodule(attention.module)(normed, *args, **kwargs)[0]
-        hidden_states = self.attention_shortcut(hidden_states) + attended
-        normed = self.get_submodule(ffn.norm)(hidden_states)
-        written: torch.Tensor = run_ffn(self, self._family, normed)
-        return torch.as_tensor(self.ffn_shortcut(hidden_states) + written)
-
-
-def run_ffn(block: nn.Module, family: Family, normed: torch.Tensor) -> torch.Tensor:
-    """Return the FFN's output for its normed input [..., hidden], before the residual sum."""
-    ffn = family.ffn
-    if ffn.module is not None:
-        return torch.as_tensor(block.get_submodule(ffn.module)(normed))
-    if ffn.activation is None or ffn.gated:
-        raise ModelError(f"family {family.name}: the table names neither an FFN module nor a plain activation")
-    hidden = block.get_submodule(ffn.readers[0].path)(normed)
-    hidden = block.get_submodule(ffn.activation)(hidden)
-    return torch.as_tensor(block.get_submodule(ffn.writer)(hidden))

@@ -6,17 +6,17 @@ import importlib
 import pkgutil
 from functools import cache
 
-from compressor.passes.base import PASS_FAMILIES, Pass
+from compressor.passes.base import PASS_FAMILIES, Method
 
 
 @cache
-def methods() -> dict[str, type[Pass]]:
+def methods() -> dict[str, Method]:
     """Return every method by name, in the order of families and then of names. Errors of an import are not caught.
 
     Raises:
         ValueError: two files define a method of the same name.
     """
-    found: dict[str, type[Pass]] = {}
+    found: dict[str, Method] = {}
     for family in PASS_FAMILIES:
         try:
             package = importlib.import_module(f"{__name__}.{family}")

@@ -5,26 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from compressor.architectures import Shapes
 from compressor.data.kinds import Batches
 from compressor.errors import DataError, ModelError
 from compressor.machine.memory import trim_heap
-from compressor.model.folder import ModelFolder, config_for, open_model
-from compressor.passes.base import Pass
-from compressor.storage.grids import SECTION, section
+from compressor.model.blueprint import Blueprint
+from compressor.model.config import config_for
+from compressor.model.folder import ModelFolder, open_model
+from compressor.passes.base import Findings, Pass, Surveys, Target
+from compressor.storage.grids import section
 from compressor.storage.tensors import Checkpoint
+from compressor.walk import Change, Walk
 from compressor.walk.checkpoint import ShardWriter
-from compressor.walk.walk import OUTSIDE, PARKED, SPILLED, Change, Walk, block_key
+from compressor.walk.walk import OUTSIDE, PARKED, SPILLED, block_key
 
 FINDINGS = "findings"
-# A survey that finds this number n has the blocks changed by every n-th calibration batch alone.
-EVERY = "every"
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Setting:
         work: folder of its checkpoint; becomes the resulting model folder.
         fingerprint: names everything the result depends on; finished parts of another fingerprint are not reused.
         cache_bytes: activations that may stay in memory.
+        target: what the artifact is for.
         device: torch device of the blocks.
         advance: called with a note after each block.
     """
@@ -42,12 +42,13 @@ class Setting:
     work: Path
     fingerprint: str
     cache_bytes: int
+    target: Target = field(default_factory=Target)
     device: str = "cpu"
     advance: Callable[[str], None] = lambda note: None
 
 
-class _Findings(Mapping[str, torch.Tensor]):
-    """What a survey has found, read from disk whenever it is asked for."""
+class _Stored(Mapping[str, torch.Tensor]):
+    """Tensors that a survey has found, read from disk whenever one is asked for."""
 
     def __init__(self, stored: Checkpoint, device: torch.device) -> None:
         self._stored, self._device = stored, device
@@ -73,9 +74,11 @@ def apply_pass(
         DataError: the pass is calibrated and there is no batch.
         ModelError: the pass changed nothing, or removed another number of channels than it planned.
     """
-    if method.calibrated and not len(batches):
+    if method.needs.calibration == "must" and not len(batches):
         raise DataError("calibration.data: there is no batch to calibrate on")
-    planned = method.plan(source)
+    if method.needs.calibration == "none":
+        batches = Batches(tuple, 0)
+    planned = method.plan(source, setting.target)
     shards = ShardWriter(setting.work, source, setting.fingerprint)
     shutil.rmtree(setting.work / SPILLED, ignore_errors=True)  # of a run that was killed
     walk = Walk(
@@ -86,41 +89,51 @@ def apply_pass(
         device=setting.device,
         advance=setting.advance,
     )
-    if FINDINGS not in shards.done:
-        shards.save(FINDINGS, {}, method.survey(walk, planned), findings=True)
-        trim_heap()  # what a survey leaves behind is not what a block fits
-    shutil.rmtree(setting.work / PARKED, ignore_errors=True)
-    found = _Findings(shards.read(FINDINGS), walk.device)
-    method.begin(source, planned, found)
-    if EVERY in found:
-        walk.every = int(found[EVERY])
-    changes = walk.rewrite(method, planned, shards)
-    final = replace(planned, layers=tuple(change.layer for change in changes))
+    if isinstance(method, Surveys):
+        findings = _surveyed(method, walk, planned, shards)
+        method.begin(planned, findings)
+        walk.every = findings.every
+    changes = walk.rewrite(method, planned, shards, dense=method.needs.dense)
+    final = _final(planned, source, walk, changes)
     check_planned(method.name, planned, final)
-    config = config_for(source, final, {**method.config_updates(source), **_grid_section(method, walk, changes)})
+    config = config_for(source, final, section(final.grids, method.name) if final.grids else None)
     folder = shards.finish(config, [OUTSIDE, *(block_key(i) for i in range(walk.count))])
     del walk
     trim_heap()  # an export, or the next pass, starts from what is in use
     return open_model(folder, task=source.task), changes
 
 
-def _grid_section(method: Pass, walk: Walk, changes: list[Change]) -> dict[str, Any]:
-    """Return config.json's section on the grids of the weights that the pass has quantized, if it has."""
-    specs = {name: grid.spec for name, grid in walk.grids.items()}
+def _surveyed(method: Surveys, walk: Walk, planned: Blueprint, shards: ShardWriter) -> Findings:
+    """Return what a survey finds, or has found before the run was killed."""
+    if FINDINGS not in shards.done:
+        found = method.survey(walk, planned)
+        shards.save(FINDINGS, {"every": found.every}, found.tensors, findings=True)
+        trim_heap()  # what a survey leaves behind is not what a block fits
+    shutil.rmtree(shards.folder / PARKED, ignore_errors=True)
+    return Findings(_Stored(shards.read(FINDINGS), walk.device), shards.note(FINDINGS)["every"])
+
+
+def _final(planned: Blueprint, source: ModelFolder, walk: Walk, changes: list[Change]) -> Blueprint:
+    """Return the blueprint of what the pass has made: widths, grids, changes of computation as blocks report them."""
+    grids, gates = {name: grid.spec for name, grid in walk.grids.items()}, dict(source.blueprint.gates)
     for index, change in enumerate(changes):
-        specs |= {f"{walk.prefix}.{index}.{path}": spec for path, spec in change.grids.items()}
-    return {SECTION: section(specs, method.name)} if specs else {}
+        grids |= {f"{walk.prefix}.{index}.{path}": spec for path, spec in change.grids.items()}
+        gates |= {f"{walk.prefix}.{index}.{path}": gate for path, gate in change.gates.items()}
+    added = tuple(change.reduction for change in changes if change.reduction is not None)
+    shapes = replace(planned.shapes, layers=tuple(change.layer for change in changes))
+    reductions = source.blueprint.reductions + added
+    return replace(planned.with_shapes(shapes), grids=grids, reductions=reductions, gates=gates)
 
 
-def check_planned(name: str, planned: Shapes, final: Shapes) -> None:
+def check_planned(name: str, planned: Blueprint, final: Blueprint) -> None:
     """Compare what a pass did with what it planned.
 
     Raises:
-        ModelError: the sums of channels or heads differ.
+        ModelError: the sums of channels or heads differ, or the token reductions do.
     """
 
-    def sums(shapes: Shapes) -> tuple[int, ...]:
-        layers = shapes.layers
+    def sums(blueprint: Blueprint) -> tuple[int, ...]:
+        layers = blueprint.shapes.layers
         return (
             sum(layer.intermediate_size for layer in layers),
             sum(layer.num_attention_heads for layer in layers),
@@ -132,6 +145,8 @@ def check_planned(name: str, planned: Shapes, final: Shapes) -> None:
         raise ModelError(
             f"{name}: planned sums of widths {sums(planned)}, got {sums(final)}; this is a defect of the pass"
         )
+    if planned.reductions != final.reductions:
+        raise ModelError(f"{name}: made other token reductions than it planned; this is a defect of the pass")
 
 
 def fingerprint_environment() -> dict[str, str]:

@@ -1,23 +1,26 @@
-"""What a pass is: one file per method, which plans shapes without weights and changes blocks inside the walk."""
+"""What a pass is: what it needs, what it plans from the config alone, and what it does to a block inside the walk.
+
+`Pass` is what every method has. The other protocols are optional: a method that has their functions is asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    import torch
+from compressor.machine.processor import cpu
 
-    from compressor.architectures import Shapes
+if TYPE_CHECKING:
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
-    from compressor.storage.grids import GridSpec
-    from compressor.storage.tensors import Entry
-    from compressor.walk.walk import BlockView, Change, Walk
+    from compressor.walk import BlockView, Change, Walk
 
 PassFamily = Literal["structure", "tokens", "activation", "quantize"]
 PASS_FAMILIES: tuple[PassFamily, ...] = ("structure", "tokens", "activation", "quantize")
+FORMATS = ("onnx", "ort", "safetensors")
 
 
 class Options(BaseModel):
@@ -26,39 +29,74 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a pass needs, and what is known of its result before it has run.
+
+    Attributes:
+        calibration: whether it looks at calibration data: `none`; `takes` it where the recipe has any; `must` have it.
+        dense: whether blocks must be shown the dense stream beside the current one.
+        walks: how often the blocks are walked, surveys included (for progress and time estimates).
+        foreseen: whether the widths of all layers and the grids of all weights follow from the options and the config.
+        dtype: torch name of the type that the artifact's weights get; None leaves it to the recipe.
+        formats: what the recipe may export.
+    """
+
+    calibration: Literal["none", "takes", "must"] = "none"
+    dense: bool = False
+    walks: int = 1
+    foreseen: bool = True
+    dtype: str | None = None
+    formats: tuple[str, ...] = FORMATS
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the artifact is for.
+
+    Attributes:
+        format: `onnx`, `ort` or `safetensors`.
+        graph: of a decoder in ONNX: `auto` or `portable`.
+        cpu: features of the processor that will run it (`compressor.machine.processor`), by default of this one; None
+            where they are unknown.
+    """
+
+    format: str = "onnx"
+    graph: str = "auto"
+    cpu: Mapping[str, bool] | None = field(default_factory=lambda: cpu()["features"])
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a survey has found of the whole model; kept on disk, so that a killed run goes on without it.
+
+    Attributes:
+        tensors: by name. What is large and comes once per block is given to `walk.park`, whose entry stands for it.
+        every: the blocks are changed by every n-th batch of the calibration data alone.
+    """
+
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    every: int = 1
+
+
 class Pass(Protocol):
-    """A method. An instance serves one run over one model; the calls come in the order in which they stand here.
+    """A method with its options; an instance serves one run over one model.
 
     A method's file is imported for its name and options alone, so it binds torch through `compressor._lazy.lazy` and
-    imports `compressor.walk.walk` inside functions.
+    imports the walk inside functions.
 
     Attributes:
         name: how recipes call it.
         family: which of the four families it belongs to.
-        summary: one line for `compressor methods list`.
-        Options: pydantic model of its options; field descriptions are its help.
-        calibrated: whether it looks at calibration data; a recipe of methods that do not needs none.
-        needs_dense: whether blocks must be shown the dense stream beside the current one.
-        walks: how often the blocks are walked, surveys included (for progress and time estimates).
-
-    A method may have `foreseen`: whether the widths of all layers and the grids of all weights follow from the options
-    and the config alone, as they do without it. It may have `notes`, a sequence of sentences: what it decided by
-    itself, known after `begin`, for the report.
+        needs: what it needs with these options.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[PassFamily]
-    summary: ClassVar[str]
-    Options: ClassVar[type[BaseModel]]
-    calibrated: ClassVar[bool]
-    needs_dense: bool
-    walks: int
+    name: str
+    family: PassFamily
+    needs: Needs
 
-    def __init__(self, options: Any) -> None:
-        """Take validated options, an instance of `Options`."""
-
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes of `source` after the pass, from its config alone.
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint of `source` after the pass, from its config alone.
 
         Where widths per layer depend on data, their sum is exact.
 
@@ -66,26 +104,50 @@ class Pass(Protocol):
             RecipeError or ModelError: the options ask for what this model cannot give.
         """
 
-    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
-        """Return the grids that weights of `source` will lie on, by module name; quantization alone makes any."""
-
-    def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
-        """Return what the pass must know of the whole model before it changes the first block; kept for resuming.
-
-        What is large and comes once per block is given to `walk.park`, whose entry stands for it.
-        """
-
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
-        """Receive the findings, just made or kept from the run that was killed; each is read when it is asked for."""
-
-    def change_stem(self, walk: Walk) -> None:
-        """Change the modules before the first block, in place on `walk.model`."""
-
     def change_block(self, block: BlockView) -> Change:
-        """Change `block.module` and say what changed."""
+        """Change `block.module` and say what changed; `begin` and `change_stem`, where there are any, were called."""
 
-    def change_tail(self, walk: Walk) -> None:
-        """Change the modules after the last block, in place on `walk.model`."""
 
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Return config.json keys that the pass changes beside the shapes."""
+@runtime_checkable
+class Surveys(Protocol):
+    """A pass that must know something of the whole model before it changes the first block."""
+
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
+        """Return what it must know."""
+
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
+        """Receive the findings, just made or kept from the run that was killed; tensors are read when asked for."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A pass that decides something by itself.
+
+    Attributes:
+        notes: what it has decided, in sentences for the report; known once the blocks are changed.
+    """
+
+    notes: Sequence[str]
+
+
+class Method(Protocol):
+    """What a method's file defines as `METHOD`: a class, or a `compressor.passes.preset.Preset`.
+
+    Attributes:
+        name: how recipes call it.
+        family: which of the four families it belongs to.
+        summary: one line for `compressor methods list`.
+        Options: pydantic model of its options; field descriptions are its help.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def family(self) -> PassFamily: ...  # noqa: D102
+    @property
+    def summary(self) -> str: ...  # noqa: D102
+    @property
+    def Options(self) -> type[BaseModel]: ...  # noqa: D102, N802
+
+    def __call__(self, options: Any) -> Pass:
+        """Return the pass with validated options, an instance of `Options`."""

@@ -37,7 +37,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "length": length,
         "hidden_size": model.shapes.hidden_size,
         "head_dim": model.shapes.head_dim,
-        "tied": model.shapes.tied,
+        "tied": model.blueprint.tied,
         "shortcuts": model.shapes.shortcuts,
         "layers": _layers(model),
         "verdict": _verdict(folder),

@@ -8,7 +8,7 @@ from functools import cache
 import psutil
 import torch
 
-from compressor.architectures import Shapes
+from compressor.architectures import StackShapes
 from compressor.data.reading import IMAGE_BATCH, SENTENCE_BATCH, text_batch
 from compressor.measure.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
 from compressor.pipeline.prepare import Prepared
@@ -35,10 +35,10 @@ def estimate_memory(prepared: Prepared) -> int:
     The interpreter is this process as it is now, with torch and transformers loaded.
     """
     interpreter = int(psutil.Process().memory_info().rss) + _LIBRARIES
-    trace = _TRACE + _TRACE_PER_BLOCK * len(prepared.shapes[0].layers)
-    export = trace + 3 * _FLOAT * _largest_matrix(prepared.shapes[0], _vocabulary(prepared))
+    trace = _TRACE + _TRACE_PER_BLOCK * len(prepared.blueprints[0].shapes.layers)
+    export = trace + 3 * _FLOAT * _largest_matrix(prepared.blueprints[0].shapes, _vocabulary(prepared))
     # The export reuses only a part of what the passes have freed.
-    passes = [_walk_memory(prepared, shapes) + trace // 2 for shapes in prepared.shapes[:-1]]
+    passes = [_walk_memory(prepared, before.shapes) + trace // 2 for before in prepared.blueprints[:-1]]
     return interpreter + max([export, _ends_memory(prepared), *passes])
 
 
@@ -46,16 +46,17 @@ def _vocabulary(prepared: Prepared) -> int:
     return int(getattr(prepared.source.config, "vocab_size", 0) or 0)
 
 
-def _largest_matrix(shapes: Shapes, vocabulary: int) -> int:
+def _largest_matrix(shapes: StackShapes, vocabulary: int) -> int:
     widest = max((layer.intermediate_size for layer in shapes.layers), default=0)
     return shapes.hidden_size * max(vocabulary, widest)
 
 
 def _ends_memory(prepared: Prepared) -> int:
     """Return the bytes of stem, tail and logits: in a survey, or of two models that are compared after a pass."""
-    shapes, vocabulary = prepared.shapes[0], _vocabulary(prepared)
+    blueprint, vocabulary = prepared.blueprints[0], _vocabulary(prepared)
+    shapes = blueprint.shapes
     has_head = prepared.source.task == "text-generation"
-    outside = _FLOAT * shapes.hidden_size * vocabulary * (1 if shapes.tied or not has_head else 2)
+    outside = _FLOAT * shapes.hidden_size * vocabulary * (1 if blueprint.tied or not has_head else 2)
     if not has_head:
         return outside
     # A tail that is narrowed is in float64 for a while, beside what it was and will be.
@@ -68,7 +69,7 @@ def _ends_memory(prepared: Prepared) -> int:
     return max(tail, surveyed, 2 * outside + _LOGITS * logits)
 
 
-def _walk_memory(prepared: Prepared, shapes: Shapes) -> int:
+def _walk_memory(prepared: Prepared, shapes: StackShapes) -> int:
     """Return the bytes that a pass takes while blocks are walked."""
     layer = max(shapes.layers, key=lambda item: item.intermediate_size)
     hidden, width = shapes.hidden_size, layer.intermediate_size
@@ -116,5 +117,5 @@ def estimate_seconds(prepared: Prepared, flops: int) -> float:
     request = prepared.calibration
     if request is None or request.samples is None:
         return 0.0
-    passes = sum(method.walks + (2 if method.needs_dense else 1) for method in prepared.passes)
+    passes = sum(method.needs.walks + (2 if method.needs.dense else 1) for method in prepared.passes)
     return passes * request.samples * flops / (0.5 * _flops_per_second())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from compressor.model.cost import Cost, count_cost
+from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.pipeline.memory import estimate_memory, estimate_seconds
 from compressor.pipeline.prepare import Prepared, planned_model, prepare
@@ -24,7 +24,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     """
     prepared = prepare(recipe, model)
     dtype = artifact_dtype(prepared)
-    models = [planned_model(prepared, i) for i in range(len(prepared.shapes))]
+    models = [planned_model(prepared, i) for i in range(len(prepared.blueprints))]
     graph = recipe.export.format != "safetensors"
     costs = [
         count_cost(item, prepared.length, artifact_dtype(prepared, after=i), graph=graph)
@@ -37,7 +37,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
         "passes": [_pass_entry(prepared, models, costs, i) for i in range(len(prepared.passes))],
         "dense": asdict(costs[0]),
         "planned": asdict(costs[-1]),
-        "bytes_exact": not models[-1].grids or all(getattr(method, "foreseen", True) for method in prepared.passes),
+        "bytes_exact": not models[-1].grids or all(method.needs.foreseen for method in prepared.passes),
         "ratios": {key: getattr(costs[-1], key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
         "length": prepared.length,
         "peak_memory_bytes": estimate_memory(prepared),
@@ -55,8 +55,8 @@ def artifact_dtype(prepared: Prepared, after: int | None = None) -> str:
     That of a pass that sets one; else that of the dense artifact.
     """
     for method in reversed(prepared.passes[:after]):
-        if stated := getattr(method, "artifact_dtype", None):
-            return str(stated)
+        if method.needs.dtype is not None:
+            return method.needs.dtype
     return dense_dtype(prepared.source, prepared.recipe.export)
 
 
@@ -74,21 +74,10 @@ def dense_dtype(source: ModelFolder, export: ExportSection) -> str:
 
 def _pass_entry(prepared: Prepared, models: list[ModelFolder], costs: list[Cost], index: int) -> dict[str, Any]:
     method = prepared.passes[index]
-    before, after = models[index].shapes, models[index + 1].shapes
-    layers = [
-        {
-            "index": i,
-            "intermediate_size_before": old.intermediate_size,
-            "intermediate_size_after": new.intermediate_size,
-            "residual_before": old.residual[0],
-            "residual_after": new.residual[0],
-        }
-        for i, (old, new) in enumerate(zip(before.layers, after.layers, strict=True))
-    ]
     return {
         "name": method.name,
         "family": method.family,
         "parameters_before": costs[index].parameters,
         "parameters_after": costs[index + 1].parameters,
-        "layers": layers,
+        "layers": layers_before_and_after(models[index], models[index + 1]),
     }

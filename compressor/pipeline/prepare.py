@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures import Shapes
 from compressor.data.kinds import EvalData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, Problem, RecipeError, UsageError
+from compressor.model.blueprint import Blueprint
 from compressor.model.cost import default_length
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
-from compressor.passes.base import Pass
+from compressor.passes.base import Pass, Target
 from compressor.pipeline.measures import unmeasurable
 from compressor.recipe import Recipe, disagreements
-from compressor.storage.grids import GridSpec
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Prepared:
         model_id: what the user calls the model.
         source: the model.
         passes: instances of the recipe's methods, in order.
-        shapes: the shapes before the first pass and after each.
-        grids: the grids of quantized weights before the first pass and after each, by module name.
+        blueprints: what the model is before the first pass and after each.
+        target: what the artifact is for.
         calibration: request for calibration data, None when the recipe has none.
         evaluation: request for evaluation data, None when the recipe has none.
     """
@@ -39,8 +38,8 @@ class Prepared:
     model_id: str
     source: ModelFolder
     passes: tuple[Pass, ...]
-    shapes: tuple[Shapes, ...]
-    grids: tuple[Mapping[str, GridSpec], ...]
+    blueprints: tuple[Blueprint, ...]
+    target: Target
     calibration: DataRequest | None
     evaluation: DataRequest | None
 
@@ -58,8 +57,8 @@ class Prepared:
     @property
     def uses_calibration(self) -> bool:
         """Whether a pass looks at calibration data: it must, or it may and the recipe has some."""
-        given = self.calibration is not None
-        return any(m.calibrated or (given and getattr(m, "takes_calibration", False)) for m in self.passes)
+        wanted = ("must", "takes") if self.calibration is not None else ("must",)
+        return any(method.needs.calibration in wanted for method in self.passes)
 
     def load_calibration(self) -> EvalData:
         """Read the calibration data.
@@ -102,10 +101,11 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
         trust_remote_code=recipe.model.trust_remote_code,
         dtype=recipe.model.dtype,
     )
-    known: Mapping[str, type[Pass]] = methods()
+    known = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
     problems = disagreements(recipe, passes)
-    models, found = _planned(recipe, source, passes)
+    target = Target(recipe.export.format, recipe.export.graph)
+    models, found = _planned(recipe, source, passes, target)
     problems += found
     section = recipe.calibration
     calibration = _request(section, "calibration", recipe, source) if section is not None else None
@@ -113,28 +113,28 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     problems += unmeasurable(recipe, source, evaluation)
     if problems:
         raise RecipeError(problems, source=recipe.source)
-    shapes, grids = tuple(m.shapes for m in models), tuple(m.grids for m in models)
-    return Prepared(recipe, name, source, passes, shapes, grids, calibration, evaluation)
+    blueprints = tuple(model.blueprint for model in models)
+    return Prepared(recipe, name, source, passes, blueprints, target, calibration, evaluation)
 
 
-def _planned(recipe: Recipe, source: ModelFolder, passes: Sequence[Pass]) -> tuple[list[ModelFolder], list[Problem]]:
+def _planned(
+    recipe: Recipe, source: ModelFolder, passes: Sequence[Pass], target: Target
+) -> tuple[list[ModelFolder], list[Problem]]:
     """Return descriptions of the model before the first pass and after each, and what of the passes does not fit it.
 
     A pass that cannot be planned is left out of what follows.
     """
     models, problems = [source], []
     for index, method in enumerate(passes):
-        if hasattr(method, "export_format"):
-            method.export_format = recipe.export.format
         try:
-            models.append(_after(method, models[-1], quantized=bool(source.grids)))
+            models.append(_after(method, models[-1], target, quantized=bool(source.grids)))
         except (UsageError, ModelError) as error:
             message = f"{error.message}. {error.hint}" if error.hint else error.message
             problems.append(recipe.problem(("passes", index, method.name), message))
     return models, problems
 
 
-def _after(method: Pass, model: ModelFolder, *, quantized: bool) -> ModelFolder:
+def _after(method: Pass, model: ModelFolder, target: Target, *, quantized: bool) -> ModelFolder:
     """Return the description of `model` after a pass; `quantized` tells whether it was before the first one.
 
     Raises:
@@ -146,8 +146,8 @@ def _after(method: Pass, model: ModelFolder, *, quantized: bool) -> ModelFolder:
             "the model is quantized already, and any change would take its weights off their grids",
             hint="Give the model that it was made from.",
         )
-    planned = model.with_shapes(method.plan(model)).with_grids(method.plan_grids(model))
-    if method.family == "quantize" and not hasattr(method, "artifact_dtype") and not planned.grids:
+    planned = model.with_blueprint(method.plan(model, target))
+    if method.family == "quantize" and method.needs.dtype is None and not planned.grids:
         raise UsageError("exclude: nothing is left to quantize", hint="Exclude less, or remove the pass.")
     return planned
 
@@ -197,4 +197,4 @@ def sample_length(source: ModelFolder, stated: int | None, key: str) -> int:
 
 def planned_model(prepared: Prepared, after: int) -> ModelFolder:
     """Return the description of the model after `after` passes; there is no folder of it yet."""
-    return replace(prepared.source, shapes=prepared.shapes[after], grids=prepared.grids[after])
+    return prepared.source.with_blueprint(prepared.blueprints[after])

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from compressor.machine.memory import peak_memory
-from compressor.model.cost import Cost, count_cost
+from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import fingerprint_environment
+from compressor.passes.base import Explains, Pass
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared
 from compressor.report import build_report
 from compressor.verification import Verdict
-from compressor.walk.walk import Change
+from compressor.walk import Change
 
 
 class Clock:
@@ -48,25 +49,9 @@ def compute_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pass_entry(method: Any, before: ModelFolder, after: ModelFolder, changes: list[Change], seconds: float) -> Any:
+def pass_entry(method: Pass, before: ModelFolder, after: ModelFolder, changes: list[Change], seconds: float) -> Any:
     """Return the entry of a pass in the report (`compressor.report.schema.PassEntry`), its quality not yet measured."""
-    layers = []
-    for index, change in enumerate(changes):
-        old, new = before.shapes.layers[index], change.layer
-        layers.append(
-            {
-                "index": index,
-                "intermediate_size_before": old.intermediate_size,
-                "intermediate_size_after": new.intermediate_size,
-                "num_attention_heads_before": old.num_attention_heads,
-                "num_attention_heads_after": new.num_attention_heads,
-                "num_key_value_heads_before": old.num_key_value_heads,
-                "num_key_value_heads_after": new.num_key_value_heads,
-                "residual_before": old.residual[0],
-                "residual_after": new.residual[0],
-                **change.figures,
-            }
-        )
+    sizes = layers_before_and_after(before, after)
     return {
         "name": method.name,
         "family": method.family,
@@ -74,8 +59,8 @@ def pass_entry(method: Any, before: ModelFolder, after: ModelFolder, changes: li
         "parameters_before": before.parameters,
         "parameters_after": after.parameters,
         "quality_after": {},
-        "layers": layers,
-        "notes": list(getattr(method, "notes", ())),
+        "layers": [{**entry, **change.figures} for entry, change in zip(sizes, changes, strict=True)],
+        "notes": list(method.notes) if isinstance(method, Explains) else [],
     }
 
 

@@ -105,11 +105,12 @@ def _run_passes(
     cache, device = section.cache_memory if section is not None else 0, compute_device()
     for index, method in enumerate(prepared.passes):
         start = time.perf_counter()
-        progress.stage(method.name, total=len(current.shapes.layers) * method.walks)
+        progress.stage(method.name, total=len(current.shapes.layers) * method.needs.walks)
         setting = Setting(
             work=work / f"pass-{index}",
             fingerprint=pass_fingerprint(prepared, hashes, index, device),
             cache_bytes=cache,
+            target=prepared.target,
             device=device,
             advance=progress.advance,
         )

@@ -25,13 +25,30 @@ METRIC_OF = {
 """Bounds on what is measured on evaluation data, each with the metric that it follows from."""
 
 
+class NeedsFacts(Protocol):
+    """What must be known of a pass's needs.
+
+    Attributes:
+        calibration: `none`, `takes` or `must`.
+        dtype: type of the artifact's weights that it sets; None for none.
+        formats: what can be exported after it.
+    """
+
+    @property
+    def calibration(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> str | None: ...  # noqa: D102
+    @property
+    def formats(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
 class PassFacts(Protocol):
-    """What must be known of a pass. One that sets the type of the artifact's weights has `artifact_dtype`, `formats`.
+    """What must be known of a pass.
 
     Attributes:
         name: of the method.
         family: of the method.
-        calibrated: whether it must see calibration data.
+        needs: what it needs.
     """
 
     @property
@@ -39,7 +56,7 @@ class PassFacts(Protocol):
     @property
     def family(self) -> str: ...  # noqa: D102
     @property
-    def calibrated(self) -> bool: ...  # noqa: D102
+    def needs(self) -> NeedsFacts: ...  # noqa: D102
 
 
 def disagreements(recipe: Recipe, passes: Sequence[PassFacts]) -> list[Problem]:
@@ -54,7 +71,7 @@ def disagreements(recipe: Recipe, passes: Sequence[PassFacts]) -> list[Problem]:
     for index, method in enumerate(passes):
         path = ("passes", index, method.name)
         messages = [_after(quantizer, method), _dtype(method, recipe.export)]
-        if method.calibrated and recipe.calibration is None:
+        if method.needs.calibration == "must" and recipe.calibration is None:
             messages.append("needs calibration data, and the recipe names none; add `calibration: {data: ...}`")
         found += [recipe.problem(path, message) for message in messages if message]
         if method.family == "quantize":
@@ -66,18 +83,18 @@ def _after(quantizer: PassFacts | None, method: PassFacts) -> str | None:
     """Say why a pass cannot follow one that quantizes."""
     if quantizer is None:
         return None
-    on_grids = _dtype_of(quantizer) is None
+    on_grids = quantizer.needs.dtype is None
     if method.family != "quantize":
         message = "has quantized the weights, and any change would take them off their grids; put"
         return f"{quantizer.name} {message} {method.name} before it" if on_grids else None
-    if on_grids and (dtype := _dtype_of(method)):
+    if on_grids and (dtype := method.needs.dtype):
         return f"the weights lie on integer grids, whose scales are float32: {dtype} has nothing to add; remove it"
     return f"{quantizer.name} has quantized the weights already; a recipe has one quantizer: remove one of them"
 
 
 def _dtype(method: PassFacts, export: ExportSection) -> str | None:
     """Say why the artifact cannot have the type of its weights that a pass asks for."""
-    dtype, formats = _dtype_of(method), getattr(method, "formats", ())
+    dtype, formats = method.needs.dtype, method.needs.formats
     if dtype is None:
         if method.family == "quantize" and export.format != "safetensors" and export.dtype == "float16":
             return "scales of quantized weights are float32, export.dtype says float16; leave it auto"
@@ -90,10 +107,6 @@ def _dtype(method: PassFacts, export: ExportSection) -> str | None:
     if export.dtype not in ("auto", dtype):
         return f"the pass makes the artifact {dtype}, export.dtype says {export.dtype}; leave it auto"
     return None
-
-
-def _dtype_of(method: PassFacts) -> str | None:
-    return getattr(method, "artifact_dtype", None)
 
 
 def _unmeasured(recipe: Recipe) -> Iterator[Problem]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from compressor.exporters.compressed_tensors import INPUT_SCALE, INPUT_ZERO_POINT, Layout
 from compressor.measure.runner import read_config
-from compressor.model.folder import QUANTIZATION, ModelFolder, open_model
+from compressor.model.config import QUANTIZATION
+from compressor.model.folder import ModelFolder, open_model
 from compressor.storage.grids import GridSpec
 from compressor.verification.verdict import Check, yes
 from compressor.verification.weights import StoredWeights

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from compressor.errors import ModelError
+from compressor.model.reduced import ReducedBlock, TokenTrack
+from compressor.model.token_select import Choice
 
 
 class Stop(Exception):
@@ -19,14 +21,23 @@ class Stop(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """What the model passes to a block beside the hidden states: masks, positions."""
+    """What the model passes to a block beside the hidden states: masks, positions.
+
+    Attributes:
+        args: positional arguments of the stock block.
+        kwargs: its keyword arguments.
+        track: of the tokens, where tokens before this block have become fewer.
+        choice: of the tokens that go in this block, where it has been made.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    track: TokenTrack | None = None
+    choice: Choice | None = None
 
     def to(self, device: torch.device) -> Call:
         """Return the same call with its tensors on `device`."""
-        return Call(_moved(self.args, device), _moved(self.kwargs, device))
+        return Call(*(_moved(getattr(self, field.name), device) for field in fields(self)))
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -36,12 +47,15 @@ def _moved(value: Any, device: torch.device) -> Any:
         return tuple(_moved(item, device) for item in value)
     if isinstance(value, dict):
         return {key: _moved(item, device) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
     return value
 
 
 def run_block(module: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     """Return the hidden states that a block makes of `hidden` [batch, tokens, width]."""
-    out = module(hidden, *call.args, **call.kwargs)
+    of_tokens = {"track": call.track, "choice": call.choice} if isinstance(module, ReducedBlock) else {}
+    out = module(hidden, *call.args, **call.kwargs, **of_tokens)
     return torch.as_tensor(out[0] if isinstance(out, tuple) else out)
 
 

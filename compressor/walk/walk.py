@@ -10,30 +10,34 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compressor.architectures import LayerShape, Shapes
 from compressor.data.kinds import Batches
 from compressor.errors import ModelError
 from compressor.machine.memory import trim_heap
-from compressor.model.folder import ModelFolder, materialise, release
-from compressor.model.skeleton import ShortcutBlock, base_of, base_prefix, resize_block
+from compressor.model.blueprint import Blueprint
+from compressor.model.folder import ModelFolder
+from compressor.model.modules import base_of, base_prefix
+from compressor.model.reduced import Tracks
+from compressor.model.skeleton import built_block, install_gates, resize_block
+from compressor.model.weights import materialise, release
 from compressor.storage.grids import Grid
 from compressor.storage.tensors import Entry, park
 from compressor.walk.activations import ActivationStore, Budget
 from compressor.walk.calls import Call, Injector, Recorder, Stop, replaced
+from compressor.walk.change import Change, ChangesBlocks, ChangesEnds
 from compressor.walk.checkpoint import ShardWriter
-from compressor.walk.view import BlockView, Change
-
-__all__ = ["OUTSIDE", "PARKED", "SPILLED", "BlockView", "Change", "Rewriter", "Walk", "block_key"]
+from compressor.walk.streams import Point, Stream, Streams, depth_of, is_finite
+from compressor.walk.view import BlockView
 
 OUTSIDE = "outside"
 PARKED = "parked"
@@ -45,33 +49,13 @@ def block_key(index: int) -> str:
     return f"block-{index:04d}"
 
 
-class Rewriter(Protocol):
-    """The part of a pass that the walk calls, in this order."""
-
-    needs_dense: bool
-
-    def change_stem(self, walk: Walk) -> None:
-        """Change the modules before the first block, in place on `walk.model`."""
-
-    def change_block(self, block: BlockView) -> Change:
-        """Change `block.module` in place and say what changed."""
-
-    def change_tail(self, walk: Walk) -> None:
-        """Change the modules after the last block, in place on `walk.model`."""
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    """Tell whether all entries are finite: by the extremes, which hold every NaN, at a tenth of the time of a mask."""
-    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
-
-
 class Walk:
     """A model, streamed block by block over calibration batches.
 
     Attributes:
         source: the model as it came.
         model: its skeleton; blocks have weights only while they are walked, the stem and the tail only while none is.
-        calls: per batch and block, the arguments of the block.
+        streams: the activations and the arguments of the blocks.
         every: the walk uses every n-th batch of the calibration data.
         grids: by module name: grids on which a pass has put weights outside the blocks (embedding, head).
     """
@@ -96,12 +80,9 @@ class Walk:
         self.prefix = f"{base_prefix(self.model)}{source.family.blocks}"
         self.count = len(source.shapes.layers)
         self._budget = Budget(cache_bytes)
-        self.dense, self.current = self.scratch(), self.scratch()
-        self.streams_dense = self.streams_current = True
+        self.streams = Streams(self.device, self.scratch)
         self.every = 1
         self.grids: dict[str, Grid] = {}
-        self.calls: list[list[Call]] = []
-        self.token_masks: list[torch.Tensor | None] = []
         materialise(self.model, source.weights, skip=[self.prefix], device=self.device)
         self._buffers_to_device()
 
@@ -121,15 +102,35 @@ class Walk:
         assert isinstance(found, nn.ModuleList)
         return found
 
-    def start(self, store: ActivationStore, every: int | None = None) -> None:
+    @property
+    def dense(self) -> Stream:
+        """The dense stream."""
+        return self.streams.dense
+
+    @property
+    def current(self) -> Stream:
+        """The current stream."""
+        return self.streams.current
+
+    @property
+    def calls(self) -> list[list[Call]]:
+        """Per batch and block, the arguments of the block."""
+        return self.streams.calls
+
+    @property
+    def token_masks(self) -> list[torch.Tensor | None]:
+        """Per batch bool [batch, tokens], False at padding; None where nothing is padded."""
+        return self.streams.token_masks
+
+    def start(self, stream: Stream, every: int | None = None) -> None:
         """Run the stem over every n-th batch (None: `self.every`); note how blocks are called and the first inputs."""
         every = every or self.every
-        self.calls, self.token_masks = [], []
+        self.streams.calls, self.streams.token_masks = [], []
         for k, inputs in enumerate(itertools.islice(self.batches, 0, None, every)):
             hidden, calls = self._run_stem(inputs)
-            if not _finite(hidden):
+            if not is_finite(hidden):
                 raise ModelError("the embeddings give NaN or infinite activations", hint="The checkpoint is damaged.")
-            store[k] = hidden
+            stream.put(k, hidden, depth_of(0, Point.INPUT))
             self.calls.append(calls)
             mask = inputs.get("attention_mask")
             self.token_masks.append(None if mask is None else torch.as_tensor(mask).bool())
@@ -194,17 +195,8 @@ class Walk:
         gc.collect()  # hooks that end a forward pass leave cycles behind, which hold activations
         trim_heap()
 
-    def round_to_storage(self, module: nn.Module, index: int, exact: Collection[str] = ()) -> None:
-        """Round a changed block's parameters, but for those named in `exact`, to the dtype in which they are stored."""
-        dtype = self.source.weights.dtype(self.source.weights.names()[0])
-        prefix = f"{self.prefix}.{index}."
-        for name, parameter in module.named_parameters():
-            full = prefix + name
-            if name in exact:
-                continue
-            stored = self.source.weights.dtype(full) if full in self.source.weights else dtype
-            if stored != parameter.dtype:
-                parameter.data = parameter.data.to(stored).to(parameter.dtype)
+    def _view(self, index: int, module: nn.Module, dense: nn.Module) -> BlockView:
+        return BlockView(self.streams, self.source, index, f"{self.prefix}.{index}.", module, dense)
 
     @torch.no_grad()
     def survey(self, note: str = "survey", *, keep: bool = False, every: int | None = None) -> Iterator[BlockView]:
@@ -213,12 +205,12 @@ class Walk:
         `keep` leaves the last block's outputs in `self.dense`; `every` = n walks every n-th batch instead of
         `self.every`.
         """
-        self.streams_dense, self.streams_current = True, False
+        self.streams.flows_dense, self.streams.flows_current = True, False
         self.start(self.dense, every)
         with self.only_blocks():
             for index in range(self.count):
                 block = self.open_block(index)
-                view = BlockView(self, index, block, block)
+                view = self._view(index, block, block)
                 yield view
                 if keep or index + 1 < self.count:  # nobody reads what the last block makes
                     view.finish()
@@ -228,38 +220,54 @@ class Walk:
             self.dense.clear()
 
     @torch.no_grad()
-    def rewrite(self, changer: Rewriter, planned: Shapes, shards: ShardWriter) -> list[Change]:
+    def rewrite(
+        self, changer: ChangesBlocks, planned: Blueprint, shards: ShardWriter, *, dense: bool
+    ) -> list[Change]:
         """Walk both streams; let `changer` change stem, blocks and tail; save each to `shards` as soon as it is done.
 
         Blocks that `shards` already holds are run, not changed: a killed run goes on where it stopped.
 
+        Args:
+            changer: what changes the blocks; its `change_stem` and `change_tail` are called if it has them.
+            planned: the blueprint that the changes lead to.
+            shards: the checkpoint of the pass.
+            dense: whether `changer` must be shown the dense stream.
+
         Raises:
             ModelError: a block gives NaN or infinite activations.
         """
-        self.streams_dense, self.streams_current = changer.needs_dense, True
-        if changer.needs_dense:
-            self.start(self.dense)
-        changer.change_stem(self)
-        self.start(self.current)
+        streams, ends = self.streams, changer if isinstance(changer, ChangesEnds) else None
+        streams.flows_dense, streams.flows_current = dense, True
+        if dense:
+            self.start(streams.dense)
+        if ends is not None:
+            ends.change_stem(self)
+        self.start(streams.current)
         with self.only_blocks():
-            changes = [self._rewrite_block(changer, planned, shards, index) for index in range(self.count)]
-        changer.change_tail(self)
+            changes = [self._rewrite_block(changer, planned, shards, index, dense) for index in range(self.count)]
+        if ends is not None:
+            ends.change_tail(self)
         shards.save(OUTSIDE, {}, self._outside(planned.tied), grids=self.grids)
-        self.dense.clear()
-        self.current.clear()
+        streams.dense.clear()
+        streams.current.clear()
         return changes
 
-    def _rewrite_block(self, changer: Rewriter, planned: Shapes, shards: ShardWriter, index: int) -> Change:
+    def _rewrite_block(
+        self, changer: ChangesBlocks, planned: Blueprint, shards: ShardWriter, index: int, dense: bool
+    ) -> Change:
         block = self.open_block(index)
-        view = BlockView(self, index, block, copy.deepcopy(block) if changer.needs_dense else block)
+        view = self._view(index, block, copy.deepcopy(block) if dense else block)
         key, prefix = block_key(index), f"{self.prefix}.{index}."
         if key in shards.done:
             change = Change.from_json(shards.note(key))
-            view.module = self._restored(block, change.layer, planned)
+            release(block)
+            resize_block(block, self.source.family, change.layer, planned.shapes.head_dim)
+            view.install(self._built(block, index, planned, change))
             names = [prefix + name for name, _ in view.module.named_parameters()]
             materialise(view.module, shards.read(key, names), prefix=prefix, device=self.device)
         else:
             change = changer.change_block(view)
+            view.install(self._built(view.module, index, planned, change))
             view.seal()
             parameters = dict(view.module.named_parameters(prefix=prefix.rstrip(".")))
             grids = {prefix + path: grid for path, grid in view.grids.items()}
@@ -270,11 +278,14 @@ class Walk:
         self.advance(f"block {index + 1} of {self.count}")
         return change
 
-    def _restored(self, block: nn.Module, layer: LayerShape, planned: Shapes) -> nn.Module:
-        """Return the block with meta weights of the widths that a finished shard has."""
-        release(block)
-        resize_block(block, self.source.family, layer, planned.head_dim)
-        return ShortcutBlock(block, self.source.family, layer) if planned.shortcuts else block
+    def _built(self, block: nn.Module, index: int, planned: Blueprint, change: Change) -> nn.Module:
+        """Return a changed block with what is new of its computation: shortcuts, a token reduction, gates."""
+        source = self.source.blueprint
+        gates = {f"{self.prefix}.{index}.{path}": gate for path, gate in change.gates.items()}
+        install_gates(block, replace(source, gates=gates), f"{self.prefix}.{index}.")
+        if planned.shapes.shortcuts == source.shapes.shortcuts and planned.reductions == source.reductions:
+            return block
+        return built_block(block, self.source.family, planned, index, Tracks())
 
     def _outside(self, tied: bool) -> dict[str, torch.Tensor]:
         """Return the parameters outside the blocks; those of a tied head are the embedding's and left out."""
@@ -284,19 +295,6 @@ class Walk:
             for name, parameter in self.model.named_parameters(remove_duplicate=False)
             if not name.startswith(f"{self.prefix}.") and name.removesuffix(".weight") not in heads
         }
-
-    def put(self, store: ActivationStore, k: int, out: torch.Tensor, index: int) -> None:
-        """Store the output of block `index` for batch `k`.
-
-        Raises:
-            ModelError: it holds NaN or infinity.
-        """
-        if not _finite(out):
-            raise ModelError(
-                f"block {index} gives NaN or infinite activations",
-                hint="The model overflows, or the pass is unstable on it; more calibration data or damping helps.",
-            )
-        store[k] = out
 
     @torch.no_grad()
     def outputs(self) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:

@@ -59,9 +59,9 @@ class EncoderAttention:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Attend; `attention_mask` is None for a function that transformers' mask registry does not know."""
+        """Attend; `attention_mask` is None but where a block of ours weighs tokens: transformers builds none."""
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        return attend(query, key, value, scale, self.bias), None
+        return attend(query, key, value, scale, self.bias if attention_mask is None else attention_mask), None
 
 
 def _repeat(heads: Tensor, times: int) -> Tensor:

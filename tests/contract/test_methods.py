@@ -21,6 +21,7 @@ from compressor.model.cost import stored_bytes
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.base import Target
 from tests.core.test_loading import COVERED, inputs_for
 from tests.core.toy import toy_batches
 
@@ -56,7 +57,7 @@ def compress(
         options["accuracy_level"] = 0  # so that the artifact computes what the model in PyTorch does
     instance = method(method.Options(**options))
     try:
-        instance.plan(source)
+        instance.plan(source, Target())
     except CompressorError as error:
         assert error.exit_code in (2, 3)
         assert family in str(error) or source.task in str(error), "a refusal names the family or the task"
@@ -80,7 +81,7 @@ def test_changes_what_it_planned_and_reports_it(pico: Pico, name: str, family: s
     source, model, changes = compress(pico, name, family, tmp_path)
     method = methods()[name]
     instance = method(method.Options(**OPTIONS[name]))
-    planned = source.with_shapes(instance.plan(source)).with_grids(instance.plan_grids(source))
+    planned = source.with_blueprint(instance.plan(source, Target()))
     assert model.parameters == planned.parameters
     assert stored_bytes(model, 4) == stored_bytes(planned, 4)
     assert stored_bytes(model, 4) < stored_bytes(source, 4) or method.family == "quantize" and not model.grids

@@ -150,7 +150,7 @@ def test_stem_and_tail_lie_on_disk_while_blocks_are_walked(pico: Pico, family: s
         assert not any(p.numel() for p in outside().values())
     assert outside().keys() == before.keys()
     assert all(torch.equal(p, before[name]) for name, p in outside().items())
-    assert len({id(p) for p in outside().values()}) < len(before) or not source.shapes.tied
+    assert len({id(p) for p in outside().values()}) < len(before) or not source.blueprint.tied
     assert not list(tmp_path.rglob("*.f32"))
 
 

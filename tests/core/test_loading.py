@@ -13,13 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.architectures import FAMILIES, family_of, read_shapes, shape_section
+from compressor.architectures import FAMILIES, family_of
 from compressor.errors import ModelError
 from compressor.exporters.remote_code import add_remote_code
+from compressor.model.blueprint import compression_section, read_blueprint
+from compressor.model.config import config_for
 from compressor.model.cost import count_flops
-from compressor.model.folder import config_for, open_model, read_config
+from compressor.model.folder import open_model
 from compressor.model.names import check_entries
 from compressor.model.skeleton import AUTO_CLASSES
+from compressor.model.source import read_config
 from compressor.storage.tensors import Plan, stored_entries, write_safetensors
 
 COVERED = ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "deit"]
@@ -78,15 +81,16 @@ def test_per_layer_shapes_reload_here_and_with_the_modelling_file(
     if shortcuts:
         widths = [(48, 40, 40), (40, 32, 40), (40, 40, 24)]
         layers = [replace(layer, residual=w) for layer, w in zip(shapes.layers, widths, strict=True)]
-        shapes = replace(shapes, layers=tuple(layers), shortcuts=True, tied=False)
-    model = replace(source, shapes=shapes)
+        shapes = replace(shapes, layers=tuple(layers), shortcuts=True)
+    blueprint = replace(source.blueprint.with_shapes(shapes), tied=source.blueprint.tied and not shortcuts)
+    model = source.with_blueprint(blueprint)
     write_random(model, tmp_path)
-    config = config_for(source, shapes, {})
+    config = config_for(source, blueprint)
     add_remote_code(model, config, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     reopened = open_model(tmp_path)
-    assert reopened.shapes == shapes
+    assert reopened.blueprint == blueprint
     ours, theirs = reopened.load(), stock(tmp_path, source.task, trust_remote_code=True)
     with torch.no_grad():
         inputs = inputs_for(source.task)
@@ -99,7 +103,7 @@ def write_random(model: Any, folder: Path) -> None:
     source = open_model(model.path).weights
     plans = []
     for name, parameter in model.skeleton().state_dict().items():
-        if model.shapes.tied and name == "lm_head.weight":
+        if model.blueprint.tied and name == "lm_head.weight":
             continue
         stored = source.entry(name).stored if name in source else name
         value = torch.randn(parameter.shape) * 0.1
@@ -109,10 +113,10 @@ def write_random(model: Any, folder: Path) -> None:
 
 def test_shapes_survive_config_json(pico: Pico) -> None:
     source = open_model(pico("llama"))
-    shapes = source.shapes.with_widths([8, 16, 24])
-    config = replace(source, shapes=shapes).config
-    config.compression = shape_section(shapes)
-    assert read_shapes(config, family_of(config)) == shapes
+    blueprint = source.blueprint.with_shapes(source.shapes.with_widths([8, 16, 24]))
+    config = source.config
+    config.compression = compression_section(blueprint)
+    assert read_blueprint(config, family_of(config)) == blueprint
 
 
 def broken(pico: Pico, tmp_path: Path, family: str = "llama", **config: Any) -> Path:

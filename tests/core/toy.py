@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from compressor.architectures import Shapes
 from compressor.data.kinds import Batches
-from compressor.model.skeleton import set_weight
-from compressor.walk.walk import BlockView, Change, Walk
+from compressor.model.blueprint import Blueprint
+from compressor.model.folder import ModelFolder
+from compressor.model.modules import set_weight
+from compressor.passes.base import Findings, Needs, Target
+from compressor.walk import BlockView, Change, Walk
 
 VOCABULARY = 320
 
@@ -40,33 +41,21 @@ class Cut:
     name = "cut"
     family = "structure"
     summary = "keep the first channels"
-    calibrated = True
-    needs_dense = True
-    walks = 2
+    needs = Needs(calibration="must", dense=True, walks=2)
 
     def __init__(self, keep: int = 90, stop_at: int | None = None) -> None:
         self.keep, self.stop_at = keep, stop_at
         self.seen: list[int] = []
 
-    def plan(self, source: Any) -> Shapes:
-        return source.shapes.with_widths([self.keep] * len(source.shapes.layers))
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        return source.blueprint.with_shapes(source.shapes.with_widths([self.keep] * len(source.shapes.layers)))
 
-    def plan_grids(self, source: Any) -> dict[str, Any]:
-        return {}
-
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
         norms = [float(sum(view.dense_in(k).norm() for k in range(len(view)))) for view in walk.survey()]
-        return {"norms": torch.tensor(norms)}
+        return Findings({"norms": torch.tensor(norms)})
 
-    def begin(self, source: Any, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
-        self.findings = findings
-
-    def change_stem(self, walk: Walk) -> None: ...
-
-    def change_tail(self, walk: Walk) -> None: ...
-
-    def config_updates(self, source: Any) -> dict[str, Any]:
-        return {}
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
+        self.findings = findings.tensors
 
     def change_block(self, block: BlockView) -> Change:
         if block.index == self.stop_at:

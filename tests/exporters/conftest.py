@@ -40,18 +40,19 @@ def write_shaped(base: Path, folder: Path, changes: Sequence[dict[str, Any]], *,
     """Write a model of random weights whose blocks have the shapes of `base` but for these changes."""
     import torch
 
-    from compressor.architectures import shape_section
+    from compressor.model.blueprint import compression_section
     from compressor.model.folder import open_model
     from compressor.storage.tensors import Plan, write_safetensors
 
     source = open_model(base)
     layers = tuple(replace(layer, **change) for layer, change in zip(source.shapes.layers, changes, strict=True))
-    shaped = source.with_shapes(replace(source.shapes, layers=layers, shortcuts=shortcuts))
+    shapes = replace(source.shapes, layers=layers, shortcuts=shortcuts)
+    shaped = source.with_blueprint(source.blueprint.with_shapes(shapes))
     folder.mkdir(parents=True)
     for file in base.glob("*.json"):
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((base / "config.json").read_text())
-    config["compression"] = shape_section(shaped.shapes)
+    config["compression"] = compression_section(shaped.blueprint)
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(3)
 
@@ -61,7 +62,7 @@ def write_shaped(base: Path, folder: Path, changes: Sequence[dict[str, Any]], *,
         return lambda: value
 
     state = shaped.skeleton().state_dict()
-    if shaped.shapes.tied:
+    if shaped.blueprint.tied:
         del state["lm_head.weight"]
     write_safetensors(
         folder / "model.safetensors",

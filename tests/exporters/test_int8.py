@@ -239,7 +239,7 @@ def test_digests_hold_and_catch_sabotage(made: Made, tmp_path: Path, name: str, 
 
 def test_a_tied_head_is_stored_once(made: Made) -> None:
     model, out, _ = made("int8-dynamic", "llama")
-    assert model.shapes.tied
+    assert model.blueprint.tied
     tensors = onnx.load(str(out / "model.onnx")).graph.initializer
     vocabulary, width = model.weights.shape("model.embed_tokens.weight")
     assert [t.name for t in tensors if sorted(t.dims) == sorted((vocabulary, width))] == [

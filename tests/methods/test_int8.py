@@ -16,6 +16,7 @@ from compressor.machine.processor import weight_bits
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.base import Target
 from compressor.passes.quantize._int8.ranges import BINS, ChannelRanges, Histogram, range_of, scale_and_zero
 from compressor.passes.quantize._int8.sensitivity import round_inputs
 from compressor.passes.quantize._int8.smooth import find_factors, predicted_error
@@ -244,8 +245,9 @@ def test_folding_changes_only_by_rounding(pico: Make, tmp_path: Path, name: str,
 
 def test_needs_no_data(pico: Make, tmp_path: Path) -> None:
     cls = methods()["int8-dynamic"]
-    assert not cls(cls.Options()).calibrated
-    assert cls(cls.Options(sensitive=0.1)).calibrated and cls(cls.Options(smooth=0.5)).calibrated
+    assert cls(cls.Options()).needs.calibration == "takes"
+    for options in ({"sensitive": 0.1}, {"smooth": 0.5}):
+        assert cls(cls.Options(**options)).needs.calibration == "must"
     _, model, changes = quantize(pico, "llama", tmp_path, data=False)
     assert sum(change.figures["smoothed_inputs"] for change in changes) > 0, "norms say something about their outputs"
     assert {spec.activations for spec in model.grids.values()} == {"dynamic"}
@@ -286,8 +288,7 @@ def test_input_factors_stay_out_of_safetensors(pico: Make, tmp_path: Path, monke
     cls = methods()["int8-dynamic"]
     for target, groups in (("onnx", {0, 1}), ("safetensors", {0})):
         method: Any = cls(cls.Options())
-        method.export_format = target
-        setting = Setting(work=tmp_path / target, fingerprint="f", cache_bytes=1 << 30)
+        setting = Setting(work=tmp_path / target, fingerprint="f", cache_bytes=1 << 30, target=Target(target))
         model, _ = apply_pass(method, source, toy_batches(source.task), setting)
         assert {spec.group_size for spec in model.grids.values()} == groups
         assert any("embeddings" in name for name in model.grids) == (target == "onnx"), "vLLM looks rows up in floats"

@@ -16,6 +16,7 @@ from compressor.errors import UsageError
 from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.base import Target
 from compressor.passes.quantize._weights.mixed import Choice, allocate, block_choices, output_distance
 from compressor.storage.grids import GridSpec, fit_grid
 from tests.core.toy import toy_batches
@@ -71,7 +72,7 @@ def test_bits_follow_the_losses_within_the_budget(pico: Pico, tmp_path: Path, fa
     method = methods()["rtn"]
     instance = method(method.Options(bits="auto", budget=0.4))
     model, changes = apply_pass(instance, source, toy_batches(source.task), Setting(tmp_path, "auto", 1 << 30))
-    levels = [{name: GridSpec(bits, 32, False) for name in instance.plan_grids(source)} for bits in (4, 8)]
+    levels = [{name: GridSpec(bits, 32, False) for name in instance.plan(source, Target()).grids} for bits in (4, 8)]
     everything = [s.removesuffix(".weight") for s in model.weights.names() if s.removesuffix(".weight") in model.grids]
     assert {spec.bits for spec in model.grids.values()} <= {4, 8}
     names = sorted(set(everything) | set(levels[0]))

@@ -13,6 +13,7 @@ import torch
 
 from compressor.errors import ModelError
 from compressor.model.folder import ModelFolder, open_model
+from compressor.passes.base import Target
 from compressor.passes.numerics.rotation import hadamard, random_rotation
 from compressor.passes.quantize._weights.concentration import concentration, scaled
 from compressor.passes.quantize.rsq import Rsq
@@ -105,12 +106,12 @@ def test_models_that_allow_no_rotation(family: str, pico: Make, tmp_path: Path) 
     """A tied head and post-norms: true is refused, auto leaves the stream alone."""
     model = open_model(pico(family))
     with pytest.raises(ModelError, match=f"rotate: true .* {family} .*(tied|pre-norms)") as caught:
-        Rsq(Rsq.Options(rotate=True)).plan(model)
+        Rsq(Rsq.Options(rotate=True)).plan(model, Target())
     assert "auto" in str(caught.value.hint)
     found, _ = run(Rsq, model, tmp_path)
     old, new = model.load().state_dict(), found.load().state_dict()
     embedding = next(name for name in old if "embed" in name and name.endswith("weight"))
-    assert torch.equal(old[embedding], new[embedding]) and found.shapes.tied == model.shapes.tied
+    assert torch.equal(old[embedding], new[embedding]) and found.blueprint.tied == model.blueprint.tied
     check_on_grids(found)
 
 

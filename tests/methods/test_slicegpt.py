@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.architectures import Shapes
+from compressor.architectures import StackShapes
 from compressor.data.kinds import Batches
 from compressor.data.reading import DataRequest, load_data, model_batches
 from compressor.errors import ModelError
 from compressor.model.folder import ModelFolder, open_model
 from compressor.model.skeleton import base_of, optional_submodules
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.base import Target
 from compressor.passes.numerics.rotation import Projection, ones_free
 from compressor.passes.structure._slice.block import set_readers
 from compressor.passes.structure._slice.sensitivity import survey_sensitivity
@@ -81,7 +82,7 @@ def confined(model: ModelFolder, folder: Path, rank: int) -> ModelFolder:
             linear.weight.data = keep @ linear.weight.data
             if linear.bias is not None:
                 linear.bias.data = linear.bias.data @ keep
-    if model.shapes.tied and centre:
+    if model.blueprint.tied and centre:
         # A tied head behind a LayerNorm is only exact where the norm scales all coordinates alike and shifts none.
         norm: Any = base.get_submodule(str(model.family.final_norm))
         norm.weight.data.fill_(1.3)
@@ -99,7 +100,7 @@ def test_a_stream_inside_the_kept_span_loses_nothing(
     """d = 48 with a stream of rank 24: slicing to 24 is exact, whatever the norms, biases and ties."""
     model = confined(open_model(pico(family)), tmp_path / "confined", 24)
     full = {"rotation": rotation, "refit": refit, "split": "hidden", "damping": 1e-5}
-    reduction = 1 - model.with_shapes(_hidden(model, 24, rotation)).parameters / model.parameters
+    reduction = 1 - reshaped(model, _hidden(model, 24, rotation)).parameters / model.parameters
     new, changes = run(model, tmp_path / "work", reduction=reduction - 1e-6, **full)
     assert {w for layer in new.shapes.layers for w in layer.residual} == {24}
     assert new.shapes.shortcuts == (rotation == "per_layer")
@@ -127,7 +128,11 @@ def test_readers_without_a_bias_read_the_shift_of_their_norm(width: int) -> None
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 
-def _hidden(model: ModelFolder, hidden: int, rotation: str) -> Shapes:
+def reshaped(model: ModelFolder, shapes: StackShapes) -> ModelFolder:
+    return model.with_blueprint(model.blueprint.with_shapes(shapes))
+
+
+def _hidden(model: ModelFolder, hidden: int, rotation: str) -> StackShapes:
     from dataclasses import replace
 
     return replace(model.shapes.with_hidden(hidden), shortcuts=rotation == "per_layer")
@@ -139,14 +144,14 @@ def test_plan_is_exact_and_removes_at_least_the_share_asked_for(
     family: str, rotation: str, pico: Make, tmp_path: Path
 ) -> None:
     model = open_model(pico(family))
-    planned = SliceGPT(SliceGPT.Options(reduction=0.3, rotation=rotation)).plan(model)
+    planned = SliceGPT(SliceGPT.Options(reduction=0.3, rotation=rotation)).plan(model, Target()).shapes
     new, changes = run(model, tmp_path / "work", reduction=0.3, rotation=rotation, survey_samples=8)
     assert new.shapes == planned and len(changes) == len(planned.layers)
     stored = sum(int(torch.tensor(new.weights.shape(name)).prod()) for name in new.weights.names())
-    assert stored == new.parameters == model.with_shapes(planned).parameters
+    assert stored == new.parameters == reshaped(model, planned).parameters
     removed = 1 - new.parameters / model.parameters
     assert 0.3 <= removed < (0.4 if rotation == "shared" else 0.55)  # shortcuts leave few choices on 48 dimensions
-    assert new.shapes.tied == model.shapes.tied
+    assert new.blueprint.tied == model.blueprint.tied
 
 
 @pytest.mark.parametrize("shortcuts", [False, True])
@@ -155,12 +160,12 @@ def test_parameters_are_counted_as_the_skeleton_has_them(family: str, shortcuts:
     from dataclasses import replace
 
     model = open_model(pico(family))
-    model = model.with_shapes(model.shapes.with_widths([24 + 8 * i for i in range(len(model.shapes.layers))]))
+    model = reshaped(model, model.shapes.with_widths([24 + 8 * i for i in range(len(model.shapes.layers))]))
     count = parameter_count(model)
     for hidden, ffn in ((8, 8), (24, 40), (40, 56), (48, 8)):
         narrow = model.shapes.with_hidden(hidden).with_widths([ffn - i for i in range(len(model.shapes.layers))])
         narrow = replace(narrow, shortcuts=shortcuts)
-        assert count(narrow) == model.with_shapes(narrow).parameters
+        assert count(narrow) == reshaped(model, narrow).parameters
 
 
 def test_labels_are_drawn_as_predicted() -> None:
@@ -294,14 +299,14 @@ def test_sites_share_sums_in_a_deep_model(pico: Make, tmp_path: Path) -> None:
 
 def test_an_encoder_with_norms_behind_the_sums_is_refused(pico: Make) -> None:
     with pytest.raises(ModelError, match="pre-norms; family bert") as caught:
-        SliceGPT(SliceGPT.Options(reduction=0.2)).plan(open_model(pico("bert")))
+        SliceGPT(SliceGPT.Options(reduction=0.2)).plan(open_model(pico("bert")), Target())
     assert "width" in str(caught.value.hint)
 
 
 def test_a_share_that_cannot_be_reached_is_refused(pico: Make) -> None:
     model = open_model(pico("llama"))
     with pytest.raises(ModelError, match=r"reduction 0\.999"):
-        SliceGPT(SliceGPT.Options(reduction=0.999)).plan(model)
+        SliceGPT(SliceGPT.Options(reduction=0.999)).plan(model, Target())
 
 
 def test_split_takes_little_from_the_channels_of_a_small_cut(pico: Make) -> None:
@@ -310,7 +315,7 @@ def test_split_takes_little_from_the_channels_of_a_small_cut(pico: Make) -> None
     before = model.parameters
     for reduction, shapes in found.items():
         assert shapes.hidden_size % 8 == 0 and shapes.layers[0].intermediate_size % 8 == 0
-        assert reduction <= 1 - model.with_shapes(shapes).parameters / before < reduction + 0.006
+        assert reduction <= 1 - reshaped(model, shapes).parameters / before < reduction + 0.006
         share = 1 - shapes.layers[0].intermediate_size / 704
         assert share == pytest.approx(2 * reduction**3, abs=0.06)
 

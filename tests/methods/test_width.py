@@ -17,6 +17,7 @@ from compressor.model.folder import ModelFolder, open_model
 from compressor.model.skeleton import AUTO_CLASSES
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.base import Target
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.surveys import angular_distances
 from compressor.passes.structure.width import Width, WidthOptions
@@ -98,9 +99,9 @@ def test_every_refit_brings_the_output_nearer(pico: Pico, family: str, tmp_path:
 def test_every_choice_hits_the_plan(pico: Pico, importance: str, allocation: str, tmp_path: Path) -> None:
     source = open_model(pico("qwen2"))
     options = {"importance": importance, "allocation": allocation, "sparsity": 0.3, "round_to": 4}
-    planned = Width(WidthOptions(**options)).plan(source)
+    planned = Width(WidthOptions(**options)).plan(source, Target())
     found = narrow(source, tmp_path, **options)
-    assert found.parameters == source.with_shapes(planned).parameters < source.parameters
+    assert found.parameters == source.with_blueprint(planned).parameters < source.parameters
     assert all(layer.intermediate_size % 4 == 0 for layer in found.shapes.layers)
 
 
@@ -228,4 +229,4 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 def test_a_model_too_narrow_is_refused(pico: Pico) -> None:
     with pytest.raises(ModelError, match="round_to"):
-        Width(WidthOptions(sparsity=0.5, round_to=128)).plan(open_model(pico("llama")))
+        Width(WidthOptions(sparsity=0.5, round_to=128)).plan(open_model(pico("llama")), Target())

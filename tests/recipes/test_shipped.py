@@ -88,6 +88,6 @@ def test_its_demo_data_is_enough_for_it(name):
     if recipe.model.id != "demo":
         pytest.skip(f"its model {recipe.model.id} and its data are the reader's own")
     prepared = prepare(recipe, None)
-    if recipe.calibration is not None or any(method.calibrated for method in prepared.passes):
+    if recipe.calibration is not None or any(method.needs.calibration == "must" for method in prepared.passes):
         assert len(prepared.load_calibration()) == recipe.calibration.samples
     assert prepared.load_evaluation() is not None

@@ -46,7 +46,7 @@ class AwqOptions(WeightOnlyOptions):
 class Awq(WeightOnly):
     """See the module."""
 
-    name: ClassVar[str] = "awq"
+    name: str = "awq"
     summary: ClassVar[str] = "Scale up the weights of loud inputs, clip, round to the nearest (AWQ)."
     Options: ClassVar[type[Options]] = AwqOptions
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from compressor.passes.base import Needs
 from compressor.passes.quantize.fp16 import Fp16
 
 
 class Bf16(Fp16):
     """See the module."""
 
-    name: ClassVar[str] = "bf16"
+    name: str = "bf16"
     summary: ClassVar[str] = "Store bfloat16, in safetensors: half the size, float32's range."
-    artifact_dtype: ClassVar[str] = "bfloat16"
-    formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+    needs: Needs = Needs(dtype="bfloat16", formats=("safetensors",))
 
 
 METHOD = Bf16

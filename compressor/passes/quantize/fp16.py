@@ -5,18 +5,14 @@ The weights are rounded where the artifact is written, so nothing is changed her
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from compressor.passes.base import Options, PassFamily
+from compressor.passes.base import Needs, Options, PassFamily, Target
 
 if TYPE_CHECKING:
-    import torch
-
-    from compressor.architectures import Shapes
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
-    from compressor.storage.grids import GridSpec
-    from compressor.walk.walk import BlockView, Change, Walk
+    from compressor.walk.walk import BlockView, Change
 
 
 class HalfOptions(Options):
@@ -24,43 +20,20 @@ class HalfOptions(Options):
 
 
 class Fp16:
-    """See the module.
+    """See the module."""
 
-    Attributes:
-        artifact_dtype: torch name of the type of the artifact's weights.
-        formats: what the recipe may export.
-    """
-
-    name: ClassVar[str] = "fp16"
+    name: str = "fp16"
     family: ClassVar[PassFamily] = "quantize"
     summary: ClassVar[str] = "Store and compute in float16: half the size."
     Options: ClassVar[type[Options]] = HalfOptions
-    calibrated: ClassVar[bool] = False
-    artifact_dtype: ClassVar[str] = "float16"
-    formats: ClassVar[tuple[str, ...]] = ("onnx", "ort", "safetensors")
-    needs_dense = False
-    walks = 1
+    needs: Needs = Needs(dtype="float16")
 
     def __init__(self, options: HalfOptions) -> None:
         """Take validated options."""
 
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes of `source`."""
-        return source.shapes
-
-    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
-        """Return no grids."""
-        return {}
-
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
-        """Nothing must be known."""
-        return {}
-
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
-        """Nothing begins."""
-
-    def change_stem(self, walk: Walk) -> None:
-        """Change nothing."""
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint of `source`: where the artifact is written its weights are rounded."""
+        return source.blueprint
 
     def change_block(self, block: BlockView) -> Change:
         """Change nothing; report how far rounding moves the weights and refuse what overflows.
@@ -75,22 +48,15 @@ class Fp16:
 
         lost = whole = 0.0
         for path, parameter in block.module.named_parameters():
-            half = parameter.data.to(getattr(torch, self.artifact_dtype)).float()
+            half = parameter.data.to(getattr(torch, str(self.needs.dtype))).float()
             if not bool(torch.isfinite(half).all()):
                 raise ModelError(
-                    f"{self.name}: {block.name_of(path)} holds values that {self.artifact_dtype} has no room for",
+                    f"{self.name}: {block.name_of(path)} holds values that {self.needs.dtype} has no room for",
                     hint="Use bf16 with export.format safetensors, or int8-dynamic.",
                 )
             lost += float((half - parameter.data).double().square().sum())
             whole += float(parameter.data.double().square().sum())
         return Change(block.layer, {"quantization_error": lost / whole if whole else 0.0})
-
-    def change_tail(self, walk: Walk) -> None:
-        """Change nothing."""
-
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Change nothing: the exporter states the dtype."""
-        return {}
 
 
 METHOD = Fp16

@@ -46,14 +46,13 @@ class GptqOptions(WeightOnlyOptions):
 class Gptq(WeightOnly):
     """See the module."""
 
-    name: ClassVar[str] = "gptq"
+    name: str = "gptq"
     summary: ClassVar[str] = "Round weights column by column, later columns making up for the error of earlier ones."
     Options: ClassVar[type[Options]] = GptqOptions
 
     def __init__(self, options: Any) -> None:
         """Take validated options."""
-        super().__init__(options)
-        self.needs_dense = options.correct
+        super().__init__(options, dense=options.correct)
 
     def target(self, weight: torch.Tensor, path: str, stats: InputStats | None) -> torch.Tensor:
         """Return the weight that best gives the dense outputs on the inputs that there are."""

@@ -43,10 +43,10 @@ class HqqOptions(WeightOnlyOptions):
 class Hqq(WeightOnly):
     """See the module."""
 
-    name: ClassVar[str] = "hqq"
+    name: str = "hqq"
     summary: ClassVar[str] = "Fit grids to the weights alone by half-quadratic splitting; no calibration data."
     Options: ClassVar[type[Options]] = HqqOptions
-    calibrated: bool = False
+    observes: ClassVar[bool] = False
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""

@@ -21,15 +21,15 @@ class Int8DynamicOptions(Int8Options):
 class Int8Dynamic(Int8):
     """See the module."""
 
-    name: ClassVar[str] = "int8-dynamic"
+    name: str = "int8-dynamic"
     summary: ClassVar[str] = "8-bit weights and inputs, input ranges found at run time; no data needed."
     Options: ClassVar[type[Options]] = Int8DynamicOptions
     activations: ClassVar[Activations] = "dynamic"
 
     def __init__(self, options: Int8DynamicOptions) -> None:
         """Take validated options; only losses of layers and a given alpha must be measured on data."""
-        super().__init__(options)
-        self.calibrated = options.sensitive > 0 or isinstance(options.smooth, float)
+        measured = options.sensitive > 0 or isinstance(options.smooth, float)
+        super().__init__(options, calibration="must" if measured else "takes")
 
 
 METHOD = Int8Dynamic

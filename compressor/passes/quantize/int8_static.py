@@ -50,11 +50,14 @@ class Int8StaticOptions(Int8Options):
 class Int8Static(Int8):
     """See the module."""
 
-    name: ClassVar[str] = "int8-static"
+    name: str = "int8-static"
     summary: ClassVar[str] = "8-bit weights and inputs, input ranges calibrated and stored."
     Options: ClassVar[type[Options]] = Int8StaticOptions
     activations: ClassVar[Activations] = "static"
-    calibrated = True
+
+    def __init__(self, options: Int8StaticOptions) -> None:
+        """Take validated options."""
+        super().__init__(options, calibration="must")
 
     def input_spec(
         self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], Rows]
@@ -71,7 +74,7 @@ class Int8Static(Int8):
 
         super().change_tail(walk)
         source = walk.source
-        name = embedding_name(source) if source.shapes.tied else head_name(source)
+        name = embedding_name(source) if source.blueprint.tied else head_name(source)
         if source.task != "text-generation" or name not in walk.grids:
             return
         norm = base_of(walk.model).get_submodule(source.family.final_norm) if source.family.final_norm else None

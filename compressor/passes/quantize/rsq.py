@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from compressor.passes.base import Options
+from compressor.passes.base import Options, Target
 from compressor.passes.numerics.rotation import Projection
 from compressor.passes.quantize.gptq import Gptq, GptqOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.architectures import Shapes
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
     from compressor.walk.walk import BlockView, Walk
 
@@ -35,7 +34,7 @@ class RsqOptions(GptqOptions):
 class Rsq(Gptq):
     """See the module."""
 
-    name: ClassVar[str] = "rsq"
+    name: str = "rsq"
     summary: ClassVar[str] = "GPTQ on a rotated residual stream, with tokens weighed by the attention that they draw."
     Options: ClassVar[type[Options]] = RsqOptions
 
@@ -45,8 +44,8 @@ class Rsq(Gptq):
         self._importance: dict[int, torch.Tensor] = {}
         self.notes: list[str] = []
 
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes of `source`, which stay.
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint of `source` with grids.
 
         Raises:
             ModelError: the family is not covered, or `rotate: true` asks for what the model does not allow.
@@ -55,29 +54,29 @@ class Rsq(Gptq):
 
         if self.options.rotate is True:
             check_rotatable(self.name, source)
-        return super().plan(source)
-
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
-        """Plan the grids and draw the rotation."""
-        from compressor.passes.numerics.rotation import random_rotation
-        from compressor.passes.quantize._weights.rotate import why_not
-
-        super().begin(source, planned, findings)
-        reason = why_not(source)
-        if self.options.rotate == "auto" and reason is not None:
-            self.notes = [f"the residual stream is not rotated: {reason}"]
-        elif self.options.rotate:
-            centre = source.family.norm == "layer"
-            self.frame = random_rotation(source.shapes.hidden_size, self.options.seed, centre=centre)
+        return super().plan(source, target)
 
     def change_stem(self, walk: Walk) -> None:
-        """Rotate what writes to the stream before the first block."""
+        """Draw the rotation, and rotate what writes to the stream before the first block."""
         from compressor.passes.surgery.stream import set_stem
 
+        self.frame = self._rotation(walk.source)
         if self.frame is not None:
             self.frame = Projection(self.frame.matrix.to(walk.device))
             set_stem(walk, self.frame)
         super().change_stem(walk)
+
+    def _rotation(self, source: ModelFolder) -> Projection | None:
+        """Return the rotation of the residual stream; None where there is to be none, or can be none."""
+        from compressor.passes.numerics.rotation import random_rotation
+        from compressor.passes.quantize._weights.rotate import why_not
+
+        reason = why_not(source)
+        if self.options.rotate == "auto" and reason is not None:
+            self.notes = [f"the residual stream is not rotated: {reason}"]
+        if not self.options.rotate or reason is not None:
+            return None
+        return random_rotation(source.shapes.hidden_size, self.options.seed, centre=source.family.norm == "layer")
 
     def change_tail(self, walk: Walk) -> None:
         """Rotate what reads the stream after the last block."""

@@ -24,10 +24,10 @@ class RtnOptions(WeightOnlyOptions):
 class Rtn(WeightOnly):
     """See the module."""
 
-    name: ClassVar[str] = "rtn"
+    name: str = "rtn"
     summary: ClassVar[str] = "Round weights to the nearest value of a 2-, 4- or 8-bit grid; the baseline."
     Options: ClassVar[type[Options]] = RtnOptions
-    calibrated: bool = False
+    observes: ClassVar[bool] = False
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""

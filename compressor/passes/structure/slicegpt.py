@@ -15,15 +15,15 @@ stand behind the residual sums (BERT), where no rotation commutes with the norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError
+from compressor.passes.base import Findings, Needs, PassFamily, Target
 from compressor.passes.base import Options as BaseOptions
-from compressor.passes.base import PassFamily
 from compressor.passes.numerics.rotation import (
     Projection,
     SharedBasis,
@@ -40,11 +40,11 @@ from compressor.passes.structure._slice.shapes import sliced_shapes
 if TYPE_CHECKING:
     import torch
 
-    from compressor.architectures import Shapes
+    from compressor.architectures import Family
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
     from compressor.passes.numerics.moments import Moments
     from compressor.passes.structure._slice.sensitivity import Sites
-    from compressor.storage.grids import GridSpec
     from compressor.storage.tensors import Entry
     from compressor.walk.walk import BlockView, Change, Walk
 else:
@@ -80,24 +80,23 @@ class SliceGPTOptions(BaseOptions):
 class SliceGPT:
     """See the module."""
 
-    name: ClassVar[str] = "slicegpt"
+    name: str = "slicegpt"
     family: ClassVar[PassFamily] = "structure"
     summary: ClassVar[str] = "narrower residual stream by rotation and slicing (SliceGPT), refitted by least squares"
     Options: ClassVar[type[BaseOptions]] = SliceGPTOptions
-    calibrated: ClassVar[bool] = True
 
     def __init__(self, options: SliceGPTOptions) -> None:
         """Take the options."""
         self.options = options
-        self.needs_dense = options.refit
-        self.walks = 3 if options.rotation == "shared" else 2
+        walks = 3 if options.rotation == "shared" else 2
+        self.needs = Needs(calibration="must", dense=options.refit, walks=walks)
         self.notes: list[str] = []
 
     @property
     def _prunes_ffn(self) -> bool:
         return self.options.split == "auto" and self.options.rotation == "shared" and self.options.refit
 
-    def plan(self, source: ModelFolder) -> Shapes:
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
         """Return the widths that remove the share asked for.
 
         Raises:
@@ -112,36 +111,34 @@ class SliceGPT:
             )
         if shapes.shortcuts:
             raise ModelError("slicegpt: the model already has shortcut matrices", hint="Slice the dense model instead.")
+        if source.blueprint.reductions:
+            raise ModelError("slicegpt: tokens become fewer inside blocks", hint="Put slicegpt before that pass.")
         options = self.options
-        return sliced_shapes(
+        sliced = sliced_shapes(
             source,
             options.reduction,
             multiple=options.round_to,
             ffn=self._prunes_ffn,
             shortcuts=options.rotation == "per_layer",
         )
+        return source.blueprint.with_shapes(sliced)
 
-    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
-        """Put no weights on grids."""
-        return {}
-
-    def survey(self, walk: Walk, planned: Shapes) -> Mapping[str, torch.Tensor | Entry]:
-        """Return the basis of all sites, or one for each, and `every`: which share of the batches is needed."""
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
+        """Return the basis of all sites, or one for each, and which share of the calibration batches is needed."""
         from compressor.passes.structure._slice.sensitivity import survey_principal, survey_sensitivity
         from compressor.walk.sampling import limited, stride
 
         every = stride(walk, self.options.tokens_per_channel)
-        found: dict[str, torch.Tensor | Entry] = {"every": torch.tensor(every)}
         centre = walk.source.family.norm == "layer"
-        width = planned.layers[0].residual[0] - (1 if centre else 0)
+        width = planned.shapes.layers[0].residual[0] - (1 if centre else 0)
         if self.options.rotation == "per_layer":
-            return found | self._survey_per_layer(walk, survey_principal(walk, every), width, planned.tied)
+            return Findings(self._survey_per_layer(walk, survey_principal(walk, every), width, planned.tied), every)
         with limited(walk, self.options.survey_samples):
             sites = survey_sensitivity(walk)
         basis = _shared(sites, width, self.options.basis_steps, centre)
         if planned.tied:
             basis = diagonalising(basis, _final_norm(walk).weight)
-        return {**found, "basis": basis}
+        return Findings({"basis": basis}, every)
 
     @staticmethod
     def _survey_per_layer(walk: Walk, moments: Iterable[torch.Tensor], width: int, tied: bool) -> dict[str, Entry]:
@@ -157,36 +154,34 @@ class SliceGPT:
             found |= {_site_name(i): walk.park(_site_name(i), outer) for i in (0, 2 * walk.count)}
         return found
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
         """Receive the bases."""
-        self._centre = source.family.norm == "layer"
-        self._planned = planned
-        if (every := int(findings["every"])) > 1:
-            self.notes = [f"fits use one calibration batch in {every}: tokens_per_channel asks for no more"]
-        self._findings = findings
-        self._shared = Projection.of(findings["basis"], centre=self._centre) if "basis" in findings else None
+        self._planned, self._bases = planned, findings.tensors
+        if findings.every > 1:
+            self.notes = [f"fits use one calibration batch in {findings.every}: tokens_per_channel asks for no more"]
 
-    def _site(self, index: int) -> Projection:
+    def _site(self, index: int, family: Family) -> Projection:
         """Return the coordinates of the stream at a norm: 2i and 2i + 1 are block i's, the last is the final norm."""
-        return self._shared or Projection.of(self._findings[_site_name(index)], centre=self._centre)
+        name = "basis" if "basis" in self._bases else _site_name(index)
+        return Projection.of(self._bases[name], centre=family.norm == "layer")
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
         from compressor.passes.surgery.stream import set_stem
 
-        set_stem(walk, self._site(0))
+        set_stem(walk, self._site(0, walk.source.family))
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
         from compressor.passes.structure._slice.block import BlockSlicer
         from compressor.walk.walk import Change
 
-        layer = self._planned.layers[block.index]
+        layer = self._planned.shapes.layers[block.index]
         slicer = BlockSlicer(
             block,
-            [self._site(2 * block.index + i) for i in range(3)],
+            [self._site(2 * block.index + i, block.family) for i in range(3)],
             layer,
-            shortcuts=self._planned.shortcuts,
+            shortcuts=self._planned.shapes.shortcuts,
             damping=self.options.damping,
         )
         return Change(layer, slicer.refit() if self.options.refit else slicer.project())
@@ -197,7 +192,7 @@ class SliceGPT:
         from compressor.passes.structure._slice.block import reader_fit
         from compressor.passes.surgery.stream import set_readers
 
-        norm, site = _final_norm(walk), self._site(2 * walk.count)
+        norm, site = _final_norm(walk), self._site(2 * walk.count, walk.source.family)
         heads = optional_submodules(walk.model, walk.source.family.heads)
         matrix, moments = site.matrix, None
         if self.options.refit:
@@ -212,10 +207,10 @@ class SliceGPT:
         """Yield dense and narrow normed tokens of the last block's output."""
         from compressor.passes.surgery.observe import norm_eps, real_tokens
 
-        eps = norm_eps(_final_norm(walk))
+        eps, centre = norm_eps(_final_norm(walk)), walk.source.family.norm == "layer"
         for k, mask in enumerate(walk.token_masks):
             streams = (walk.dense[k].to(walk.device), walk.current[k].to(walk.device))
-            dense, current = (normed(real_tokens(x, mask), eps, centre=self._centre) for x in streams)
+            dense, current = (normed(real_tokens(x, mask), eps, centre=centre) for x in streams)
             weights = None
             if walk.source.task == "image-classification":
                 # The heads read the first tokens only: these weigh as much as all others, which alone are many enough.
@@ -229,7 +224,7 @@ class SliceGPT:
         """Let the head be the embedding again; the norm's weight takes over its own scale, in narrow coordinates."""
         from compressor.model.skeleton import base_of, optional_submodules, set_weight
 
-        site, scale = self._site(2 * walk.count), norm.weight.double()
+        site, scale = self._site(2 * walk.count, walk.source.family), norm.weight.double()
         embedding: Any = optional_submodules(base_of(walk.model), walk.source.family.embeddings)[0]
         # √(k/d)·E·P is tied, so the norm makes up for the factor twice: for the stream and for the head.
         squares = site.matrix.square()
@@ -245,10 +240,6 @@ class SliceGPT:
         head.weight = embedding.weight
         set_weight(norm, diagonal.float(), narrow_shift)
         head.in_features = embedding.embedding_dim
-
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Change nothing beside the shapes."""
-        return {}
 
 
 def _site_name(index: int) -> str:

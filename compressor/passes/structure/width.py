@@ -14,14 +14,13 @@ attention matrices. It cannot cut fused FFN matrices (Phi-3) yet. No gradient st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
 from compressor._lazy import lazy
-from compressor.passes.base import PassFamily
+from compressor.passes.base import Findings, Needs, PassFamily, Target
 from compressor.passes.numerics.allocation import WidthBudget, angular, greedy, uniform, width_budget
 from compressor.passes.structure._width.options import WidthOptions
 from compressor.passes.surgery.channels import check_covered
@@ -29,9 +28,9 @@ from compressor.passes.surgery.channels import check_covered
 if TYPE_CHECKING:
     import torch
 
-    from compressor.architectures import Shapes
+    from compressor.architectures import StackShapes
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
-    from compressor.storage.grids import GridSpec
     from compressor.walk.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
@@ -40,23 +39,25 @@ else:
 class Width:
     """The width mechanism, one run over one model."""
 
-    name: ClassVar[str] = "width"
     family: ClassVar[PassFamily] = "structure"
     summary: ClassVar[str] = "Remove FFN channels (OBS, CFSP, magnitude, …) and refit the rest by least squares."
     Options: ClassVar[type[BaseModel]] = WidthOptions
-    calibrated: ClassVar[bool] = True
+    name: str = "width"
 
-    def __init__(self, options: WidthOptions) -> None:
-        """Take validated options."""
-        self.options = options
-        self.needs_dense = options.reconstruct
+    def __init__(self, options: WidthOptions, *, name: str = "width") -> None:
+        """Take validated options; `name` is that of the preset, where there is one."""
+        self.options, self.name = options, name
         # The Fisher trace walks forward and backward on its own.
         curves = 4 if options.weighting == "fisher" else 2
-        self.foreseen = options.allocation == "uniform"
-        self.walks = {"uniform": 1, "cfsp": 2, "global": curves}[options.allocation]
+        self.needs = Needs(
+            calibration="must",
+            dense=options.reconstruct,
+            walks={"uniform": 1, "cfsp": 2, "global": curves}[options.allocation],
+            foreseen=options.allocation == "uniform",
+        )
         self._widths: list[int] = []
 
-    def budget(self, shapes: Shapes) -> WidthBudget:
+    def budget(self, shapes: StackShapes) -> WidthBudget:
         """Return how many channels stay in all blocks together.
 
         Raises:
@@ -66,50 +67,36 @@ class Width:
         o = self.options
         return width_budget(before, o.sparsity, multiple=o.round_to, least=o.least, alike=o.allocation == "uniform")
 
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes after the pass; only their sum is exact where the allocation depends on data.
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint after the pass; only the sum of widths is exact where the allocation depends on data.
 
         Raises:
             ModelError: sparsity and rounding do not fit the model, or its FFN is not covered.
         """
         check_covered(self.name, source.family)
-        return source.shapes.with_widths(uniform(self.budget(source.shapes)))
+        return source.blueprint.with_shapes(source.shapes.with_widths(uniform(self.budget(source.shapes))))
 
-    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
-        """Put no weights on grids."""
-        return {}
-
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
-        """Return the widths of all blocks, and `every`: which share of the calibration batches is needed."""
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
+        """Return the widths of all blocks, and which share of the calibration batches is needed."""
         from compressor.passes.structure._width import surveys
         from compressor.walk.sampling import stride
 
         o, budget = self.options, self.budget(walk.source.shapes)
         every = stride(walk, o.tokens_per_channel)
-        found = {"every": torch.tensor(every)}
         if o.allocation == "uniform":
-            return {**found, "widths": torch.tensor(uniform(budget))}
+            return Findings({"widths": torch.tensor(uniform(budget))}, every)
         if o.allocation == "cfsp":
             distances = surveys.angular_distances(walk, every=every)
             widths = angular(budget, distances, o.temperature)
-            return {**found, "widths": torch.tensor(widths), "distances": torch.tensor(distances)}
+            return Findings({"widths": torch.tensor(widths), "distances": torch.tensor(distances)}, every)
         curves, weights = surveys.loss_curves(walk, o, budget.floor, every=every)
         weighted = [(curve * weight).tolist() for curve, weight in zip(curves, weights, strict=True)]
-        return {**found, "widths": torch.tensor(greedy(budget, weighted)), "sensitivity": torch.tensor(weights)}
+        widths = greedy(budget, weighted)
+        return Findings({"widths": torch.tensor(widths), "sensitivity": torch.tensor(weights)}, every)
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
         """Receive the widths."""
-        self._widths = [int(width) for width in findings["widths"]]
-
-    def change_stem(self, walk: Walk) -> None:
-        """Leave the stem as it is."""
-
-    def change_tail(self, walk: Walk) -> None:
-        """Leave the tail as it is."""
-
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Change nothing beside the shapes."""
-        return {}
+        self._widths = [int(width) for width in findings.tensors["widths"]]
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow the FFN of one block."""

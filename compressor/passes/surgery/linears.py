@@ -73,7 +73,7 @@ def embedding_name(source: ModelFolder) -> str | None:
 
 def head_name(source: ModelFolder) -> str | None:
     """Return the module name of the output head over the vocabulary; None without one, or if it is the embedding."""
-    if source.task != "text-generation" or source.shapes.tied:
+    if source.task != "text-generation" or source.blueprint.tied:
         return None
     model = source.skeleton()
     wanted = model.get_output_embeddings()

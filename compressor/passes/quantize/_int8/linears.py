@@ -7,20 +7,21 @@ made of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compressor._lazy import lazy
-from compressor.passes.base import Options
+from compressor.machine.processor import weight_bits
+from compressor.passes.base import Findings, Needs, Options, Target
 from compressor.passes.quantize._weights.quantizer import Quantizer
 from compressor.passes.surgery.linears import Sharing, block_names, head_name
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.architectures import Shapes
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
     from compressor.passes.quantize._int8.ranges import ChannelRanges
     from compressor.passes.quantize._int8.smooth import Smoothing
@@ -67,67 +68,68 @@ class Int8(Quantizer):
     """Base of the INT8 methods.
 
     Attributes:
-        calibrated: whether the method must see inputs.
-        takes_calibration: it also looks at inputs where the recipe has any.
-        export_format: a graph (`onnx`, `ort`) can multiply an input, `safetensors` cannot.
+        target: what the artifact is for: a graph can multiply an input, `safetensors` cannot.
+        levels: largest code of a weight: 127, or 63 for 7-bit weights.
     """
 
     activations: ClassVar[Activations]
-    takes_calibration: ClassVar[bool] = True
-    calibrated: bool = False
 
-    def __init__(self, options: Any) -> None:
-        """Take validated options."""
-        from compressor.machine.processor import cpu, weight_bits
-
+    def __init__(self, options: Any, *, calibration: Literal["takes", "must"] = "takes") -> None:
+        """Take validated options; `calibration`: whether the method must see inputs, or looks at what there is."""
         super().__init__(options)
-        self.export_format = "onnx"
-        self.walks = 2 if options.sensitive else 1
-        self.foreseen = not options.sensitive
-        bits, self.reason = weight_bits(cpu()["features"])
-        if options.reduce_range != "auto":
-            bits, self.reason = (7 if options.reduce_range else 8), "the recipe's reduce_range"
-        self.levels = (1 << (bits - 1)) - 1
-        self._kept: set[str] = set()
+        walks = 2 if options.sensitive else 1
+        self.needs = Needs(calibration=calibration, walks=walks, foreseen=not options.sensitive)
+        self._spared: set[str] = set()
 
     # -- the pass protocol -----------------------------------------------------------------------------------------
 
-    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint of `source` with grids.
+
+        Raises:
+            ModelError: the family is not covered.
+            UsageError: `exclude` names what the model does not have.
+        """
+        self.target = target
+        bits, self.reason = weight_bits(target.cpu)
+        if self.options.reduce_range != "auto":
+            bits, self.reason = (7 if self.options.reduce_range else 8), "the recipe's reduce_range"
+        self.levels = (1 << (bits - 1)) - 1
+        return super().plan(source, target)
+
+    def grids_of(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, of the embeddings and of the head."""
         from compressor.storage.grids import GridSpec
 
         spec = GridSpec(8, 0, symmetric=True, activations=self.activations)
         names = block_names(source)
         # Servers that read safetensors look rows up in floats alone (vLLM refuses the model).
-        if self.options.embedding == 8 or (self.options.embedding == "auto" and self.export_format != "safetensors"):
+        if self.options.embedding == 8 or (self.options.embedding == "auto" and self.target.format != "safetensors"):
             names += embedding_names(source)
         head = head_name(source)
         if self.options.head != "none" and head is not None:
             names.append(head)
         return {name: spec for name in names if not self.excluded(name)}
 
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
-        """Return the loss that each group of modules causes alone, by block and group, if any may be spared."""
-        from compressor.passes.quantize._int8.sensitivity import block_losses
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
+        """Return the names of the modules to spare, which lose most when the inputs of each group alone are rounded."""
+        from compressor.passes.quantize._int8.sensitivity import block_losses, worst
 
         if not self.options.sensitive:
-            return {}
-        return {f"losses.{view.index}": block_losses(view, self.levels) for view in walk.survey(every=4)}
+            return Findings()
+        losses = [block_losses(view, self.levels) for view in walk.survey(every=4)]
+        return Findings({name: torch.ones(1) for name in worst(walk.source, losses, self.options.sensitive)})
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
-        """Plan the grids, and choose the modules to spare."""
-        from compressor.passes.quantize._int8.sensitivity import worst
-
-        self._specs = self.plan_grids(source)
-        losses = [findings[f"losses.{i}"] for i in range(len(source.shapes.layers)) if f"losses.{i}" in findings]
-        self._kept = worst(source, losses, self.options.sensitive) if losses else set()
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
+        """Receive the grids and the modules to spare."""
+        self._specs, self._spared = dict(planned.grids), set(findings.tensors)
 
     @property
     def notes(self) -> list[str]:
         """Say how many bits the weights have, and which modules are spared."""
         found = [f"{self.levels.bit_length() + 1}-bit weights: {self.reason}"]
-        if self._kept:
-            found.append(f"most sensitive, so their inputs stay floats: {', '.join(sorted(self._kept))}")
+        if self._spared:
+            found.append(f"most sensitive, so their inputs stay floats: {', '.join(sorted(self._spared))}")
         return found
 
     def change_stem(self, walk: Walk) -> None:
@@ -162,7 +164,7 @@ class Int8(Quantizer):
             smoothed += self._quantize(block, halves, sharing, error)
             block.seal()
         specs = {path: grid.spec for path, grid in block.grids.items()}
-        spared = sum(block.name_of(path) in self._kept for path in specs)
+        spared = sum(block.name_of(path) in self._spared for path in specs)
         figures = {"weight_bits": float(self.levels.bit_length() + 1), "smoothed_inputs": float(smoothed)}
         return Change(block.layer, {**error.figures(), **figures, "spared_modules": float(spared)}, specs)
 
@@ -202,7 +204,7 @@ class Int8(Quantizer):
         for path in paths:
             parameter = submodule(block.module, path).weight
             before = parameter.data
-            if block.name_of(path) in self._kept:
+            if block.name_of(path) in self._spared:
                 grid = _weight_only(before)
             else:
                 grid = fit_rows(before / factors, spec, self.levels)
@@ -249,8 +251,8 @@ class Int8(Quantizer):
             for module in modules:
                 module.weight.data = module.weight.data / factors
             return Smoothing(factors)
-        spared = any(block.name_of(path) not in self._specs.keys() - self._kept for path in sharing.paths)
-        if choice == "fold" or self.export_format == "safetensors" or ratio > WORTHWHILE or spared:
+        spared = any(block.name_of(path) not in self._specs.keys() - self._spared for path in sharing.paths)
+        if choice == "fold" or self.target.format == "safetensors" or ratio > WORTHWHILE or spared:
             return nothing
         # The first factor is 1, so that scales alone tell all of them.
         return Smoothing(factors / factors[0], explicit=True)

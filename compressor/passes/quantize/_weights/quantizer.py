@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.passes.base import Options, PassFamily
+from compressor.passes.base import Needs, Options, PassFamily, Target
 from compressor.passes.surgery.linears import check_covered
 
 if TYPE_CHECKING:
-    from compressor.architectures import Shapes
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
     from compressor.storage.grids import GridSpec
 
@@ -19,20 +20,23 @@ if TYPE_CHECKING:
 class Quantizer:
     """Base of the weight-only and the INT8 methods; an instance serves one run over one model."""
 
-    name: ClassVar[str]
+    name: str
     family: ClassVar[PassFamily] = "quantize"
     summary: ClassVar[str]
     Options: ClassVar[type[Options]]
-    needs_dense: bool = False
-    walks: int = 1
+    needs: Needs
 
     def __init__(self, options: Any) -> None:
         """Take validated options, which have `exclude`."""
         self.options = options
         self._specs: dict[str, GridSpec] = {}
 
-    def plan(self, source: ModelFolder) -> Shapes:
-        """Return the shapes of `source`: quantization changes none.
+    def grids_of(self, source: ModelFolder) -> dict[str, GridSpec]:
+        """Return the grids that weights of `source` will lie on, by module name."""
+        raise NotImplementedError
+
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint of `source` with grids: quantization changes nothing else.
 
         Raises:
             ModelError: the family is not covered.
@@ -40,15 +44,11 @@ class Quantizer:
         """
         check_covered(self.name, source.family)
         _check_names(self.options.exclude, source)
-        return source.shapes
+        return replace(source.blueprint, grids=self.grids_of(source))
 
     def excluded(self, name: str) -> bool:
         """Tell whether the options exclude the module `name`."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
-
-    def config_updates(self, source: ModelFolder) -> dict[str, Any]:
-        """Change nothing in config.json beside the grids."""
-        return {}
 
 
 def _check_names(patterns: Iterable[str], source: ModelFolder) -> None:

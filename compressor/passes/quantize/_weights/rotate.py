@@ -22,7 +22,7 @@ def why_not(source: ModelFolder) -> str | None:
         return f"family {family.name} has no separate projections behind plain pre-norms"
     if source.shapes.shortcuts:
         return "shortcut matrices change its stream from block to block"
-    if source.shapes.tied:
+    if source.blueprint.tied:
         return "its head is tied to the embedding and cannot take in the scale of the final norm"
     return None
 

@@ -7,22 +7,21 @@ before it have made of its input, so every weight is fitted to the inputs that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
-from compressor.passes.base import Options
+from compressor.passes.base import Findings, Needs, Options
 from compressor.passes.quantize._weights.quantizer import Quantizer
 from compressor.passes.surgery.linears import Sharing, block_names, embedding_name, head_name, linear_paths
 
 if TYPE_CHECKING:
     import torch
 
-    from compressor.architectures import Shapes
+    from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
     from compressor.passes.numerics.moments import InputStats
     from compressor.passes.numerics.rotation import Projection
@@ -35,6 +34,7 @@ else:
 Bits = Literal[2, 4, 8]
 AUTO_BITS = (4, 8)
 FLOAT_BITS = 32
+_LEVEL = "level."
 ROUNDING = 1e-3
 """Share of E‖Wx‖² that rounding of inputs may cost without a thought: a fraction of what 4-bit weights cost."""
 GroupSize = Literal[16, 32, 64, 128, 256]
@@ -77,31 +77,31 @@ class WeightOnly(Quantizer):
     """Base of the weight-only methods.
 
     Attributes:
-        calibrated: whether the method looks at the inputs of the modules.
-        needs_dense: whether it must know what the dense modules give.
+        observes: whether the method looks at the inputs of the modules.
         frame: coordinates that the changed residual stream has; None: those of the dense one.
     """
 
-    calibrated: bool = True
+    observes: ClassVar[bool] = True
 
-    def __init__(self, options: Any) -> None:
-        """Take validated options."""
+    def __init__(self, options: Any, *, dense: bool = False) -> None:
+        """Take validated options; `dense`: whether the method must know what the dense modules give."""
         super().__init__(options)
-        self._assigned: list[int] = []
         self.frame: Projection | None = None
-        self._observes = type(self).calibrated
         self._figures: list[dict[str, float]] = []
-        self.foreseen = options.bits != "auto"
-        if options.bits == "auto":
-            self.calibrated = True
-            self.walks = 1 + self.walks
+        chooses = options.bits == "auto"
+        self.needs = Needs(
+            calibration="must" if self.observes or chooses else "none",
+            dense=dense,
+            walks=2 if chooses else 1,
+            foreseen=not chooses,
+        )
 
     # -- what a method decides -------------------------------------------------------------------------------------
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Return the grid of a weight [outputs, inputs] and its values on that grid, float32.
 
-        `stats` are those of the weight's input, None where the method is not calibrated.
+        `stats` are those of the weight's input, None where the method does not look at it.
         """
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class WeightOnly(Quantizer):
     def target(self, weight: torch.Tensor, path: str, stats: InputStats | None) -> torch.Tensor:
         """Return what the weight of the module at `path` is rounded towards, [outputs, inputs]; by default the weight.
 
-        With `needs_dense`, `stats.cross(path)` knows what the dense module gives.
+        With `needs.dense`, `stats.cross(path)` knows what the dense module gives.
         """
         return weight
 
@@ -121,14 +121,14 @@ class WeightOnly(Quantizer):
 
     # -- the pass protocol -----------------------------------------------------------------------------------------
 
-    def plan_grids(self, source: ModelFolder) -> dict[str, GridSpec]:
+    def grids_of(self, source: ModelFolder) -> dict[str, GridSpec]:
         """Return the grids of all linear modules of the blocks, and of embedding and head where asked for."""
         from compressor.passes.quantize._weights import mixed
 
         names = [name for name in block_names(source) if not self.excluded(name)]
         if self.options.bits == "auto":
             levels = self._levels(names)
-            specs = self._chosen(levels, self._assigned or mixed.assumed(source, levels, self.options.budget))
+            specs = self._chosen(levels, mixed.assumed(source, levels, self.options.budget))
         else:
             specs = {name: self.spec(name, self.options.bits) for name in names}
         for name, bits in ((embedding_name(source), self.options.embedding), (head_name(source), self.options.head)):
@@ -152,24 +152,29 @@ class WeightOnly(Quantizer):
         o = self.options
         return GridSpec(bits, o.group_size, o.symmetric, accuracy_level=0 if o.accuracy_level == 0 else 4)
 
-    def survey(self, walk: Walk, planned: Shapes) -> dict[str, torch.Tensor]:
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
         """Return the bits of every module and what they were chosen by, for `bits: auto`; else nothing."""
         if self.options.bits != "auto":
-            return {}
+            return Findings()
         from compressor.passes.quantize._weights import mixed
 
         names = [name for name in block_names(walk.source) if not self.excluded(name)]
-        return mixed.survey_levels(walk, self._levels(names), self.options.budget)
+        found = mixed.survey_levels(walk, self._levels(names), self.options.budget)
+        levels = {f"{_LEVEL}{name}": level for name, level in zip(names, found["levels"], strict=True)}
+        return Findings({**levels, "losses": found["losses"]})
 
-    def begin(self, source: ModelFolder, planned: Shapes, findings: Mapping[str, torch.Tensor]) -> None:
-        """Plan the grids."""
-        if "levels" in findings:
-            self._assigned = [int(level) for level in findings["levels"]]
-            rows = findings["losses"].T.tolist()
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
+        """Receive the grids: those planned, but for modules whose bits the survey has chosen."""
+        chosen = {n.removeprefix(_LEVEL): int(v) for n, v in findings.tensors.items() if n.startswith(_LEVEL)}
+        self._specs = {name: spec for name, spec in planned.grids.items() if name not in chosen}
+        for name, level in chosen.items():
+            if level < len(AUTO_BITS):
+                self._specs[name] = self.spec(name, AUTO_BITS[level])
+        if chosen:
+            rows = findings.tensors["losses"].T.tolist()
             self._figures = [
                 {f"loss_at_{bits}_bits": loss for bits, loss in zip(AUTO_BITS, row, strict=True)} for row in rows
             ]
-        self._specs = self.plan_grids(source)
 
     def change_stem(self, walk: Walk) -> None:
         """Round the embedding, if it is to be quantized; a tied head is the same matrix."""
@@ -197,10 +202,10 @@ class WeightOnly(Quantizer):
 
         self.prepare_block(block)
         error = QuantizationError()
-        halves = Halves(block, dense=self.needs_dense, frame=self.frame)
+        halves = Halves(block, dense=self.needs.dense, frame=self.frame)
         for sharing in halves.sharings():
             rounds = any(block.name_of(path) in self._specs for path in sharing.paths)
-            stats = self._observe(block, halves, sharing) if self._observes and rounds else None
+            stats = self._observe(block, halves, sharing) if self.observes and rounds else None
             for path in sharing.paths:
                 self._quantize_module(block, path, stats, error)
             block.seal()
@@ -230,7 +235,7 @@ class WeightOnly(Quantizer):
             stats = stats or InputStats(inputs.shape[-1], self.options.group_size, inputs.device)
             weights = None if importance is None else real_tokens(importance[..., None], mask)[:, 0]
             stats.add(real_tokens(inputs, mask), weights)
-            if self.needs_dense:
+            if self.needs.dense:
                 for path, wanted in halves.wanted(sharing, k):
                     stats.want(path, real_tokens(wanted, mask), real_tokens(inputs, mask), weights)
         assert stats is not None

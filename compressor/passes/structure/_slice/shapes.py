@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compressor.architectures import Shapes
+from compressor.architectures import StackShapes
 from compressor.errors import ModelError
 
 if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
 
 
-def sliced_shapes(source: ModelFolder, reduction: float, *, multiple: int, ffn: bool, shortcuts: bool) -> Shapes:
+def sliced_shapes(source: ModelFolder, reduction: float, *, multiple: int, ffn: bool, shortcuts: bool) -> StackShapes:
     """Return shapes of which at least `reduction` of all parameters is gone, embeddings and shortcuts counted.
 
     Args:
@@ -63,7 +63,7 @@ def sliced_shapes(source: ModelFolder, reduction: float, *, multiple: int, ffn: 
     return found
 
 
-def parameter_count(source: ModelFolder) -> Callable[[Shapes], int]:
+def parameter_count(source: ModelFolder) -> Callable[[StackShapes], int]:
     """Return what counts the parameters of `source` with another hidden size h and other FFN widths.
 
     No matrix has h on both sides, nor a channel, so without shortcuts the count is α + β·h + γ·c + δ·h·c with c the
@@ -75,13 +75,13 @@ def parameter_count(source: ModelFolder) -> Callable[[Shapes], int]:
 
     def exact(hidden: int, more: int) -> int:
         changed = shapes.with_hidden(hidden).with_widths([width + more for width in widths])
-        return source.with_shapes(changed).parameters
+        return source.with_blueprint(source.blueprint.with_shapes(changed)).parameters
 
     corner = source.parameters
     by_hidden, by_channels = exact(start + step, 0) - corner, exact(start, 1) - corner
     by_both = exact(start + step, 1) - corner - by_hidden - by_channels
 
-    def count(candidate: Shapes) -> int:
+    def count(candidate: StackShapes) -> int:
         hidden = candidate.hidden_size - start
         channels = sum(layer.intermediate_size for layer in candidate.layers) - sum(widths)
         # `by_both` and `by_hidden` belong to `step` of h, `by_both` and `by_channels` to one channel in every block.
@@ -102,7 +102,7 @@ def _hidden_step(source: ModelFolder, multiple: int, shortcuts: bool) -> int:
     return both if both <= shapes.hidden_size // 8 else heads
 
 
-def _at(base: Shapes, hidden: int, keep: float, multiple: int) -> Shapes:
+def _at(base: StackShapes, hidden: int, keep: float, multiple: int) -> StackShapes:
     """Return shapes of a hidden size and a share of every block's FFN channels, rounded down, one multiple at least."""
 
     def width(before: int) -> int:

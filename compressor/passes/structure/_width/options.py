@@ -40,3 +40,11 @@ class WidthOptions(Options):
         description="Statistics use an evenly spread part of the calibration data: about this many tokens per channel.",
     )
     seed: int = Field(0, description="Of random importance and of sampled labels.")
+
+
+class CutOptions(Options):
+    """Options of `width` that its presets leave to the user."""
+
+    sparsity: float = Field(gt=0, lt=1, description="Share of the FFN's channels, and so of its parameters, to remove.")
+    reconstruct: bool = Field(True, description="Refit what is left by least squares; false is the plain cut.")
+    round_to: int = Field(8, ge=1, description="Widths are multiples of this.")

@@ -1,0 +1,151 @@
+"""Everything that a model is, without its weights: widths, grids of quantized weights, changes of its computation.
+
+A blueprint is plain data. config.json states it, `build_skeleton` builds it, and a pass plans one; so a change that a
+blueprint holds reaches the walk, the counting of parameters and operations, the loader, the verification and the
+exporters at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from compressor.architectures import Family, StackShapes, shapes_in, shapes_section, stock_shapes
+from compressor.errors import ModelError
+from compressor.storage.grids import GridSpec, read_section
+
+SECTION = "compression"
+"""Key of config.json that states what differs from the stock model, grids left out."""
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A place where a stack goes on with fewer tokens.
+
+    Attributes:
+        block: index of the block; its site is between attention and FFN.
+        keep: tokens that go on, those that are protected among them.
+        score: what tokens are told apart by (`compressor.model.token_scores`).
+        select: how it is settled which of them go (`compressor.model.token_select`).
+        dropped: what becomes of those (`compressor.model.token_merge`).
+        attention_bias: `log_size` lets a token draw as much attention as all that it stands for (ToMe's proportional
+            attention), in this and all later blocks; `none` does not.
+        protect: how many tokens at the start never go (class token, distillation token).
+        stack: the tower; "" in a model of one.
+    """
+
+    block: int
+    keep: int
+    score: str
+    select: str
+    dropped: str
+    attention_bias: str = "log_size"
+    protect: int = 1
+    stack: str = ""
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """Which inputs of a linear module count as silent, so that their columns of the weight need not be read.
+
+    Attributes:
+        threshold: inputs of at most this magnitude count as 0.
+    """
+
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything that a model is, without its weights.
+
+    Attributes:
+        stacks: widths by tower; "" names the one of a model that has no more.
+        grids: specs of the grids that quantized weights lie on, by module name.
+        reductions: where tokens become fewer, by rising block.
+        gates: thresholds of inputs, by the name of the linear module that reads them.
+        tied: whether the head shares the embedding matrix.
+    """
+
+    stacks: Mapping[str, StackShapes]
+    grids: Mapping[str, GridSpec] = field(default_factory=dict)
+    reductions: tuple[Reduction, ...] = ()
+    gates: Mapping[str, GateSpec] = field(default_factory=dict)
+    tied: bool = False
+
+    @property
+    def shapes(self) -> StackShapes:
+        """The widths of the only stack."""
+        (only,) = self.stacks.values()
+        return only
+
+    @property
+    def computes_as_stock(self) -> bool:
+        """Whether stock modules, with the blueprint's weights, compute what the model computes."""
+        return not self.reductions and not self.gates
+
+    def with_shapes(self, shapes: StackShapes) -> Blueprint:
+        """Return the same with other widths of its only stack."""
+        (name,) = self.stacks
+        return replace(self, stacks={name: shapes})
+
+    def reduction_at(self, block: int) -> Reduction | None:
+        """Return the reduction inside a block, None where it has none."""
+        return next((reduction for reduction in self.reductions if reduction.block == block), None)
+
+    def bias_at(self, block: int) -> bool:
+        """Tell whether a block's attention weighs tokens by what they stand for: a reduction before it says so."""
+        before = [reduction for reduction in self.reductions if reduction.block < block]
+        return bool(before) and before[-1].attention_bias == "log_size"
+
+
+def read_blueprint(config: Any, family: Family) -> Blueprint:
+    """Return the blueprint that a transformers config and its sections of ours state.
+
+    Raises:
+        ModelError: a width or a count is below one, or a section is of an unknown version or does not fit the model.
+    """
+    stock = stock_shapes(config, family)
+    tied = bool(getattr(config, "tie_word_embeddings", False)) and "lm_head" in family.heads
+    blueprint = Blueprint({"": stock}, read_section(config), tied=tied)
+    section = getattr(config, SECTION, None)
+    return _applied(blueprint, section) if section else blueprint
+
+
+def _applied(blueprint: Blueprint, section: Any) -> Blueprint:
+    stated = section.get("version") if isinstance(section, dict) else None
+    if stated not in (1, VERSION):
+        raise ModelError(
+            f"config.json: the compression section is not of version 1 or {VERSION}: {section!r:.120}",
+            hint="The model was written by another version of compressor, or edited.",
+        )
+    try:
+        if stated == 1:  # one stack, and widths alone
+            return blueprint.with_shapes(shapes_in(section, blueprint.shapes))
+        parts = section["stacks"].items()
+        return replace(
+            blueprint,
+            stacks={name: shapes_in(part, blueprint.stacks[name]) for name, part in parts},
+            reductions=tuple(Reduction(stack=name, **entry) for name, part in parts for entry in part["tokens"]),
+            gates={module: GateSpec(**gate) for _, part in parts for module, gate in part["gates"].items()},
+        )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"config.json: the compression section does not describe the model's layers: {error}"
+        ) from error
+
+
+def compression_section(blueprint: Blueprint) -> dict[str, Any]:
+    """Return the `compression` section that `read_blueprint` reads back; grids have a section of their own."""
+
+    def part(name: str, shapes: StackShapes) -> dict[str, Any]:
+        reductions = [asdict(reduction) for reduction in blueprint.reductions if reduction.stack == name]
+        return {
+            **shapes_section(shapes),
+            "tokens": [{key: value for key, value in entry.items() if key != "stack"} for entry in reductions],
+            "gates": {module: asdict(gate) for module, gate in blueprint.gates.items()},
+        }
+
+    return {"version": VERSION, "stacks": {name: part(name, shapes) for name, shapes in blueprint.stacks.items()}}

@@ -1,0 +1,1 @@
+"""Methods that leave fewer tokens to later blocks."""
