@@ -142,6 +142,11 @@ def saving(value: float | None) -> str:
     return DASH if value is None else signed(100 * (value - 1), 1, " %")
 
 
+def number(value: float) -> str:
+    """Return a plain figure: a whole one in full, another to four significant digits."""
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+
+
 def quantity(value: bool | int | float | str | None, unit: str, digits: int = 4) -> str:
     """Return a check's value or bound with its unit, to `digits` significant digits."""
     if value is None:

@@ -63,10 +63,11 @@ def speed(report: Report) -> str:
 
 
 def widths(report: Report) -> str:
-    """Return a plot for every width that a structure pass changed, and a sentence for what is the same everywhere."""
+    """Return a plot for every dimension that a pass changed, and a sentence for what is the same everywhere."""
     parts = []
     for entry in report.passes:
-        for dimension in dimensions(entry):
+        structural = entry.family in ("structure", "")
+        for dimension in dimensions(entry.layers):
             title = f"<h3>{text(dimension.name)} <small>{text(entry.name)}</small></h3>"
             first = dimension.rows[0]
             if dimension.uniform:
@@ -75,10 +76,10 @@ def widths(report: Report) -> str:
                 before, after = sum(r.before for r in dimension.rows), sum(r.after for r in dimension.rows)
                 share = f", {100 * after / before:.1f} %" if before else ""
                 note = f"<p>{after:,.0f} of {before:,.0f} kept over all layers{share}.</p>"
-                if entry.family == "quantize":  # bits are not counted over layers, but averaged
+                if not structural:  # widths add up over layers; bits and tokens do not
                     count = len(dimension.rows)
                     note = f"<p>On average {before / count:.3g} → {after / count:.3g}{share}.</p>"
-            drawn = entry.family in ("structure", "") or not dimension.uniform
+            drawn = structural or not dimension.uniform
             plot = _svg.widths(dimension) + _figures(dimension.rows) if drawn else ""
             parts.append(f'<div class="figure">{title}{note}{plot}</div>')
     return "".join(parts)

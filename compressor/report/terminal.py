@@ -15,7 +15,7 @@ from rich.text import Text
 
 from compressor.report import _format as show
 from compressor.report._tables import NARROW, cell, figure_table, fold, grid
-from compressor.report._views import render_eval, render_inspect, render_plan, render_timing
+from compressor.report._views import print_dimensions, render_eval, render_inspect, render_plan, render_timing
 from compressor.report.schema import Check, PassEntry, Report, check_report
 
 __all__ = ["render_eval", "render_inspect", "render_plan", "render_report", "render_timing"]
@@ -97,6 +97,7 @@ def _print_passes(report: Report, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     for entry in report.passes:
+        print_dimensions(entry.name, entry.layers, console)
         for note in entry.notes:
             console.print(cell(f"{entry.name}: {note}"))
     console.print()

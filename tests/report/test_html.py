@@ -112,7 +112,32 @@ def test_every_layer_has_its_column():
     assert "layer 17: 1536 → 992, 64.6 % kept" in page.text
     assert len(page.find("rect", **{"class": "kept"})) == 30
     assert "In every one of 30 layers: 32 → 4." in page.text
-    assert "FFN width" in page.text and "bits per weight" in page.text
+    assert "FFN channels" in page.text and "bits per weight" in page.text
+
+
+def test_a_dimension_that_no_code_names_is_plotted():
+    report = decoder()
+    report["passes"][0].update(
+        family="tokens",
+        layers=[
+            {"index": i, "tokens_before": 197 - 8 * i, "tokens_after": 189 - 8 * i, "lanes_before": 4, "lanes_after": 4}
+            for i in range(12)
+        ],
+    )
+    page = Page(html_report(report))
+    assert "tokens cfsp On average 153 → 145, 94.8 %." in page.text
+    assert "layer 11: 109 → 101, 92.7 % kept" in page.text
+    assert "lanes" not in page.text, "it is the same before and after"
+
+
+def test_dimensions_with_the_same_figures_share_a_plot():
+    report = decoder()
+    for layer in report["passes"][0]["layers"]:
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            layer.update({f"{name}_before": 12, f"{name}_after": 12 - layer["index"] % 2})
+    page = Page(html_report(report))
+    assert "query heads and KV heads" in page.text
+    assert len(page.find("rect", **{"class": "kept"})) == 60
 
 
 def test_bits_by_layer_are_averaged():
