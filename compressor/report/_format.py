@@ -220,6 +220,21 @@ def headline(report: Report) -> str:
     return " · ".join(parts)
 
 
+def methods(report: Report) -> str:
+    """Return the methods of the recipe in their order, such as `cfsp → rsq`."""
+    return " → ".join(entry.name for entry in report.passes)
+
+
+def phases(report: Report) -> list[str]:
+    """Return the phases that were timed, of either model."""
+    return list(dict.fromkeys([*report.dense.latency_ms, *report.compressed.latency_ms]))
+
+
+def environment(report: Report) -> list[tuple[str, str]]:
+    """Return what is known of the environment of the run, as names and values."""
+    return [(name, value) for name, value in flat(report.environment) if value]
+
+
 def public_name(identifier: str) -> str:
     """Return a model id as others may see it: a hub id as it is, of a local path only the last part."""
     text = one_line(identifier)

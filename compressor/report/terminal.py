@@ -69,7 +69,7 @@ def _print_figures(report: Report, console: Console) -> None:
         row = (show.metric_value(name, old), show.metric_value(name, new), show.metric_change(name, old, new))
         table.add_row(cell(show.metric(name).label), *row)
     table.add_section()
-    for phase in dict.fromkeys([*dense.latency_ms, *compressed.latency_ms]):
+    for phase in show.phases(report):
         old, new = dense.latency_ms.get(phase), compressed.latency_ms.get(phase)
         speedup = report.ratios.speedup.get(phase)
         faster = f"{show.ratio(speedup)} as fast" if speedup is not None else show.DASH
