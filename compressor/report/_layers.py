@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from compressor.report import _format as show
 from compressor.report.schema import Report
@@ -115,7 +115,7 @@ def quality_chains(report: Report) -> dict[str, list[Step]]:
     return chains
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether the value is a figure; a flag is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -123,7 +123,8 @@ def is_number(value: Any) -> bool:
 def _pairs(layer: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
     """Yield (name, before, after) of each dimension that a layer's entry states."""
     for key, before in layer.items():
-        name, after = key.removesuffix("_before"), layer.get(f"{key.removesuffix('_before')}_after")
+        name = key.removesuffix("_before")
+        after = layer.get(f"{name}_after")
         if name != key and is_number(before) and is_number(after):
             yield name, float(before), float(after)
 
