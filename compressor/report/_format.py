@@ -142,6 +142,11 @@ def saving(value: float | None) -> str:
     return DASH if value is None else signed(100 * (value - 1), 1, " %")
 
 
+def number(value: float) -> str:
+    """Return a plain figure: a whole one in full, another to four significant digits."""
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+
+
 def quantity(value: bool | int | float | str | None, unit: str, digits: int = 4) -> str:
     """Return a check's value or bound with its unit, to `digits` significant digits."""
     if value is None:
@@ -213,6 +218,21 @@ def headline(report: Report) -> str:
             parts.append(f"{metric(name).label} {metric_value(name, compressed) if change == DASH else change}")
             break
     return " · ".join(parts)
+
+
+def methods(report: Report) -> str:
+    """Return the methods of the recipe in their order, such as `cfsp → rsq`."""
+    return " → ".join(entry.name for entry in report.passes)
+
+
+def phases(report: Report) -> list[str]:
+    """Return the phases that were timed, of either model."""
+    return list(dict.fromkeys([*report.dense.latency_ms, *report.compressed.latency_ms]))
+
+
+def environment(report: Report) -> list[tuple[str, str]]:
+    """Return what is known of the environment of the run, as names and values."""
+    return [(name, value) for name, value in flat(report.environment) if value]
 
 
 def public_name(identifier: str) -> str:

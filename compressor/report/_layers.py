@@ -1,23 +1,22 @@
-"""What the passes changed, read out of their `layers` lists: widths per layer, and the quality after each pass."""
+"""What the passes changed, read out of their `layers` lists: dimensions by layer, and the quality after each pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from compressor.report import _format as show
-from compressor.report.schema import PassEntry, Report
+from compressor.report.schema import Report
 
-_NAMES = {
-    "intermediate_size": "FFN width",
-    "num_attention_heads": "attention heads",
-    "num_key_value_heads": "key/value heads",
-    "hidden_size": "hidden width",
-    "residual": "residual width",
-    "head_dim": "head width",
+_LABELS = {
+    "intermediate_size": "FFN channels",
+    "num_attention_heads": "query heads",
+    "num_key_value_heads": "KV heads",
+    "residual": "hidden width",
     "bits": "bits per weight",
 }
+"""What people call the dimensions whose own names are not plain words; any other is shown under its own name."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,11 @@ class Row:
     index: int
     before: float
     after: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether the pass changed it."""
+        return self.before != self.after
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Dimension:
         """Whether every layer had the same figure before and has the same after."""
         return len({(row.before, row.after) for row in self.rows}) == 1
 
+    @property
+    def summary(self) -> str:
+        """The dimension in one line, such as `FFN channels 1536 → 960–1248`."""
+        spans = (_span([row.before for row in self.rows]), _span([row.after for row in self.rows]))
+        return f"{self.name} {' → '.join(spans)}"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -56,19 +66,27 @@ class Step:
     after: float
 
 
-def dimensions(entry: PassEntry) -> list[Dimension]:
-    """Return the dimensions that a pass changed in at least one layer, in the order of the report."""
+def dimensions(layers: Sequence[Mapping[str, Any]]) -> list[Dimension]:
+    """Return the dimensions that a pass changed in at least one layer, in the order of the report.
+
+    The entries themselves say what there is: every `NAME_before` with a `NAME_after`. Dimensions whose figures are the
+    same in every layer (often query and KV heads) become one, under all their names.
+    """
     rows: dict[str, list[Row]] = {}
-    for position, layer in enumerate(entry.layers):
+    for position, layer in enumerate(layers):
         index = layer.get("index", position)
-        for name, before, after in _changes(layer):
+        for name, before, after in _pairs(layer):
             rows.setdefault(name, []).append(Row(index if isinstance(index, int) else position, before, after))
-    changed: list[Dimension] = []
+    names: dict[tuple[Row, ...], list[str]] = {}
     for name, found in rows.items():
-        twin = any(found == other.rows for other in changed)  # the residual stream has one width at several places
-        if not twin and any(row.before != row.after for row in found):
-            changed.append(Dimension(_label(name), found))
-    return changed
+        if any(row.changed for row in found):
+            names.setdefault(tuple(found), []).append(dimension_label(name))
+    return [Dimension(" and ".join(labels), list(found)) for found, labels in names.items()]
+
+
+def dimension_label(name: str) -> str:
+    """Return what people call a dimension."""
+    return _LABELS.get(name, name)
 
 
 def quality_chains(report: Report) -> dict[str, list[Step]]:
@@ -97,27 +115,20 @@ def quality_chains(report: Report) -> dict[str, list[Step]]:
     return chains
 
 
-def _changes(layer: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """Yield (name, before, after) from `<name>_before`/`<name>_after` keys or from `before` and `after` objects."""
-    before, after = layer.get("before"), layer.get("after")
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        pairs = [(str(name), before[name], after.get(name)) for name in before]
-    else:
-        stems = [key.removesuffix("_before") for key in layer if key.endswith("_before")]
-        pairs = [(stem, layer[f"{stem}_before"], layer.get(f"{stem}_after")) for stem in stems]
-    for name, old, new in pairs:
-        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            nested = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(old, new, strict=True))]
-        else:
-            nested = [(name, old, new)]
-        yield from ((key, float(a), float(b)) for key, a, b in nested if _is_number(a) and _is_number(b))
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether the value is a figure; a flag is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _label(name: str) -> str:
-    stem, _, position = name.rstrip("]").partition("[")
-    label = _NAMES.get(stem, stem.replace("_", " "))
-    return f"{label}, place {int(position) + 1}" if position not in ("", "0") else label
+def _pairs(layer: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """Yield (name, before, after) of each dimension that a layer's entry states."""
+    for key, before in layer.items():
+        name = key.removesuffix("_before")
+        after = layer.get(f"{name}_after")
+        if name != key and is_number(before) and is_number(after):
+            yield name, float(before), float(after)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = show.number(min(values)), show.number(max(values))
+    return low if low == high else f"{low}–{high}"

@@ -1,144 +1,110 @@
-"""The sections of the HTML page. Each returns HTML, or an empty string when the report holds nothing for it."""
+"""What the sections of the HTML page show, where more than a look-up in the report is needed to know it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from compressor.report import _format as show
-from compressor.report import _svg
-from compressor.report._layers import Step, dimensions, quality_chains
-from compressor.report._page import table, text
-from compressor.report.schema import Report, quotient
-
-_UNKNOWN = "not known"
+from compressor.report._layers import Dimension, Step, dimensions, quality_chains
+from compressor.report._plots import Columns, Move, Part, columns, move, stacked
+from compressor.report.schema import PassEntry, Report, quotient
 
 
-def savings(report: Report) -> str:
-    """Return the cards: theoretical operations, stored bytes, and measured time, one card for each phase."""
+@dataclass(frozen=True)
+class Bar:
+    """A labelled bar; `share` is its length, 1 for the longest beside it."""
+
+    label: str
+    shown: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One card: what was saved of something.
+
+    Attributes:
+        title: the kind of saving.
+        what: of what.
+        ratio: compressed over dense; None where it is not known.
+        says: the ratio in words.
+        bars: dense and compressed.
+    """
+
+    title: str
+    what: str
+    ratio: float | None = None
+    says: str = ""
+    bars: tuple[Bar, ...] = ()
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of a chain: its text, its place on the axis, and whether it made the metric worse."""
+
+    label: str
+    title: str
+    value: str
+    change: str
+    worse: bool
+    move: Move
+
+
+@dataclass(frozen=True)
+class Chain:
+    """How one metric went from the dense model (`start`) through the passes to the artifact."""
+
+    label: str
+    start: str
+    links: list[Link]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A dimension that a pass changed: what there is to say about it, and a plot where a sentence does not say all."""
+
+    dimension: Dimension
+    method: str
+    note: str
+    plot: Columns | None
+
+
+def savings(report: Report) -> list[Saving]:
+    """Return theoretical operations, stored bytes, and measured time: one card for each phase."""
     dense, compressed = report.dense, report.compressed
-    cards = [
-        ("Theoretical", "FLOPs per forward pass", _amount(dense.flops, compressed.flops, _operations)),
-        ("Stored", "bytes on disk", _amount(dense.bytes, compressed.bytes, show.size)),
-        *_times(report),
+    return [
+        _amount("Theoretical", "FLOPs per forward pass", dense.flops, compressed.flops, _operations),
+        _amount("Stored", "bytes on disk", dense.bytes, compressed.bytes, show.size),
+        *(_times(report) or [Saving("Measured", "median, this machine")]),
     ]
-    parts = [
-        f'<article class="card"><h3>{text(title)}</h3><p class="what">{text(what)}</p>{content}</article>'
-        for title, what, content in cards
-    ]
-    return f'<div class="cards">{"".join(parts)}</div>'
 
 
-def quality(report: Report) -> str:
-    """Return the table of metrics and, where the passes tell, which of them cost how much."""
-    rows = []
-    for name in show.metric_names(report):
-        old, new = report.dense.metrics.get(name), report.compressed.metrics.get(name)
-        facts = show.metric(name)
-        meaning = "; ".join(part for part in (facts.meaning, f"{facts.better} is better") if part)
-        values = [show.metric_value(name, old), show.metric_value(name, new), show.metric_change(name, old, new)]
-        rows.append([f'{text(facts.label)}<small class="wide">{text(meaning)}</small>', *map(text, values)])
-    if not rows:
-        return "<p>No evaluation data was given, so the quality of this artifact is not known.</p>"
-    result = table(["metric", "dense", "compressed", "change"], rows, numbers=(1, 2, 3))
-    chains = quality_chains(report)
+def chains(report: Report) -> list[Chain]:
+    """Return which pass cost how much of the quality, where the passes tell."""
     shown = 3 if len(report.passes) > 1 else 1  # one pass is the cause of everything: one metric says it
-    return result + "".join(_chain(name, steps) for name, steps in list(chains.items())[:shown])
+    return [_chain(name, steps) for name, steps in list(quality_chains(report).items())[:shown]]
 
 
-def speed(report: Report) -> str:
-    """Return the latencies, and the speed-up beside what operations or bytes alone would give."""
-    by_flops = quotient(1.0, report.ratios.flops)
-    by_bytes = quotient(1.0, report.ratios.bytes)
-    rows = []
-    for phase in dict.fromkeys([*report.dense.latency_ms, *report.compressed.latency_ms]):
-        old, new = report.dense.latency_ms.get(phase), report.compressed.latency_ms.get(phase)
-        speedup = report.ratios.speedup.get(phase)
-        cells = [show.milliseconds(old), show.milliseconds(new), show.ratio(speedup)]
-        rows.append([text(phase), *map(text, [*cells, show.ratio(by_flops), show.ratio(by_bytes)])])
-    if not rows:
-        return ""
-    heads = ["phase", "dense", "compressed", "speed-up", "by FLOPs alone", "by bytes alone"]
-    return table(heads, rows, numbers=(1, 2, 3, 4, 5), wide=(4, 5))
+def figures(report: Report) -> list[Figure]:
+    """Return every dimension that a pass changed."""
+    return [_figure(entry, dimension) for entry in report.passes for dimension in dimensions(entry.layers)]
 
 
-def widths(report: Report) -> str:
-    """Return a plot for every width that a structure pass changed, and a sentence for what is the same everywhere."""
-    parts = []
-    for entry in report.passes:
-        for dimension in dimensions(entry):
-            title = f"<h3>{text(dimension.name)} <small>{text(entry.name)}</small></h3>"
-            first = dimension.rows[0]
-            if dimension.uniform:
-                note = f"<p>In every one of {len(dimension.rows)} layers: {first.before:g} → {first.after:g}.</p>"
-            else:
-                before, after = sum(r.before for r in dimension.rows), sum(r.after for r in dimension.rows)
-                share = f", {100 * after / before:.1f} %" if before else ""
-                note = f"<p>{after:,.0f} of {before:,.0f} kept over all layers{share}.</p>"
-                if entry.family == "quantize":  # bits are not counted over layers, but averaged
-                    count = len(dimension.rows)
-                    note = f"<p>On average {before / count:.3g} → {after / count:.3g}{share}.</p>"
-            drawn = entry.family in ("structure", "") or not dimension.uniform
-            plot = _svg.widths(dimension) + _figures(dimension.rows) if drawn else ""
-            parts.append(f'<div class="figure">{title}{note}{plot}</div>')
-    return "".join(parts)
+def stages(report: Report) -> list[Part]:
+    """Return how long each stage of the run took, as parts of one bar."""
+    known = [(name, value) for name, value in report.seconds.items() if name != "total" and value is not None]
+    return stacked([(f"{name} {show.seconds(value)}", value) for name, value in known])
 
 
-def passes(report: Report) -> str:
-    """Return the table of passes."""
-    rows = []
-    for entry in report.passes:
-        saved = quotient(entry.parameters_after, entry.parameters_before)
-        cells = [
-            f"{text(entry.name)}<small>{text(entry.family)}</small>",
-            show.count(entry.parameters_before),
-            show.count(entry.parameters_after),
-            "none" if saved == 1 else show.saving(saved),
-            show.seconds(entry.seconds),
-        ]
-        rows.append(cells)
-    heads = ["pass", "parameters before", "after", "change", "time"]
-    notes = "".join(f"<li>{text(entry.name)}: {text(note)}</li>" for entry in report.passes for note in entry.notes)
-    listed = f"<ul>{notes}</ul>" if notes else ""
-    return table(heads, rows, numbers=(1, 2, 3, 4), wide=(1, 2)) + listed if rows else ""
-
-
-def checks(report: Report) -> str:
-    """Return the table of checks, failed ones first, and the list of those that only say yes."""
-    measured, plain = show.passed_checks(report)
-    rows = []
-    for check in [*report.failed, *measured]:
-        mark = '<span class="pass">passed</span>' if check.passed else '<span class="fail">failed</span>'
-        reason = "" if check.passed else f"<small>{text(show.reason_text(check))}</small>"
-        value, bound = show.quantity(check.value, check.unit), show.bound_text(check.bound, check.unit)
-        rows.append([f"<code>{text(check.name)}</code>{reason}", mark, text(value), text(bound)])
-    result = table(["check", "result", "value", "required"], rows, numbers=(2, 3), wide=(3,)) if rows else ""
-    names = ", ".join(f"<code>{text(check.name)}</code>" for check in plain)
-    also = "Also" if rows else "These"
-    return result + (f'<p class="also">{also} <span class="pass">passed</span>: {names}.</p>' if names else "")
-
-
-def run(report: Report) -> str:
-    """Return how long each stage took, and the peak memory."""
-    stages = [(name, value) for name, value in report.seconds.items() if name != "total" and value is not None]
-    parts = [(f"{name} {show.seconds(value)}", value, f"s{i % 6}") for i, (name, value) in enumerate(stages)]
+def cost(report: Report) -> str:
+    """Return the time of the whole run and its peak memory, as far as they are known."""
     facts = []
     if (total := report.seconds.get("total")) is not None:
         facts.append(f"{show.seconds(total)} in all")
     if report.peak_memory_bytes is not None:
         facts.append(f"{show.size(report.peak_memory_bytes)} of memory at its peak")
-    lead = f'<p class="lead">{", ".join(facts)}.</p>' if facts else ""
-    swatch = '<svg width="12" height="12" aria-hidden="true"><rect class="{}" width="12" height="12" rx="2"/></svg>'
-    keys = "".join(f"<li>{swatch.format(css)}{text(title)}</li>" for title, _, css in parts)
-    return lead + (f'{_svg.stacked(parts)}<ul class="key">{keys}</ul>' if keys else "")
-
-
-def environment(report: Report) -> str:
-    """Return what the run ran on, as a list of names and values."""
-    items = [
-        f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in show.flat(report.environment) if value != ""
-    ]
-    return f"<dl>{''.join(items)}</dl>" if items else ""
+    return ", ".join(facts)
 
 
 def _operations(value: float | None) -> str:
@@ -146,18 +112,19 @@ def _operations(value: float | None) -> str:
     return show.flops(value).removesuffix("FLOPs")
 
 
-def _amount(dense: int | None, compressed: int | None, form: Callable[[float | None], str]) -> str:
-    """Return the body of a card for an amount that dense and compressed both have."""
+def _amount(
+    title: str, what: str, dense: int | None, compressed: int | None, form: Callable[[float | None], str]
+) -> Saving:
+    """Return the card of an amount that dense and compressed both have."""
     ratio = quotient(compressed, dense)
     if ratio is None or dense is None or compressed is None:
-        return f'<p class="big none">{_UNKNOWN}</p>'
-    return _big(show.saving(ratio), ratio, f"{show.ratio(ratio)} the dense model") + _bars(
-        {"dense": (dense, form(dense)), "compressed": (compressed, form(compressed))}
-    )
+        return Saving(title, what)
+    bars = _bars({"dense": (dense, form(dense)), "compressed": (compressed, form(compressed))})
+    return Saving(title, what, ratio, f"{show.ratio(ratio)} the dense model", bars)
 
 
-def _times(report: Report) -> list[tuple[str, str, str]]:
-    """Return title, subtitle and body of a card for each phase that was timed."""
+def _times(report: Report) -> list[Saving]:
+    """Return a card for each phase that was timed."""
     cards = []
     for phase, old in report.dense.latency_ms.items():
         new, speedup = report.compressed.latency_ms.get(phase), report.ratios.speedup.get(phase)
@@ -165,50 +132,48 @@ def _times(report: Report) -> list[tuple[str, str, str]]:
         if ratio is None or old is None or new is None:
             continue
         said = f"{show.ratio(speedup)} as fast" if speedup is not None else f"{show.ratio(ratio)} the time"
-        bars = {"dense": (old, show.milliseconds(old)), "compressed": (new, show.milliseconds(new))}
-        cards.append(
-            (f"Measured: {phase}", "median, this machine", _big(show.saving(ratio), ratio, said) + _bars(bars))
-        )
-    return cards or [("Measured", "median, this machine", f'<p class="big none">{_UNKNOWN}</p>')]
+        bars = _bars({"dense": (old, show.milliseconds(old)), "compressed": (new, show.milliseconds(new))})
+        cards.append(Saving(f"Measured: {phase}", "median, this machine", ratio, said, bars))
+    return cards
 
 
-def _big(figure: str, ratio: float, says: str) -> str:
-    worse = " worse" if ratio > 1 else ""
-    return f'<p class="big{worse}">{text(figure)}</p><p class="says">{text(says)}</p>'
-
-
-def _bars(values: Mapping[str, tuple[float, str]]) -> str:
+def _bars(values: Mapping[str, tuple[float, str]]) -> tuple[Bar, ...]:
     """Return labelled bars on one scale."""
     full = max(value for value, _ in values.values())
-    rows = [
-        f"<span>{label}</span><span>{text(shown)}</span>"
-        f"{_svg.bar(value, full, 'dense' if label == 'dense' else 'now', f'{label}: {shown}')}"
-        for label, (value, shown) in values.items()
-    ]
-    return f'<div class="bars">{"".join(rows)}</div>'
+    return tuple(Bar(label, shown, value / full) for label, (value, shown) in values.items())
 
 
-def _chain(name: str, steps: list[Step]) -> str:
-    """Return the plot that attributes the change of a metric to the passes and the export."""
-    facts = show.metric(name)
+def _chain(name: str, steps: list[Step]) -> Chain:
+    """Return the chain that attributes the change of a metric to the passes and the export."""
     values = [steps[0].before, *(step.after for step in steps)]
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 1.0
-    rows = []
-    for step in steps:
-        worse = (step.after > step.before) == (facts.better == "lower")
-        move = show.metric_step(name, step.before, step.after)
-        label = f"{step.label}: {show.metric_value(name, step.before)} to {show.metric_value(name, step.after)}"
-        plot = _svg.waterfall(step, low - margin, high + margin, "loss" if worse else "gain", label)
-        value = f"{text(show.metric_value(name, step.after, unit=False))} <small>{text(move)}</small>"
-        rows.append(f'<div class="link"><span class="name">{text(step.label)}</span>{plot}<span>{value}</span></div>')
-    start = f"From {show.metric_value(name, steps[0].before)} in the dense model, measured after each step."
-    return f'<div class="figure"><h3>Where {text(facts.label)} changed</h3><p>{text(start)}</p>{"".join(rows)}</div>'
-
-
-def _figures(rows: list[Any]) -> str:
-    """Return the figures behind a plot, folded away."""
-    cells = [[str(r.index), f"{r.before:g}", f"{r.after:g}", show.saving(quotient(r.after, r.before))] for r in rows]
-    return (
-        f"<details><summary>Figures</summary>{table(['layer', 'dense', 'kept', 'change'], cells, (1, 2, 3))}</details>"
+    return Chain(
+        label=show.metric(name).label,
+        start=show.metric_value(name, steps[0].before),
+        links=[
+            Link(
+                label=step.label,
+                title=f"{step.label}: {show.metric_value(name, step.before)} to {show.metric_value(name, step.after)}",
+                value=show.metric_value(name, step.after, unit=False),
+                change=show.metric_step(name, step.before, step.after),
+                worse=(step.after > step.before) == (show.metric(name).better == "lower"),
+                move=move(step, low - margin, high + margin),
+            )
+            for step in steps
+        ],
     )
+
+
+def _figure(entry: PassEntry, dimension: Dimension) -> Figure:
+    rows, structural = dimension.rows, entry.family in ("structure", "")
+    before, after = sum(row.before for row in rows), sum(row.after for row in rows)
+    share = f", {100 * after / before:.1f} %" if before else ""
+    if dimension.uniform:
+        note = f"In every one of {len(rows)} layers: {show.number(rows[0].before)} → {show.number(rows[0].after)}."
+    elif structural:
+        note = f"{after:,.0f} of {before:,.0f} kept over all layers{share}."
+    else:  # widths add up over layers; bits and tokens do not
+        note = f"On average {before / len(rows):.3g} → {after / len(rows):.3g}{share}."
+    drawn = structural or not dimension.uniform
+    return Figure(dimension, entry.name, note, columns(dimension) if drawn else None)

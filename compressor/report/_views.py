@@ -9,15 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from compressor.report import _format as show
+from compressor.report._layers import dimension_label, dimensions, is_number
 from compressor.report._tables import NARROW, cell, figure_table, grid
-
-_LAYER_COLUMNS = {
-    "intermediate_size": "FFN width",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "KV heads",
-    "residual": "residual",
-    "parameters": "parameters",
-}
 
 
 def render_plan(plan: Mapping[str, Any], console: Console) -> None:
@@ -49,9 +42,11 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
         for entry in passes:
             before, after = entry.get("parameters_before"), entry.get("parameters_after")
             change = f"{show.count(before)} → {show.count(after)}" if after is not None else show.DASH
-            layers = str(sum(map(_changed, entry.get("layers") or [])))
-            table.add_row(cell(str(entry["name"])), cell(str(entry.get("family", ""))), change, layers)
+            changed = {row.index for d in dimensions(entry.get("layers") or []) for row in d.rows if row.changed}
+            table.add_row(cell(str(entry["name"])), cell(str(entry.get("family", ""))), change, str(len(changed)))
         console.print(table)
+        for entry in passes:
+            print_dimensions(str(entry["name"]), entry.get("layers") or [], console)
         console.print()
     _print_facts(
         [
@@ -87,16 +82,17 @@ def render_inspect(info: Mapping[str, Any], console: Console) -> None:
         console,
     )
     layers: Sequence[Mapping[str, Any]] = info.get("layers") or []
-    columns = [key for key in _LAYER_COLUMNS if any(layer.get(key) is not None for layer in layers)]
+    columns = _figure_keys(layers)
     if not info.get("shortcuts") and "residual" in columns:
         columns.remove("residual")  # the hidden width says it
     if not columns:
         return
     console.print()
-    heads = [_LAYER_COLUMNS[key] for key in columns]
+    between = " " if console.width >= NARROW else "\n"  # a column that is narrow of itself breaks no word
+    heads = [dimension_label(key).replace(" ", between) for key in columns]
     table = grid("layer", *heads, right=heads)
     for first, last, layer in _runs(layers, columns):
-        values = [show.DASH if layer.get(key) is None else f"{layer[key]:,}" for key in columns]
+        values = [_figure(layer.get(key)) for key in columns]
         table.add_row(str(first) if first == last else f"{first}–{last}", *values)
     console.print(table)
 
@@ -137,17 +133,24 @@ def render_eval(metrics: Mapping[str, float | None], console: Console) -> None:
     console.print(table)
 
 
-def _changed(layer: Mapping[str, Any]) -> bool:
-    """Whether any dimension of a layer is different after the pass."""
-    stems = [key.removesuffix("_before") for key in layer if key.endswith("_before")]
-    return any(layer[f"{stem}_before"] != layer.get(f"{stem}_after") for stem in stems)
+def print_dimensions(name: str, layers: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print on one line which dimensions a pass changed, and from what to what; nothing where it changed none."""
+    if changed := [dimension.summary for dimension in dimensions(layers)]:
+        console.print(cell(f"{name}: {', '.join(changed)}"))
 
 
-def _width(value: int | Sequence[int] | None) -> str:
-    """Return a width, or the widths at several places of a layer."""
-    if value is None:
+def _figure_keys(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys under which at least one layer has a figure, in the order in which they come."""
+    items = (item for layer in layers for item in layer.items())
+    return list(dict.fromkeys(key for key, value in items if key != "index" and _figure(value) != show.DASH))
+
+
+def _figure(value: Any) -> str:
+    """Return a layer's figure, or its figures at several places, such as the hidden width before each half."""
+    figures = value if isinstance(value, list) else [value]
+    if not figures or not all(map(is_number, figures)):
         return show.DASH
-    return f"{value:,}" if isinstance(value, int) else "/".join(map(str, value))
+    return "/".join(f"{figure:,}" for figure in figures)
 
 
 def _title(word: str, model: Mapping[str, Any]) -> Text:

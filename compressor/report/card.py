@@ -6,17 +6,27 @@ quoted as it was written.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from compressor.report import _format as show
 from compressor.report._snippets import usage
+from compressor.report._templates import environment
 from compressor.report.facts import ArtifactFacts
 from compressor.report.schema import Report, check_report
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
+_WHOLE = "---\n{{ card_data }}\n---\n\n{{ body }}"
+_HUB_METRICS = {"perplexity": "perplexity", "accuracy": "accuracy", "spearman": "spearmanr"}
+"""Our metrics that model hubs know too, and what they call them."""
+
+
+class Markdown(str):
+    """Text that is Markdown already: a template prints it as it is."""
 
 
 def card(report: Mapping[str, Any], recipe_text: str, facts: ArtifactFacts) -> str:
@@ -30,127 +40,81 @@ def card(report: Mapping[str, Any], recipe_text: str, facts: ArtifactFacts) -> s
     Raises:
         VerificationError: `report` is not a version 1 report.
     """
+    from huggingface_hub import ModelCard
+
     checked = check_report(report)
-    name = show.public_name(checked.model.id)
-    parts = [
-        _front_matter(checked, facts),
-        f"# {markdown(name)}, compressed\n",
-        _introduction(checked, facts, name),
-        f"## Figures\n\n{_figures(checked)}",
-        f"## How to load it\n\n{usage(checked.model.task, facts)}",
-        f"## Recipe\n\n{fenced(recipe_text, 'yaml')}",
-        f"## Limits\n\n{_limits(checked, facts)}",
-        f"## Verdict\n\n{_verdict(checked)}",
-        f"## Environment\n\n{_environment(checked)}" if checked.environment else "",
-    ]
-    return "\n".join(part for part in parts if part)
+    body = _CARD.get_template("card.md").render(
+        report=checked,
+        facts=facts,
+        name=show.public_name(checked.model.id),
+        verdict=show.verdict_text(checked),
+        figures=_figures(checked),
+        usage=Markdown(usage(checked.model.task, facts)),
+        recipe=recipe_text,
+        environment=show.environment(checked),
+    )
+    return str(ModelCard.from_template(_metadata(checked, facts), template_str=_WHOLE, body=body))
 
 
-def markdown(value: str) -> str:
+def markdown(value: str) -> Markdown:
     """Return text from anywhere as plain Markdown: one line, nothing in it read as markup or as a table cell."""
-    return _SPECIAL.sub(r"\\\1", show.without_paths(show.one_line(value)))
+    return Markdown(_SPECIAL.sub(r"\\\1", show.without_paths(show.one_line(value))))
 
 
-def fenced(content: str, language: str) -> str:
+def fenced(content: str, language: str) -> Markdown:
     """Return a code block whose fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{content.rstrip()}\n{fence}\n"
+    return Markdown(f"{fence}{language}\n{content.rstrip()}\n{fence}\n")
 
 
-def _front_matter(report: Report, facts: ArtifactFacts) -> str:
-    """Return the YAML head that model hubs read; JSON strings are YAML strings, so any name is safe."""
-    lines = ["---"]
-    if show.is_hub_id(report.model.id):
-        lines.append(f"base_model: {json.dumps(report.model.id)}")
-    lines.append(f"library_name: {'onnxruntime' if facts.format == 'onnx' else 'transformers'}")
-    if report.model.task:
-        lines.append(f"pipeline_tag: {json.dumps(show.one_line(report.model.task))}")
-    tags = ["compressor", facts.format, *(show.one_line(entry.name) for entry in report.passes)]
-    lines.append(f"tags: {json.dumps(list(dict.fromkeys(tags)))}")
-    return "\n".join([*lines, "---\n"])
+def _metadata(report: Report, facts: ArtifactFacts) -> ModelCardData:
+    """Return what model hubs read at the head of a card; what the report does not know (the licence) stays out."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        base_model=report.model.id if show.is_hub_id(report.model.id) else None,
+        library_name="onnxruntime" if facts.format == "onnx" else "transformers",
+        metrics=[_HUB_METRICS[name] for name in report.compressed.metrics if name in _HUB_METRICS] or None,
+        pipeline_tag=show.one_line(report.model.task) or None,
+        tags=["compressor", facts.format, *(show.one_line(entry.name) for entry in report.passes)],
+    )
 
 
-def _introduction(report: Report, facts: ArtifactFacts, name: str) -> str:
-    methods = " → ".join(markdown(entry.name) for entry in report.passes) or "no pass: a plain export"
-    task = f" for {markdown(report.model.task)}" if report.model.task else ""
-    state = "It was **verified**" if report.passed else "It was **not verified; do not ship it**"
-    summary = show.headline(report)
-    lines = [
-        f"A smaller {'ONNX' if facts.format == 'onnx' else 'safetensors'} version of {markdown(name)}{task}, made with "
-        f"compressor ({methods}). {state}: {markdown(show.verdict_text(report).partition(': ')[2])}."
-    ]
-    if summary:
-        lines.append(f"\n{markdown(summary)}")
-    return "\n".join(lines) + "\n"
-
-
-def _figures(report: Report) -> str:
+def _figures(report: Report) -> list[list[str]]:
+    """Return the rows of the table of figures: what, dense, compressed, ratio or change."""
     dense, compressed, ratios = report.dense, report.compressed, report.ratios
-    rows = [
+    amounts = [
         ("parameters", show.count, dense.parameters, compressed.parameters, ratios.parameters),
         ("bytes on disk (stored)", show.size, dense.bytes, compressed.bytes, ratios.bytes),
         ("FLOPs of a forward pass (theoretical)", show.flops, dense.flops, compressed.flops, ratios.flops),
     ]
-    cells = [
+    rows = [
         [label, form(before), form(after), show.ratio(ratio)]
-        for label, form, before, after, ratio in rows
+        for label, form, before, after, ratio in amounts
         if before is not None or after is not None
     ]
-    for phase in dict.fromkeys([*dense.latency_ms, *compressed.latency_ms]):
+    for phase in show.phases(report):
         speedup = ratios.speedup.get(phase)
         faster = show.DASH if speedup is None else f"{show.ratio(speedup)} as fast"
-        old, new = dense.latency_ms.get(phase), compressed.latency_ms.get(phase)
-        cells.append([f"{markdown(phase)} (measured)", show.milliseconds(old), show.milliseconds(new), faster])
+        times = [show.milliseconds(side.latency_ms.get(phase)) for side in (dense, compressed)]
+        rows.append([f"{phase} (measured)", *times, faster])
     for name in show.metric_names(report):
         old, new = dense.metrics.get(name), compressed.metrics.get(name)
-        change = show.metric_change(name, old, new)
-        cells.append(
-            [markdown(show.metric(name).label), show.metric_value(name, old), show.metric_value(name, new), change]
-        )
-    return _table(["", "dense", "compressed", "ratio or change"], cells)
+        values = [show.metric_value(name, old), show.metric_value(name, new), show.metric_change(name, old, new)]
+        rows.append([show.metric(name).label, *values])
+    return rows
 
 
-def _limits(report: Report, facts: ArtifactFacts) -> str:
-    lines = [
-        "Latencies hold for the machine, threads and shapes of the run; measure again on your device "
-        "(`compressor bench`).",
-        "Quality was measured on the evaluation data of the recipe; other domains may lose more or less."
-        if report.compressed.metrics
-        else "Quality was not measured: the recipe names no evaluation data.",
-        "Biases, gaps and licence of the base model carry over.",
-    ]
-    if facts.decoder and facts.format == "onnx":
-        lines.append(
-            "The graph takes left or right padding, and several new tokens after a past, at any batch size."
-            if facts.portable
-            else "The graph uses the GroupQueryAttention operator: pad on the right, and feed one new token at a time "
-            "after a past when the batch is larger than 1. `export: {graph: portable}` has neither limit."
-        )
-    if facts.format == "safetensors" and facts.shaped:
-        lines.append("Widths differ by layer, so stock transformers classes need `trust_remote_code=True`.")
-    return "\n".join(f"- {line}" for line in lines) + "\n"
+def _code(value: str) -> Markdown:
+    """Return text as a code span that a table cell can hold."""
+    inside = show.one_line(value).replace("`", "'").replace("|", "/")
+    return Markdown(f"`{inside}`")
 
 
-def _verdict(report: Report) -> str:
-    sentence = show.verdict_text(report)
-    text = f"{sentence[0].upper()}{sentence[1:]}.\n"
-    if report.failed:
-        rows = [[f"`{_code(c.name)}`", markdown(show.reason_text(c))] for c in report.failed]
-        text += f"\n{_table(['failed check', 'reason'], rows)}"
-    return f"{text}\nAll checks: `report.html` for people, `report.json` and `junit.xml` for programs.\n"
+def _printed(value: Any) -> Markdown:
+    """Return what a template prints: Markdown as it is, anything else as plain text."""
+    return value if isinstance(value, Markdown) else markdown(str(value))
 
 
-def _environment(report: Report) -> str:
-    rows = [[markdown(name), markdown(value)] for name, value in show.flat(report.environment) if value]
-    return _table(["", ""], rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1) if len(heads) > 2 else ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _code(value: str) -> str:
-    """Return text for the inside of a code span within a table."""
-    return show.one_line(value).replace("`", "'").replace("|", "/")
+_CARD = environment(_printed, autoescape=False, fenced=fenced, code=_code)

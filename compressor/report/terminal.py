@@ -15,7 +15,7 @@ from rich.text import Text
 
 from compressor.report import _format as show
 from compressor.report._tables import NARROW, cell, figure_table, fold, grid
-from compressor.report._views import render_eval, render_inspect, render_plan, render_timing
+from compressor.report._views import print_dimensions, render_eval, render_inspect, render_plan, render_timing
 from compressor.report.schema import Check, PassEntry, Report, check_report
 
 __all__ = ["render_eval", "render_inspect", "render_plan", "render_report", "render_timing"]
@@ -69,7 +69,7 @@ def _print_figures(report: Report, console: Console) -> None:
         row = (show.metric_value(name, old), show.metric_value(name, new), show.metric_change(name, old, new))
         table.add_row(cell(show.metric(name).label), *row)
     table.add_section()
-    for phase in dict.fromkeys([*dense.latency_ms, *compressed.latency_ms]):
+    for phase in show.phases(report):
         old, new = dense.latency_ms.get(phase), compressed.latency_ms.get(phase)
         speedup = report.ratios.speedup.get(phase)
         faster = f"{show.ratio(speedup)} as fast" if speedup is not None else show.DASH
@@ -97,6 +97,7 @@ def _print_passes(report: Report, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     for entry in report.passes:
+        print_dimensions(entry.name, entry.layers, console)
         for note in entry.notes:
             console.print(cell(f"{entry.name}: {note}"))
     console.print()

@@ -193,4 +193,28 @@ def bare() -> dict[str, Any]:
     }
 
 
+def hostile(text: str) -> dict[str, Any]:
+    """A failed report with `text` in every place for words from a model, a recipe, a machine or an error."""
+    report = decoder()
+    report["verdict"] = "failed"
+    report["model"].update(id=text, task=text)
+    report["passes"][0].update(name=text, family=text, notes=[text])
+    report["passes"][0]["layers"] = [{"index": i, f"{text}_before": 2 + i, f"{text}_after": 1} for i in range(2)]
+    report["checks"] = [
+        check(f"{text}.0", text, False, text, text, equal=text),
+        check(f"{text}.1", None, False),
+        check(f"{text}.2", text, True, text, equal=text),
+        check(f"{text}.3", True),
+    ]
+    for entry in report["passes"]:
+        entry["quality_after"][text] = 1.0
+    for side in ("dense", "compressed"):
+        report[side]["metrics"][text] = 1.0
+        report[side]["latency_ms"][text] = 2.0
+    report["ratios"]["speedup"][text] = 1.0
+    report["seconds"][text] = 3.0
+    report["environment"] = {text: text, "compressor": text, "nested": {text: [text]}}
+    return report
+
+
 REPORTS = {"decoder": decoder, "failed": failed, "encoder": encoder, "image": image, "bare": bare}

@@ -6,10 +6,11 @@ import re
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from compressor.report.card import card, fenced
 from compressor.report.facts import ArtifactFacts
-from tests.report.samples import RECIPE, REPORTS, check, decoder, encoder, image
+from tests.report.samples import RECIPE, REPORTS, check, decoder, encoder, hostile, image
 
 ONNX = ArtifactFacts("onnx", genai=True, decoder=True)
 
@@ -89,6 +90,37 @@ def test_names_from_outside_are_not_markup():
     assert "\n# fake" not in text and "<b>" not in text.replace("\\<b\\>", "")
     head = yaml.safe_load(text.split("\n---\n")[0])
     assert "license" not in head
+
+
+def test_no_place_of_the_card_reads_words_from_outside_as_markup():
+    evil = "<script>alert(1)</script> {{ 7 * 7 }} {% raw %} | `x` --- [a](b)"
+    text, plain = (card(hostile(word), RECIPE, ONNX) for word in (evil, "zebra"))
+    assert text.count("{{ 7") == plain.count("zebra") > 10 and len(text.splitlines()) == len(plain.splitlines())
+    head, body = re.split(r"^---$\n", text, flags=re.M)[1:]
+    assert yaml.safe_load(head)["pipeline_tag"] == evil and evil in yaml.safe_load(head)["tags"]
+    outside_code = re.sub(r"`<script>[^`]*`", "", body)
+    assert "<script>" not in outside_code and "{{ 7 * 7 }}" not in outside_code
+    assert outside_code.count(r"\<script\>") == outside_code.count(r"{{ 7 \* 7 }}") > 10
+    for table in re.findall(r"(?:^\|.*\|$\n)+", body, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
+
+
+def test_a_recipe_is_no_template():
+    recipe = f"{RECIPE}# {{{{ 7 * 7 }}}} {{% raw %}} {{# gone #}}\n"
+    assert blocks(card(decoder(), recipe, ONNX), "yaml") == [recipe]
+
+
+def test_metadata_says_what_hubs_look_for_and_nothing_that_is_not_known():
+    head = ModelCard(card(decoder(), RECIPE, ONNX)).data.to_dict()
+    assert head == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M",
+        "library_name": "onnxruntime",
+        "metrics": ["perplexity"],
+        "pipeline_tag": "text-generation",
+        "tags": ["compressor", "onnx", "cfsp", "rsq"],
+    }
+    bare = card(REPORTS["bare"](), RECIPE, ArtifactFacts("safetensors"))
+    assert set(ModelCard(bare).data.to_dict()) == {"library_name", "tags"}
 
 
 def test_facts_are_read_from_the_folder(tmp_path):

@@ -30,6 +30,8 @@ from tests.report.samples import check, decoder
         (show.seconds, 3780.0, "1 h 03 min"),
         (show.ratio, 0.2583, "0.26×"),
         (show.ratio, 0.0312, "0.031×"),
+        (show.number, 2_000_000.0, "2000000"),
+        (show.number, 4.33333, "4.333"),
         (show.saving, 0.72, "−28.0 %"),
         (show.saving, 1.2, "+20.0 %"),
         (show.saving, 1.0, "0.0 %"),

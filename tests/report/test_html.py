@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compressor.report.html import html_report
-from tests.report.samples import REPORTS, check, decoder, encoder
+from tests.report.samples import REPORTS, check, decoder, encoder, hostile
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -84,7 +84,7 @@ def test_what_was_not_measured_is_said():
     assert "Theoretical FLOPs per forward pass not known" in text
     assert "Measured median, this machine not known" in text
     assert "No evaluation data was given" in text
-    assert "Widths by layer" not in text and "The run" not in text
+    assert "Layer by layer" not in text and "The run" not in text
 
 
 def test_verdict_and_reasons():
@@ -112,7 +112,32 @@ def test_every_layer_has_its_column():
     assert "layer 17: 1536 → 992, 64.6 % kept" in page.text
     assert len(page.find("rect", **{"class": "kept"})) == 30
     assert "In every one of 30 layers: 32 → 4." in page.text
-    assert "FFN width" in page.text and "bits per weight" in page.text
+    assert "FFN channels" in page.text and "bits per weight" in page.text
+
+
+def test_a_dimension_that_no_code_names_is_plotted():
+    report = decoder()
+    report["passes"][0].update(
+        family="tokens",
+        layers=[
+            {"index": i, "tokens_before": 197 - 8 * i, "tokens_after": 189 - 8 * i, "lanes_before": 4, "lanes_after": 4}
+            for i in range(12)
+        ],
+    )
+    page = Page(html_report(report))
+    assert "tokens cfsp On average 153 → 145, 94.8 %." in page.text
+    assert "layer 11: 109 → 101, 92.7 % kept" in page.text
+    assert "lanes" not in page.text, "it is the same before and after"
+
+
+def test_dimensions_with_the_same_figures_share_a_plot():
+    report = decoder()
+    for layer in report["passes"][0]["layers"]:
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            layer.update({f"{name}_before": 12, f"{name}_after": 12 - layer["index"] % 2})
+    page = Page(html_report(report))
+    assert "query heads and KV heads" in page.text
+    assert len(page.find("rect", **{"class": "kept"})) == 60
 
 
 def test_bits_by_layer_are_averaged():
@@ -151,22 +176,17 @@ def test_slower_is_marked_as_worse():
     assert "big worse" not in html_report(decoder()).partition("<body>")[2]
 
 
-def test_names_from_outside_stay_text():
-    evil = "<script>alert(1)</script>\"'><img src=x onerror=y>"
-    report = decoder()
-    report["model"].update(id=evil, task=evil)
-    report["passes"][0].update(name=evil, family=evil)
-    report["passes"][0]["layers"] = [{"index": 0, f"{evil}_before": 2, f"{evil}_after": 1}]
-    report["checks"].append(check(evil, evil, unit=evil))
-    report["compressed"]["metrics"][evil] = 1.0
-    report["dense"]["latency_ms"][evil] = 2.0
-    report["compressed"]["latency_ms"][evil] = 1.0
-    report["seconds"][evil] = 3.0
-    report["environment"] = {evil: evil}
-    page = Page(html_report(report))
-    assert page.problems == []
-    assert not page.find("script") and not page.find("img")
-    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+@pytest.mark.parametrize("passed", [True, False])
+def test_names_from_outside_stay_text(passed):
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=y>{{ 7 * 7 }}{% raw %}{# gone #}"
+    evil_report, plain_report = hostile(evil), hostile("zebra")
+    for report in (evil_report, plain_report) if passed else ():
+        report.update(verdict="passed", checks=report["checks"][2:])
+    source, plain_source = html_report(evil_report), html_report(plain_report)
+    page, plain = Page(source), Page(plain_source)
+    assert page.problems == [] and page.open == []
+    assert [(tag, sorted(attributes)) for tag, attributes in page.tags] == [(t, sorted(a)) for t, a in plain.tags]
+    assert source.count("{{ 7 * 7 }}{% raw %}{# gone #}") == plain_source.count("zebra") > 30
     assert "<script>alert(1)</script>" in page.text
 
 

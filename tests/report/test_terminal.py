@@ -128,6 +128,31 @@ def test_failed_checks_come_first_with_figures_and_reason():
     assert "Not verified: 2 of 9 checks failed" in text
 
 
+def test_a_dimension_that_no_code_names_is_shown():
+    report = decoder()
+    report["passes"][0]["layers"] = [
+        {"index": i, "tokens_before": 197 - 8 * i, "tokens_after": 189 - 8 * i, "lanes_before": 7, "lanes_after": 2.5}
+        for i in range(12)
+    ]
+    console = Console(width=100, record=True, file=io.StringIO())
+    render_report(report, console)
+    render_plan({**PLAN, "passes": report["passes"]}, console)
+    assert console.export_text().count("cfsp: tokens 109–197 → 101–189, lanes 7 → 2.5\n") == 2
+
+
+def test_layers_of_a_model_show_whatever_figures_they_have():
+    layers = [{"index": i, "residual": [576, 512, 512], "lanes": 4 * i, "gate": None, "tied": True} for i in range(3)]
+    console = Console(width=100, record=True, file=io.StringIO())
+    render_inspect({**INSPECT, "shortcuts": True, "layers": layers}, console)
+    text = console.export_text()
+    assert "hidden width" in text and "lanes" in text and "gate" not in text and "tied" not in text
+    assert [line.split() for line in text.splitlines()[-3:]] == [
+        ["0", "576/512/512", "0"],
+        ["1", "576/512/512", "4"],
+        ["2", "576/512/512", "8"],
+    ]
+
+
 def test_names_from_outside_are_neither_markup_nor_control_codes():
     report = decoder()
     report["model"]["id"] = "[bold red]evil[/] \x1b[2J\x07name"
