@@ -61,7 +61,7 @@ def test_the_code_of_the_page_gives_what_the_page_says(ran: dict[str, Any]) -> N
     assert report.to_json() == {**stored, "artifact": str(report.artifact)}
     assert report.metrics == stored["compressed"]["metrics"] and report.ratios.bytes < 0.85
     assert isinstance(ran["checked"], Report) and ran["checked"].passed
-    assert ran["checked"].artifact == folder / "artifact"
+    assert ran["checked"].artifact == Path("artifact")
     assert isinstance(ran["timing"], Timing) and ran["timing"].threads == 2
     assert isinstance(ran["quality"], Evaluation) and set(ran["quality"].metrics) == {"perplexity", "kl"}
     assert ran["planned"]["ratios"]["parameters"] < report.ratios.parameters
@@ -90,7 +90,8 @@ def test_the_code_of_the_page_is_typed(page: str, repository: Path, tmp_path: Pa
     file = tmp_path / "page.py"
     file.write_text("\n".join(_code(page)), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", repository / "pyproject.toml", file],
+        # What the package itself gets wrong is told by `make check`.
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file", "pyproject.toml", file],
         cwd=repository,
         capture_output=True,
         text=True,
