@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compressor._api import bench, evaluate, plan, run, verify
+
+__all__ = ["bench", "evaluate", "load", "plan", "run", "verify"]
 __version__ = "0.1.0"
 
 # In a wheel `exporters` and `recipes` lie inside this package; in a source checkout they lie beside it.

@@ -11,6 +11,7 @@ import pytest
 WINGS: tuple[str, ...] = (
     "errors",
     "_lazy",
+    "_shipped",
     "demo",
     "machine",
     "recipe",
@@ -25,6 +26,7 @@ WINGS: tuple[str, ...] = (
     "verification",
     "pipeline",
     "report",
+    "_api",
     "cli",
     "__main__",
 )
@@ -37,6 +39,7 @@ EXCEPTIONS = {
         "report",
     ): "an artifact is whole only with its report, so it is rendered before the folder is renamed",
     ("pipeline.record", "report"): "what a run writes down is a report",
+    ("pipeline.judge", "report"): "a verdict is told as a report",
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli._output import emit_json, method_options, results
+from compressor.cli._output import emit_json, results
 from compressor.cli._run import JsonOption, SetOption
 from compressor.errors import CompressorError, RecipeError, UsageError, did_you_mean
 
@@ -25,7 +25,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", show_default=False)
 @recipes_app.command("list")
 def list_recipes(json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from compressor.cli._shipped import shipped
+    from compressor._shipped import shipped
 
     found = shipped().values()
     if json:
@@ -37,7 +37,7 @@ def list_recipes(json: JsonOption = False) -> None:
 @recipes_app.command("show")
 def show_recipe(name: NameArgument) -> None:
     """Print a shipped recipe."""
-    from compressor.cli._shipped import find
+    from compressor._shipped import find
 
     typer.echo(find(name).path.read_text(encoding="utf-8"), nl=False)
 
@@ -48,7 +48,7 @@ def copy_recipe(
     to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Where to; ./<name>.yaml if absent.")] = None,
 ) -> None:
     """Copy a shipped recipe, to make your own of it."""
-    from compressor.cli._shipped import find
+    from compressor._shipped import find
 
     recipe = find(name)
     target = to or Path(recipe.path.name)
@@ -73,8 +73,8 @@ def validate_recipes(
 
     What depends on the model, such as the metrics that it has, is checked by `compressor plan`.
     """
+    from compressor._api import open_recipe
     from compressor.cli._errors import show_error
-    from compressor.cli._run import open_recipe
     from compressor.passes import methods
     from compressor.recipe import disagreements
 
@@ -98,7 +98,7 @@ def validate_recipes(
 @recipes_app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of recipes: every key with its description, for editors."""
-    from compressor.passes import methods
+    from compressor.passes import method_options, methods
     from compressor.recipe import json_schema
 
     summaries = {name: method.summary for name, method in methods().items()}

@@ -5,26 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from compressor.machine.libraries import calm_libraries
+
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
     from compressor.machine.progress import Progress
-
-_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 def results() -> Console:
@@ -60,19 +53,6 @@ def working(*, quiet: bool = False) -> Iterator[Progress]:
 
     from compressor.machine.progress import open_progress
 
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(stderr=True, highlight=False, emoji=False)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        with open_progress(console, quiet=quiet) as progress:
-            yield progress
-
-
-def method_options() -> dict[str, type[BaseModel]]:
-    """Return the options model of every method by name."""
-    from compressor.passes import methods
-
-    return {name: method.Options for name, method in methods().items()}
+    with calm_libraries(), contextlib.redirect_stdout(sys.stderr), open_progress(console, quiet=quiet) as progress:
+        yield progress

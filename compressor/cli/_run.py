@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from compressor.cli._output import emit_json, method_options, results, working
-from compressor.errors import UsageError, VerificationError
-
-if TYPE_CHECKING:
-    from compressor.recipe import Recipe
+from compressor._api import artifact_folder, open_recipe
+from compressor.cli._output import emit_json, results, working
+from compressor.errors import VerificationError
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.", show_default=False)
@@ -52,8 +50,7 @@ def run(
     holds files is refused. Exit code 4 means that the result missed a bound of the recipe or a check.
     """
     parsed = open_recipe(recipe, sets or [])
-    target = out or Path(parsed.name)
-    _refuse_own_source(target, model or parsed.model.id)
+    target = artifact_folder(parsed, model, out)
     with working(quiet=quiet) as progress:
         progress.stage("start")
         from compressor import pipeline
@@ -88,24 +85,6 @@ def plan(
         from compressor.report.terminal import render_plan
 
         render_plan(planned, results())
-
-
-def open_recipe(name: str, overrides: list[str]) -> Recipe:
-    """Load the recipe file or shipped recipe of that name.
-
-    Raises:
-        UsageError: there is none, or it is not valid.
-    """
-    from compressor.cli._shipped import locate
-    from compressor.recipe import load_recipe
-
-    return load_recipe(locate(name), options=method_options(), overrides=overrides)
-
-
-def _refuse_own_source(out: Path, model: str | None) -> None:
-    """A finished run replaces the artifact in its folder, which must not be the model that it was made from."""
-    if model and out.exists() and Path(model).expanduser().resolve() == out.resolve():
-        raise UsageError(f"-o {out}: this is the model to compress", hint="Give another folder for the artifact.")
 
 
 def failures(report: Mapping[str, Any]) -> str:

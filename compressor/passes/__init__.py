@@ -6,6 +6,8 @@ import importlib
 import pkgutil
 from functools import cache
 
+from pydantic import BaseModel
+
 from compressor.passes.base import PASS_FAMILIES, Method
 
 
@@ -32,3 +34,8 @@ def methods() -> dict[str, Method]:
                 raise ValueError(f"two methods are called {method.name!r}")
             found[method.name] = method
     return found
+
+
+def method_options() -> dict[str, type[BaseModel]]:
+    """Return the options model of every method by name."""
+    return {name: method.Options for name, method in methods().items()}

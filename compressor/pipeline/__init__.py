@@ -1,9 +1,10 @@
-"""A recipe carried out: run, plan, inspect."""
+"""What the commands do, as functions: a recipe carried out or foreseen, a folder looked at and judged."""
 
 from __future__ import annotations
 
 from compressor.pipeline.inspect import inspect
+from compressor.pipeline.judge import Evaluation, bench, evaluate, verify
 from compressor.pipeline.plan import plan
 from compressor.pipeline.run import run
 
-__all__ = ["inspect", "plan", "run"]
+__all__ = ["Evaluation", "bench", "evaluate", "inspect", "plan", "run", "verify"]

@@ -11,6 +11,7 @@ from compressor.measure.benchmark import file_bytes
 from compressor.measure.runner import runtime_model
 from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import ModelFolder, open_model
+from compressor.verification import MANIFEST
 
 _INSPECT_TOKENS = 512
 
@@ -27,7 +28,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     length = default_length(model, _INSPECT_TOKENS)
     return {
         "path": str(path),
-        "kind": "artifact" if (folder / "compression.json").is_file() else "model",
+        "kind": "artifact" if (folder / MANIFEST).is_file() else "model",
         "format": graph.suffix.removeprefix(".") if graph else "safetensors",
         "family": model.family.name,
         "task": model.task,

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compressor.errors import CompressorError, ResourceError, UsageError
+from compressor.verification import MANIFEST
 from compressor.walk.checkpoint import STATE
 
-MANIFEST = "compression.json"
 DENSE_MARK = "dense.json"
 """Says of the dense export in a work folder what it was made from; written when it is finished."""
 _LOCK = "lock"

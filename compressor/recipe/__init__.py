@@ -34,6 +34,7 @@ __all__ = [
     "METRIC_OF",
     "Bound",
     "CalibrationSection",
+    "Document",
     "EvaluationSection",
     "ExportSection",
     "ModelSection",

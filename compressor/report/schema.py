@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -57,6 +57,7 @@ class Check(_Part):
         passed: whether the artifact satisfies it.
         unit: unit of value and bound, such as `logit`, `ms`, `bytes`; empty for a plain number.
         reason: for a failed check, what is wrong, in one sentence.
+        damaged: whether it failed because a file is missing or cannot be read.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Check(_Part):
     passed: bool
     unit: str = ""
     reason: str = ""
+    damaged: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -139,7 +141,11 @@ class Ratios(_Part):
 
 
 class Report(_Part):
-    """The whole of `report.json`."""
+    """The whole of `report.json`.
+
+    Attributes:
+        artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
+    """
 
     version: Literal[1]
     verdict: Literal["passed", "failed"]
@@ -152,6 +158,7 @@ class Report(_Part):
     seconds: dict[str, float | None] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
+    artifact: Path | None = None
 
     @model_validator(mode="after")
     def _verdict_follows_from_checks(self) -> Report:
@@ -171,6 +178,15 @@ class Report(_Part):
     def passed(self) -> bool:
         """Whether the artifact was verified."""
         return self.verdict == "passed"
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The quality of the artifact by metric name; that of the dense model is in `dense.metrics`."""
+        return self.compressed.metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values, with the keys that it was given."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def check_report(data: Mapping[str, Any], *, source: str = "report.json") -> Report:

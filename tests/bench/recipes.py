@@ -16,7 +16,7 @@ _PAIRS = {"calibration.data": "sts/stsb-en-train.csv", "evaluation.data": "sts/s
 
 def run(context: Context) -> Row:
     """Run every recipe that can be run here."""
-    from compressor.cli._shipped import shipped
+    from compressor._shipped import shipped
 
     rows: list[Row] = []
     skipped: list[Row] = []
@@ -32,7 +32,7 @@ def run(context: Context) -> Row:
 
 def rewrite_headers(result: Row) -> list[str]:
     """Rewrite the headers of the recipes that ran and were verified; return their names."""
-    from compressor.cli._shipped import shipped
+    from compressor._shipped import shipped
 
     done = []
     for row in result["rows"]:

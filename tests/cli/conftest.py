@@ -51,6 +51,7 @@ METHODS = {"toy": ToyMethod, "bare": BareMethod}
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """Return `cli("run", "r.yaml")`: run it in a fresh folder with the toy methods, 80 columns, no colours."""
+    import compressor.pipeline  # noqa: F401  # what imports the methods by name gets the real ones, for later tests too
     from compressor.cli import app
 
     monkeypatch.setattr("compressor.passes.methods", lambda: METHODS)

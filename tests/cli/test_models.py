@@ -36,7 +36,7 @@ def verdicts(monkeypatch):
         asked.jobs.append(job)
         return Verdict(asked.checks, compressed={"parameters": 5, "bytes": 20, "metrics": {}, "latency_ms": {}})
 
-    monkeypatch.setattr("compressor.verification.run_fresh", run_fresh)
+    monkeypatch.setattr("compressor.pipeline.judge.run_fresh", run_fresh)
     return asked
 
 
@@ -78,10 +78,10 @@ def test_verify_counts_operations_where_both_models_can_be_read(cli, artifact, v
     (tmp_path / "dense").mkdir()
     config = SimpleNamespace(max_position_embeddings=8)
     monkeypatch.setattr(
-        "compressor.model.folder.open_model", lambda folder: SimpleNamespace(name=folder.name, config=config)
+        "compressor.pipeline.judge.open_model", lambda folder: SimpleNamespace(name=folder.name, config=config)
     )
     counts = {"dense": 100, "artifact": 80}
-    monkeypatch.setattr("compressor.model.cost.count_flops", lambda model, length: counts[model.name] * length)
+    monkeypatch.setattr("compressor.pipeline.judge.count_flops", lambda model, length: counts[model.name] * length)
     assert cli("verify", artifact, "--against", "dense", "-q").exit_code == 0
     (job,) = verdicts.jobs
     assert (job.data.length, job.flops) == (8, (800, 640)), "not more tokens than the model has positions"
@@ -134,8 +134,8 @@ def test_the_dense_model_is_exported_as_the_artifact_was(
 
     monkeypatch.setattr("compressor.exporters.onnx.export_onnx", exporter("onnx"))
     monkeypatch.setattr("compressor.exporters.ort.export_ort", exporter("ort"))
-    monkeypatch.setattr("compressor.model.folder.open_model", open_model)
-    monkeypatch.setattr("compressor.model.cost.count_flops", lambda model, length: 1)
+    monkeypatch.setattr("compressor.pipeline.judge.open_model", open_model)
+    monkeypatch.setattr("compressor.pipeline.judge.count_flops", lambda model, length: 1)
     done = cli("verify", artifact, "--against", "dense", "-q")
     assert done.exit_code == 0, done.stderr
     assert exported == [expected]
@@ -196,7 +196,7 @@ def test_bench(cli, artifact, tmp_path, monkeypatch):
         asked.update(ours=ours, other=other, **given)
         return SimpleNamespace(to_json=lambda: TIMING)
 
-    monkeypatch.setattr("compressor.measure.benchmark.compare", compare)
+    monkeypatch.setattr("compressor.pipeline.judge.compare", compare)
     done = cli("bench", artifact, "--against", "other", "--batch", 2, "--length", 64, "--rounds", 7, "-q")
     assert done.exit_code == 0, done.stderr
     assert asked == {"ours": artifact, "other": Path("other"), "threads": 1, "batch": 2, "length": 64, "rounds": 7}
@@ -219,12 +219,12 @@ def test_eval(cli, tmp_path, monkeypatch):
         return TextData(np.zeros((3, 4), np.int64))
 
     config = SimpleNamespace(max_position_embeddings=256)
-    monkeypatch.setattr("compressor.model.folder.open_model", lambda folder: SimpleNamespace(config=config))
+    monkeypatch.setattr("compressor.pipeline.judge.open_model", lambda folder: SimpleNamespace(config=config))
     monkeypatch.setattr(
-        "compressor.measure.runner.open_runner", lambda folder, threads: SimpleNamespace(task="text-generation")
+        "compressor.pipeline.judge.open_runner", lambda folder, threads: SimpleNamespace(task="text-generation")
     )
-    monkeypatch.setattr("compressor.data.reading.load_data", load)
-    monkeypatch.setattr("compressor.measure.evaluation.evaluate", measure)
+    monkeypatch.setattr("compressor.pipeline.judge.load_data", load)
+    monkeypatch.setattr("compressor.pipeline.judge.measure", measure)
     arguments = ["--metric", "perplexity", "--metric", "kl", "--against", "dense", "--samples", 3, "--length", 4, "-q"]
     done = cli("eval", "model", "--data", "valid.txt", *arguments)
     assert done.exit_code == 0, done.stderr
@@ -245,7 +245,7 @@ def test_eval_refuses_more_tokens_than_the_model_has_positions(cli, tmp_path, mo
         config = SimpleNamespace(max_position_embeddings=positions[folder.name])
         return SimpleNamespace(config=config, task="text-generation")
 
-    monkeypatch.setattr("compressor.model.folder.open_model", open_model)
+    monkeypatch.setattr("compressor.pipeline.judge.open_model", open_model)
     for given, limit in ((["--length", 300], 256), (["--length", 200, "--against", "dense"], 128)):
         done = cli("eval", "model", "--data", "valid.txt", *given, "-q")
         assert (done.exit_code, done.stdout) == (3, "")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.cli._shipped import find, locate, shipped
+from compressor._shipped import find, locate, shipped
 from compressor.errors import UsageError
 from compressor.passes import methods
 from compressor.recipe import load_recipe

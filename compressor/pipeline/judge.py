@@ -1,0 +1,271 @@
+"""A model or an artifact that is there, judged: verified, timed, its quality measured."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.data.reading import DataRequest, find_data, load_data
+from compressor.errors import CompressorError, ModelError, RecipeError, VerificationError
+from compressor.machine.progress import Progress
+from compressor.measure.benchmark import Timing, compare
+from compressor.measure.evaluation import evaluate as measure
+from compressor.measure.runner import open_runner, runtime_model
+from compressor.model.cost import count_flops, default_length
+from compressor.model.folder import open_model, resolve_path
+from compressor.passes import method_options
+from compressor.pipeline.prepare import sample_length
+from compressor.pipeline.run import export_dense
+from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
+from compressor.report.schema import build_report
+from compressor.verification import Job, Verdict, run_fresh
+from compressor.verification.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The quality of a model on data.
+
+    Attributes:
+        path: the model or artifact, as the caller named it.
+        task: of the model.
+        data: what it was measured on, as the caller named it.
+        samples: how many windows, pairs, sentences or labelled inputs there were.
+        metrics: value by name; NaN where an output of the model was not finite.
+    """
+
+    path: str
+    task: str
+    data: str
+    samples: int
+    metrics: dict[str, float]
+
+
+def verify(
+    artifact: Path,
+    *,
+    progress: Progress,
+    against: str | None = None,
+    bounds: Path | None = None,
+    data: str | None = None,
+    threads: int = 1,
+    timing: bool = True,
+) -> dict[str, Any]:
+    """Verify an artifact in a fresh process; return the verdict as a version 1 report.
+
+    Without `against`, it is checked against the outputs that were recorded when it was made.
+
+    Args:
+        artifact: its folder.
+        progress: where to report how far it is.
+        against: the dense model, a folder or hub id.
+        bounds: file with bounds, or a recipe; with `against`, the artifact's own recipe if None.
+        data: held-out data; with `against`, that of the artifact's recipe if None.
+        threads: of the runtime.
+        timing: whether to measure speed, which takes `against`.
+
+    Raises:
+        ModelError: there is no artifact folder, or the dense model cannot be loaded.
+        RecipeError: the file of bounds is not valid.
+        DataError: there is no such data.
+        VerificationError: the bounds of the artifact's own recipe cannot be read, or the artifact crashed its runtime.
+    """
+    if not artifact.is_dir():
+        raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
+    limits = _bounds(artifact, bounds, with_recipe=against is not None)
+    with _comparable(against, artifact, progress) as dense:
+        progress.stage("verify")
+        request, metrics = _evaluation_data(artifact, data, with_recipe=dense is not None)
+        manifest = _manifest(artifact)
+        job = Job(
+            artifact=artifact,
+            dense=dense,
+            bounds=limits,
+            data=request,
+            metrics=metrics,
+            passes=_passes(manifest),
+            threads=threads,
+            timing=timing and dense is not None,
+            flops=_flops(dense, artifact, request),
+        )
+        verdict = run_fresh(job)
+    return _verification_report(artifact, manifest, verdict)
+
+
+def bench(
+    artifact: str,
+    *,
+    progress: Progress,
+    against: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    length: int | None = None,
+    rounds: int = 15,
+) -> Timing:
+    """Time a model or artifact, alone or side by side with another one.
+
+    Args:
+        artifact: folder or hub id.
+        progress: where to report how far it is.
+        against: what to compare with; a PyTorch model is exported first as the artifact was.
+        threads: of the runtime, for both.
+        batch: samples per call.
+        length: tokens per sample; 128, for encoders 64, if None.
+        rounds: interleaved rounds per phase.
+
+    Raises:
+        UsageError: the models serve different tasks.
+        ModelError: a model cannot be loaded.
+    """
+    ours = resolve_path(artifact)
+    with _comparable(against, ours, progress) as other:
+        progress.stage("time")
+        return compare(ours, other, threads=threads, batch=batch, length=length, rounds=rounds)
+
+
+def evaluate(
+    path: str,
+    *,
+    data: str,
+    progress: Progress,
+    metrics: Sequence[str] = (),
+    against: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    threads: int = 1,
+) -> Evaluation:
+    """Measure the quality of a model or artifact on held-out data.
+
+    Args:
+        path: folder or hub id.
+        data: held-out data.
+        progress: where to report how far it is.
+        metrics: what to measure; empty for all that the data allow.
+        against: the dense model, which `kl`, `top1` and `cosine` compare with.
+        samples: how many; all if None.
+        length: tokens per window or sentence; 512, or what the model's positions allow, if None.
+        threads: of the runtime.
+
+    Raises:
+        UsageError: a metric is unknown, or cannot be measured on this model and these data.
+        ModelError: a model cannot be loaded.
+        DataError: the data cannot be used, or the model has fewer positions than `length`.
+    """
+    progress.stage("load")
+    folders = [resolve_path(name) for name in (path, against) if name is not None]
+    tokens = min(sample_length(open_model(folder), length, "--length") for folder in folders)
+    runner = open_runner(folders[0], threads)
+    reference = open_runner(folders[1], threads) if against is not None else None
+    request = DataRequest(data, (Path.cwd(),), samples, tokens, 0, "evaluation")
+    loaded = load_data(request, runner.task, folders[0])
+    progress.stage("evaluate")
+    return Evaluation(path, runner.task, data, len(loaded), measure(runner, loaded, metrics, reference))
+
+
+@contextlib.contextmanager
+def _comparable(against: str | None, artifact: Path, progress: Progress) -> Iterator[Path | None]:
+    """Give the model to compare with in the artifact's format: a PyTorch model is exported for an ONNX artifact."""
+    if against is None:
+        yield None
+        return
+    folder = resolve_path(against)
+    if runtime_model(artifact) is None or runtime_model(folder) is not None:
+        yield folder
+        return
+    progress.stage("export the model to compare with")
+    model, export = _own_sections(artifact)
+    source = open_model(folder, task=model.task, dtype=model.dtype)
+    with tempfile.TemporaryDirectory(prefix="compressor-dense-") as place:
+        export_dense(source, Path(place), export)
+        yield Path(place)
+
+
+def _own_sections(artifact: Path) -> tuple[ModelSection, ExportSection]:
+    """Return how the recipe of an artifact, overrides included, opened its model and exported it; else the defaults."""
+    recipe = _manifest(artifact).get("recipe")
+    stated = recipe if isinstance(recipe, dict) else {}
+    try:
+        return ModelSection(**stated.get("model") or {}), ExportSection(**stated.get("export") or {})
+    except (TypeError, ValueError):  # of another release
+        return ModelSection(), ExportSection()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return compression.json where it can be read; verification says what is wrong with it where it cannot."""
+    try:
+        return read_manifest(folder)
+    except ModelError:
+        return {}
+
+
+def _bounds(artifact: Path, file: Path | None, *, with_recipe: bool) -> dict[str, dict[str, float]]:
+    """Return the bounds of a file, else those of the artifact's own recipe where it counts, else none."""
+    own = artifact / "recipe.yaml"
+    if file is not None:
+        return {name: bound.to_json() for name, bound in load_bounds(file).items()}
+    if not with_recipe or not own.is_file():
+        return {}
+    try:
+        return {name: bound.to_json() for name, bound in load_bounds(own).items()}
+    except RecipeError as error:
+        raise VerificationError(error.message, hint="Give the bounds with --bounds FILE.") from error
+
+
+def _evaluation_data(
+    artifact: Path, data: str | None, *, with_recipe: bool
+) -> tuple[DataRequest | None, tuple[str, ...]]:
+    """Return what to evaluate on, and the metrics: what the user says, else what the artifact's recipe says."""
+    section = None
+    own = artifact / "recipe.yaml"
+    if own.is_file() and (with_recipe or data is not None):
+        with contextlib.suppress(RecipeError):  # of another release: its bounds were read, its passes are not needed
+            section = load_recipe(own, options=method_options()).evaluation
+    samples, length = (section.samples, section.length) if section is not None else (None, 512)
+    source = data or (section.data if section is not None and with_recipe else None)
+    if source is None:
+        return None, ()
+    with contextlib.suppress(CompressorError):  # verification says what is wrong with the artifact
+        length = default_length(open_model(artifact), length)
+    recorded = _manifest(artifact).get("data_folders")
+    folders = [Path(str(folder)) for folder in recorded] if isinstance(recorded, list) else []
+    request = DataRequest(source, (Path.cwd(), artifact, *folders), samples, length, 0, "evaluation")
+    find_data(request)
+    return request, tuple(section.metrics) if section is not None and data is None else ()
+
+
+def _passes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the methods that the artifact says were applied."""
+    entries = manifest.get("passes")
+    if not isinstance(entries, list):
+        return ()
+    return tuple(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
+
+
+def _flops(dense: Path | None, artifact: Path, request: DataRequest | None) -> tuple[int, int] | None:
+    """Return the theoretical operations of both models on one sample, None where one of them cannot be read."""
+    if dense is None:
+        return None
+    try:
+        models = open_model(dense), open_model(artifact)
+        length = request.length if request is not None else default_length(models[1], None)
+        return count_flops(models[0], length), count_flops(models[1], length)
+    except CompressorError:
+        return None
+
+
+def _verification_report(artifact: Path, manifest: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """Return the verdict as a version 1 report; what the artifact's own report says is not repeated."""
+    model = {"id": str(manifest.get("model") or artifact.resolve().name), "task": str(manifest.get("task") or "")}
+    return build_report(
+        model=model,
+        dense=verdict.dense,
+        compressed=verdict.compressed,
+        checks=verdict.to_json()["checks"],
+        speedup=verdict.ratios.get("speedup"),
+        seconds={"verify": verdict.seconds, "total": verdict.seconds},
+        peak_memory_bytes=verdict.peak_memory_bytes,
+    )
