@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ import numpy as np
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine import memory as process
+from compressor.machine.fresh import run_module
 from compressor.measure.runner import Runner, open_runner, read_config, runtime_model
 
 MIN_ROUNDS = 3
@@ -258,18 +257,9 @@ def peak_memory(folder: Path, threads: int = 1, batch: int = 1, length: int = 64
         ModelError: the process failed.
     """
     job = json.dumps({"folder": str(Path(folder).resolve()), "threads": threads, "batch": batch, "length": length})
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "compressor.measure.benchmark", job],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"{folder}: measuring its memory failed: {last}")
+    done = run_module("compressor.measure.benchmark", job, threads=threads)
+    if done.code != 0:
+        raise ModelError(f"{folder}: measuring its memory failed: {done.last_line}")
     return int(json.loads(done.stdout)["bytes"])
 
 
