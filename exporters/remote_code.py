@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.architectures import Family
+from compressor.architectures.tasks import TASKS
 from compressor.model.folder import ModelFolder
 
 MODULE = "modeling_compressed"
-_AUTO_CLASS = {
-    "text-generation": "AutoModelForCausalLM",
-    "feature-extraction": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
 
 
 def paths_of(family: Family) -> dict[str, Any]:
@@ -50,5 +45,5 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
     file.write_text(source, encoding="utf-8")
     section = config["compression"]
     section.update(paths=paths_of(model.family), head_dim=model.shapes.head_dim)
-    config["auto_map"] = {_AUTO_CLASS[model.task]: f"{MODULE}.CompressedModel"}
+    config["auto_map"] = {TASKS[model.task].auto_class: f"{MODULE}.CompressedModel"}
     return file

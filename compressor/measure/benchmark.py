@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine import memory as process
@@ -31,7 +32,6 @@ from compressor.measure.runner import Runner, open_runner, read_config, runtime_
 MIN_ROUNDS = 3
 """Rounds of a sitting, however slow the models are."""
 _CALL_SECONDS = 0.03
-_LENGTHS = {"text-generation": 128, "feature-extraction": 64, "text-classification": 64, "image-classification": 0}
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def peak_memory(folder: Path, threads: int = 1, batch: int = 1, length: int = 64
 def probe_inputs(runner: Runner, batch: int, length: int, vocabulary: int, seed: int = 0) -> Inputs:
     """Return seeded random inputs of a runner's task: token ids [B, T] with a full mask, or pixels [B, 3, H, W]."""
     rng = np.random.default_rng(seed)
-    if runner.task == "image-classification":
+    if TASKS[runner.task].inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
         return {"pixel_values": rng.standard_normal((batch, channels, height, width), dtype=np.float32)}
     ids = rng.integers(0, vocabulary, (batch, length), dtype=np.int64)
@@ -309,12 +309,12 @@ def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, tak
 
 
 def _usable_length(folder: Path, task: str, length: int | None) -> int:
-    if task == "image-classification":
+    if TASKS[task].inputs == "pixels":
         return 0
     config = read_config(folder)
     limit = config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20
     # The decode step needs one position after the cache.
-    return max(1, min(length or _LENGTHS[task], int(limit) - 1))
+    return max(1, min(length or TASKS[task].length, int(limit) - 1))
 
 
 def _vocabulary(folder: Path) -> int:
@@ -322,14 +322,13 @@ def _vocabulary(folder: Path) -> int:
 
 
 def _phase_sizes(task: str, batch: int, length: int) -> list[tuple[str, int]]:
-    if task == "text-generation":
-        return [("prefill", batch * length), ("decode", batch)]
-    return [("forward", batch * max(length, 1))]
+    """Return each phase with the tokens (or images) that one call of it processes."""
+    return [(phase, batch if phase == "decode" else batch * max(length, 1)) for phase in TASKS[task].phases]
 
 
 def _phases(runner: Runner, batch: int, length: int, vocabulary: int, seed: int) -> dict[str, Callable[[], Any]]:
     inputs = probe_inputs(runner, batch, length, vocabulary, seed)
-    if runner.task != "text-generation":
+    if "decode" not in TASKS[runner.task].phases:
         return {"forward": lambda: runner.forward(inputs)}
     step: Inputs = {
         "input_ids": inputs["input_ids"][:, :1],

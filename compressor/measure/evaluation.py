@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import EvalData, Ids, Inputs, LabelData, PairData, TextData
 from compressor.data.reading import model_batches
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
@@ -66,11 +67,7 @@ class Quality:
 
 def supported_metrics(task: str, data: EvalData) -> tuple[str, ...]:
     """Return the metrics that a task and a kind of data allow, in report order."""
-    if task == "text-generation":
-        return ("perplexity", "kl", "top1") if isinstance(data, TextData) else ()
-    if task == "feature-extraction":
-        return ("cosine", "cosine_min", "spearman") if isinstance(data, PairData) else ("cosine", "cosine_min")
-    return ("accuracy", "top1", "kl") if isinstance(data, LabelData) else ()
+    return TASKS[task].metrics.get(data.kind, ())
 
 
 def evaluate(

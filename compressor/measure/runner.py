@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor._lazy import lazy
+from compressor.architectures.tasks import TASKS, stated_task
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 
@@ -46,7 +47,7 @@ class Runner(Protocol):
 
     Attributes:
         folder: where it was loaded from.
-        task: `text-generation`, `feature-extraction`, `text-classification` or `image-classification`.
+        task: a name in `compressor.architectures.tasks.TASKS`.
         left_padding: whether a decoder gives right results for left-padded batches.
     """
 
@@ -261,14 +262,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def task_of(config: dict[str, Any]) -> str:
     """Return the task that the class named in `architectures` serves; an encoder body has none of its own."""
     name = str((config.get("architectures") or [""])[0])
-    endings = {
-        "ForCausalLM": "text-generation",
-        "LMHeadModel": "text-generation",
-        "ForImageClassification": "image-classification",
-        "ForImageClassificationWithTeacher": "image-classification",
-        "ForSequenceClassification": "text-classification",
-    }
-    return next((task for ending, task in endings.items() if name.endswith(ending)), "feature-extraction")
+    return stated_task([name]) or "feature-extraction"
 
 
 def load_torch(folder: Path) -> Any:
@@ -285,14 +279,10 @@ def load_torch(folder: Path) -> Any:
         from compressor.model.folder import load
 
         return load(folder)
-    auto = {
-        "text-generation": "AutoModelForCausalLM",
-        "image-classification": "AutoModelForImageClassification",
-        "text-classification": "AutoModelForSequenceClassification",
-    }.get(task_of(config), "AutoModel")
+    auto = getattr(transformers, TASKS[task_of(config)].auto_class)
     try:
         with _quiet():
-            model, info = getattr(transformers, auto).from_pretrained(
+            model, info = auto.from_pretrained(
                 str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True, use_safetensors=True
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import Family, Shapes, family_named, family_of, read_shapes, shape_section
+from compressor.architectures.tasks import task_of
 from compressor.errors import ModelError, did_you_mean
 from compressor.model.names import check_entries, codes_as_weight, module_entries
 from compressor.model.skeleton import build_skeleton
@@ -23,13 +24,6 @@ from compressor.storage.grids import SCALE, SECTION, ZERO_POINT, Grid, GridSpec,
 from compressor.storage.packed import PACKED, PackedEntry, packed_entry
 from compressor.storage.tensors import Checkpoint, Entry, stored_entries
 
-TASK_OF_CLASS = {
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForImageClassification": "image-classification",
-    "ForImageClassificationWithTeacher": "image-classification",
-    "ForSequenceClassification": "text-classification",
-}
 QUANTIZATION = "quantization_config"
 """Key of config.json by which transformers knows a checkpoint whose weights are codes."""
 _UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -259,25 +253,6 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ModelError(f"config.json: {type(error).__name__}: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def task_of(config: PretrainedConfig, family: Family, task: str = "auto") -> str:
-    """Return the task a model is loaded for.
-
-    Raises:
-        ModelError: the family is not covered for the task that was asked for, or config.json names no classes.
-    """
-    if task == "auto":
-        stated = config.architectures or []
-        if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
-            raise ModelError(f"config.json: architectures is {stated!r}; allowed: a list of class names")
-        found = [kind for name in stated for end, kind in TASK_OF_CLASS.items() if name.endswith(end)]
-        task = found[0] if found and found[0] in family.tasks else family.tasks[0]
-    if task not in family.tasks:
-        raise ModelError(
-            f"model.task: {task!r} is not covered for {family.name}; allowed: {', '.join(('auto', *family.tasks))}"
-        )
-    return task
 
 
 def _check_activation(config: PretrainedConfig, family: Family) -> None:

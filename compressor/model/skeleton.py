@@ -11,25 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.architectures import Family, LayerShape, Shapes
+from compressor.architectures.tasks import TASKS
 from compressor.errors import ModelError
-
-AUTO_CLASSES: dict[str, Any] = {
-    "text-generation": AutoModelForCausalLM,
-    "feature-extraction": AutoModel,
-    "text-classification": AutoModelForSequenceClassification,
-    "image-classification": AutoModelForImageClassification,
-}
 
 
 @contextmanager
@@ -52,7 +40,8 @@ def parameters_on_meta() -> Iterator[None]:
 def build_skeleton(config: PretrainedConfig, family: Family, task: str, shapes: Shapes) -> PreTrainedModel:
     """Return the model of `config` with meta parameters of the true `shapes`, in eval mode."""
     with parameters_on_meta():
-        model: PreTrainedModel = AUTO_CLASSES[task].from_config(config, attn_implementation="sdpa")
+        auto = getattr(transformers, TASKS[task].auto_class)
+        model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa")
     model.requires_grad_(False)
     resize(model, family, shapes)
     if shapes.tied:
