@@ -22,6 +22,7 @@ from compressor.measure.benchmark import Timing, compare, file_bytes
 from compressor.measure.evaluation import Quality, check_metrics, measure
 from compressor.measure.runner import Runner, TorchRunner, open_runner, read_config, runtime_model, task_of
 from compressor.passes import methods
+from compressor.recipe import METRICS
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
@@ -37,7 +38,6 @@ from compressor.verification.manifest import (
 )
 from compressor.verification.ort import check_ort
 from compressor.verification.quality import (
-    BOUNDS,
     STEP,
     check_bound_names,
     check_bounds,
@@ -52,7 +52,6 @@ from compressor.verification.verdict import Check, Job, Verdict, failed, yes
 from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
 
 __all__ = [
-    "BOUNDS",
     "GATES",
     "MANIFEST",
     "REFERENCE",
@@ -315,7 +314,7 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
 def _side(folder: Path, metrics: dict[str, float], latency: dict[str, float], job: Job) -> dict[str, Any]:
     from compressor.model.folder import open_model
 
-    wanted = set(job.metrics) | ({"cosine_min"} if "cosine" in job.metrics else set())
+    wanted = {shown for name, facts in METRICS.items() if name in job.metrics for shown in (name, *facts.brings)}
     shown = {name: value for name, value in metrics.items() if not wanted or name in wanted}
     side: dict[str, Any] = {"bytes": file_bytes(folder), "metrics": shown, "latency_ms": latency}
     try:

@@ -14,8 +14,7 @@ import transformers
 from compressor.architectures import FAMILIES
 from compressor.architectures.tasks import TASKS, Task, stated_task
 from compressor.data.kinds import EvalData
-from compressor.measure.evaluation import METRICS
-from compressor.recipe import ModelSection
+from compressor.recipe import METRICS, ModelSection
 
 TABLE = "compressor/architectures/tasks.py"
 

@@ -17,8 +17,9 @@ import scipy.stats
 from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.measure.evaluation import METRICS, embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
+from compressor.measure.evaluation import embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
 from compressor.measure.runner import Array, TorchRunner
+from compressor.recipe import METRICS
 
 VOCAB = 23
 

@@ -18,7 +18,7 @@ from compressor.errors import CompressorError, DataError, ModelError, UsageError
 from compressor.exporters.ort import convert
 from compressor.measure.evaluation import Quality
 from compressor.measure.runner import TorchRunner
-from compressor.verification import BOUNDS, GATES, Check, Job, Verdict, _imitates, run_fresh, verify
+from compressor.verification import GATES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense
@@ -238,12 +238,6 @@ def test_a_hostile_working_folder_is_not_executed(
     write_probes(pico("llama"), tmp_path / "probes.safetensors")
     convert(artifact / "model.onnx", tmp_path)
     assert not (tmp_path / "executed").exists()
-
-
-def test_bounds_are_those_of_the_recipe() -> None:
-    from compressor.recipe._sections import BOUNDS as RECIPE
-
-    assert BOUNDS.keys() == RECIPE.keys()
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
