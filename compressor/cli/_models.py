@@ -182,7 +182,7 @@ def evaluate(
     with working(quiet=quiet) as progress:
         from compressor.data.reading import DataRequest, load_data
         from compressor.measure.evaluation import evaluate as measure
-        from compressor.measure.runner import open_runner
+        from compressor.measure.opening import open_runner
         from compressor.model.folder import open_model, resolve_path
         from compressor.pipeline.prepare import sample_length
 
@@ -214,8 +214,8 @@ def _dense(against: str | None, artifact: Path, progress: Progress) -> Iterator[
     if against is None:
         yield None
         return
-    from compressor.measure.runner import runtime_model
     from compressor.model.folder import open_model, resolve_path
+    from compressor.storage.artifact import runtime_model
 
     folder = resolve_path(against)
     if runtime_model(artifact) is None or runtime_model(folder) is not None:

@@ -27,7 +27,9 @@ from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine import memory as process
 from compressor.machine.fresh import run_module
-from compressor.measure.runner import Runner, open_runner, read_config, runtime_model
+from compressor.measure.opening import open_runner
+from compressor.measure.runner import Runner, read_config
+from compressor.storage.artifact import runtime_model
 
 MIN_ROUNDS = 3
 """Rounds of a sitting, however slow the models are."""

@@ -20,9 +20,12 @@ from compressor.machine.fresh import Ended, run_module
 from compressor.machine.memory import peak_memory
 from compressor.measure.benchmark import Timing, compare, file_bytes
 from compressor.measure.evaluation import Quality, check_metrics, measure
-from compressor.measure.runner import Runner, TorchRunner, open_runner, read_config, runtime_model, task_of
+from compressor.measure.opening import open_runner
+from compressor.measure.runner import Runner, read_config, task_of
+from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
 from compressor.recipe import METRICS
+from compressor.storage.artifact import runtime_model
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked

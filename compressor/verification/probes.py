@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import run_module
-from compressor.measure.runner import TorchRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.verification.reference import write_reference
 
 

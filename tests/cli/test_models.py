@@ -221,7 +221,7 @@ def test_eval(cli, tmp_path, monkeypatch):
     config = SimpleNamespace(max_position_embeddings=256)
     monkeypatch.setattr("compressor.model.folder.open_model", lambda folder: SimpleNamespace(config=config))
     monkeypatch.setattr(
-        "compressor.measure.runner.open_runner", lambda folder, threads: SimpleNamespace(task="text-generation")
+        "compressor.measure.opening.open_runner", lambda folder, threads: SimpleNamespace(task="text-generation")
     )
     monkeypatch.setattr("compressor.data.reading.load_data", load)
     monkeypatch.setattr("compressor.measure.evaluation.evaluate", measure)

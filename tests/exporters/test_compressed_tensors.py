@@ -19,7 +19,8 @@ from compressor.architectures.tasks import TASKS
 from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
-from compressor.measure.runner import OnnxRunner, TorchRunner
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.cost import stored_bytes
 from compressor.model.folder import ModelFolder, load, open_model
 from compressor.passes.apply import Setting, apply_pass

@@ -17,7 +17,7 @@ from compressor.data.reading import DataRequest
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
 from compressor.exporters.ort import convert
 from compressor.measure.evaluation import Quality
-from compressor.measure.runner import TorchRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.verification import GATES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
