@@ -23,6 +23,8 @@ _UNITS = {"b": 1} | {
     for suffix, base in (("b", 1000), ("ib", 1024))
     for power, prefix in enumerate("kmgt", 1)
 }
+TASK_NAMES = ("auto", "text-generation", "feature-extraction", "text-classification", "image-classification")
+"""Those of `compressor.architectures.tasks`, which this wing cannot see."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[kmgt]i?)?b)", re.IGNORECASE)
 
@@ -45,6 +47,18 @@ def _opset(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 18 <= value <= 23):
         return value
     raise ValueError("expected auto, or an opset from 18 to 23")
+
+
+def _task(value: Any) -> Any:
+    """Return the task that optimum knows under a synonym, such as `causal-lm`; other values as they are."""
+    if not isinstance(value, str) or value in TASK_NAMES:
+        return value
+    try:
+        from optimum.exporters.tasks import TasksManager  # takes seconds: only for names that are not ours
+    except ImportError:
+        return value
+    # What is exported always has a key-value cache.
+    return TasksManager.map_from_synonym(value).removesuffix("-with-past")
 
 
 def _name(value: str) -> str:
@@ -87,8 +101,10 @@ Opset = Annotated[
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_one_line)]
 if TYPE_CHECKING:
     Metric: TypeAlias = str
+    TaskName: TypeAlias = str
 else:
     Metric = Literal[*METRICS]
+    TaskName = Annotated[Literal[TASK_NAMES], BeforeValidator(_task)]
 Name = Annotated[
     str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": 100})
 ]
@@ -106,8 +122,10 @@ class ModelSection(Section):
     id: Line | None = Field(
         default=None, description="Local model folder, hub id (owner/name) or `demo`; -m overrides it."
     )
-    task: Literal["auto", "text-generation", "feature-extraction", "text-classification", "image-classification"] = (
-        Field(default="auto", description="What the model is for; auto reads it from its config.json.")
+    task: TaskName = Field(
+        default="auto",
+        description="What the model is for; auto reads it from its config.json. Synonyms that optimum knows, such as"
+        " causal-lm or sentence-similarity, are understood as well.",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="Type of the weights to compress and store; auto keeps that of the model."
