@@ -7,9 +7,6 @@ nothing else (docs/edge.md).
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +15,14 @@ from typing import TYPE_CHECKING
 from compressor.errors import ModelError, ResourceError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.result import ExportResult
+from compressor.machine.fresh import run_module
 
 if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
 
 MODEL = "model.ort"
 OPERATORS = "required_operators_and_types.config"
-# ONNX Runtime lays some tables of the file out in the order of their addresses: with fixed addresses, where Linux
-# allows them (personality ADDR_NO_RANDOMIZE), the same graph gives the same bytes.
-_FIXED_ADDRESSES = """
-import ctypes, os, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).personality(0x0040000)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
+_CONVERTER = "onnxruntime.tools.convert_onnx_models_to_ort"
 
 
 def export_ort(source: ModelFolder, out: Path, options: OnnxOptions | None = None) -> ExportResult:
@@ -67,15 +58,14 @@ def convert(graph: Path, out: Path) -> list[Path]:
     """
     with tempfile.TemporaryDirectory(prefix=".ort-", dir=out) as folder:
         made = Path(folder)
-        command = [sys.executable, "-c", _FIXED_ADDRESSES, "-m", "onnxruntime.tools.convert_onnx_models_to_ort"]
-        command += [str(graph), "--output_dir", str(made), "--optimization_style", "Fixed", "--enable_type_reduction"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        options = ["--output_dir", str(made), "--optimization_style", "Fixed", "--enable_type_reduction"]
+        # ONNX Runtime lays some tables of the file out in the order of their addresses: where those are fixed, the
+        # same graph gives the same bytes.
+        done = run_module(_CONVERTER, str(graph), *options, threads=1, fixed_addresses=True)
         listed = sorted(made.glob("*.config"))
-        if done.returncode != 0 or not (made / MODEL).is_file() or not listed:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if done.code != 0 or not (made / MODEL).is_file() or not listed:
             raise ModelError(
-                f"ONNX Runtime cannot convert the graph to its own format: {last}",
+                f"ONNX Runtime cannot convert the graph to its own format: {done.last_line}",
                 hint="Write export: {format: onnx}; that graph runs in every full build.",
             )
         try:

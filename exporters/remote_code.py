@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from compressor.architectures import Family
+from compressor.architectures.tasks import TASKS
 from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_TYPE
 
 MODULE = "modeling_compressed"
-_AUTO_CLASS = {
-    "text-generation": "AutoModelForCausalLM",
-    "feature-extraction": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
 
 
 def paths_of(family: Family) -> dict[str, Any]:
@@ -53,11 +48,11 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
         own = f"from transformers import {type(found).__name__} as {alias}"
         source = source.replace(f"from transformers import {stock}", own)
     config["compression"].update(paths=paths_of(model.family), head_dim=model.shapes.head_dim)
-    config["auto_map"] = {_AUTO_CLASS[model.task]: f"{MODULE}.CompressedModel"}
+    config["auto_map"] = {TASKS[model.task].auto_class: f"{MODULE}.CompressedModel"}
     if not model.blueprint.computes_as_stock:
         kind = f"{OWN_TYPE}{config['model_type'].removeprefix(OWN_TYPE)}"
         source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"')
-        config["model_type"], config["architectures"] = kind, ["CompressedModel"]
+        config["model_type"], config["architectures"] = kind, [f"Compressed{type(skeleton).__name__}"]
         config["auto_map"]["AutoConfig"] = f"{MODULE}.CompressedConfig"
     file = out / f"{MODULE}.py"
     file.write_text(source, encoding="utf-8")

@@ -83,10 +83,10 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(methods_app, name="methods")
 
 
-def main() -> None:
-    """Run the command line of this process and exit."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line, by default that of this process, and exit."""
     try:
-        app(prog_name="compressor")
+        app(arguments, prog_name="compressor")
     except KeyboardInterrupt:  # before or after a command, where nothing else catches it
         show_error(Interrupted("interrupted"))
         sys.exit(Interrupted.exit_code)

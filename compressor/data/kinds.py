@@ -2,14 +2,14 @@
 
 `compressor.data.reading` makes these objects from files; `compressor.measure.evaluation` consumes them. Batches are
 tokenised or decoded lazily: every iteration over `batches` starts again from the first one, so two runners can read
-them in turn.
+them in turn. `kind` is the word by which `compressor.architectures.tasks` says which metrics such data allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class TextData:
         source: where the text came from, for reports.
     """
 
+    kind: ClassVar[str] = "text"
     windows: Ids
     source: str = ""
 
@@ -70,6 +71,7 @@ class PairData:
         source: where the pairs came from, for reports.
     """
 
+    kind: ClassVar[str] = "pairs"
     first: list[str]
     second: list[str]
     scores: NDArray[np.float64]
@@ -92,6 +94,7 @@ class LabelData:
         source: where the samples came from, for reports.
     """
 
+    kind: ClassVar[str] = "labels"
     batches: Batches
     labels: Ids
     source: str = ""
@@ -111,6 +114,7 @@ class SentenceData:
         source: where the sentences came from, for reports.
     """
 
+    kind: ClassVar[str] = "sentences"
     batches: Batches
     count: int
     source: str = ""

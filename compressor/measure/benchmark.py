@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,15 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine import memory as process
-from compressor.measure.runner import Runner, open_runner, read_config, runtime_model
+from compressor.machine.fresh import run_module
+from compressor.measure.opening import open_runner
+from compressor.measure.runner import Runner, read_config
+from compressor.storage.artifact import runtime_model
 
 MIN_ROUNDS = 3
 """Rounds of a sitting, however slow the models are."""
 _CALL_SECONDS = 0.03
-_LENGTHS = {"text-generation": 128, "feature-extraction": 64, "text-classification": 64, "image-classification": 0}
 
 
 @dataclass(frozen=True)
@@ -258,25 +259,16 @@ def peak_memory(folder: Path, threads: int = 1, batch: int = 1, length: int = 64
         ModelError: the process failed.
     """
     job = json.dumps({"folder": str(Path(folder).resolve()), "threads": threads, "batch": batch, "length": length})
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "compressor.measure.benchmark", job],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"{folder}: measuring its memory failed: {last}")
+    done = run_module("compressor.measure.benchmark", job, threads=threads)
+    if done.code != 0:
+        raise ModelError(f"{folder}: measuring its memory failed: {done.last_line}")
     return int(json.loads(done.stdout)["bytes"])
 
 
 def probe_inputs(runner: Runner, batch: int, length: int, vocabulary: int, seed: int = 0) -> Inputs:
     """Return seeded random inputs of a runner's task: token ids [B, T] with a full mask, or pixels [B, 3, H, W]."""
     rng = np.random.default_rng(seed)
-    if runner.task == "image-classification":
+    if TASKS[runner.task].inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
         return {"pixel_values": rng.standard_normal((batch, channels, height, width), dtype=np.float32)}
     ids = rng.integers(0, vocabulary, (batch, length), dtype=np.int64)
@@ -319,12 +311,12 @@ def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, tak
 
 
 def _usable_length(folder: Path, task: str, length: int | None) -> int:
-    if task == "image-classification":
+    if TASKS[task].inputs == "pixels":
         return 0
     config = read_config(folder)
     limit = config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20
     # The decode step needs one position after the cache.
-    return max(1, min(length or _LENGTHS[task], int(limit) - 1))
+    return max(1, min(length or TASKS[task].length, int(limit) - 1))
 
 
 def _vocabulary(folder: Path) -> int:
@@ -332,14 +324,13 @@ def _vocabulary(folder: Path) -> int:
 
 
 def _phase_sizes(task: str, batch: int, length: int) -> list[tuple[str, int]]:
-    if task == "text-generation":
-        return [("prefill", batch * length), ("decode", batch)]
-    return [("forward", batch * max(length, 1))]
+    """Return each phase with the tokens (or images) that one call of it processes."""
+    return [(phase, batch if phase == "decode" else batch * max(length, 1)) for phase in TASKS[task].phases]
 
 
 def _phases(runner: Runner, batch: int, length: int, vocabulary: int, seed: int) -> dict[str, Callable[[], Any]]:
     inputs = probe_inputs(runner, batch, length, vocabulary, seed)
-    if runner.task != "text-generation":
+    if "decode" not in TASKS[runner.task].phases:
         return {"forward": lambda: runner.forward(inputs)}
     step: Inputs = {
         "input_ids": inputs["input_ids"][:, :1],

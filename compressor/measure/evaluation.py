@@ -24,16 +24,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import EvalData, Ids, Inputs, LabelData, PairData, TextData
 from compressor.data.reading import model_batches
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
 from compressor.measure.runner import Array, Runner
+from compressor.recipe import METRICS
 
 F64 = NDArray[np.float64]
-
-METRICS = ("perplexity", "kl", "top1", "cosine", "cosine_min", "spearman", "accuracy")
-RELATIVE = frozenset({"kl", "top1", "cosine", "cosine_min"})
-"""Metrics that compare with the dense model; the dense model has no value of its own for them."""
 
 LOGIT_BUDGET = 8 << 20
 """Elements of one batch of logits [B, T, V]: larger batches only cost memory."""
@@ -49,7 +47,7 @@ class Quality:
 
     Attributes:
         ours: metric name -> value, NaN where an output was not finite.
-        dense: the same for the dense model, without `RELATIVE` metrics; empty when there was none.
+        dense: the same for the dense model, without the metrics that compare with it; empty when there was none.
         finite: whether all outputs of ours were finite.
         varies: whether our outputs differ between samples: a model that ignores its input does not vary.
         entropy: mean entropy of our predictions over ln(classes), in [0, 1]; None for embeddings.
@@ -66,11 +64,7 @@ class Quality:
 
 def supported_metrics(task: str, data: EvalData) -> tuple[str, ...]:
     """Return the metrics that a task and a kind of data allow, in report order."""
-    if task == "text-generation":
-        return ("perplexity", "kl", "top1") if isinstance(data, TextData) else ()
-    if task == "feature-extraction":
-        return ("cosine", "cosine_min", "spearman") if isinstance(data, PairData) else ("cosine", "cosine_min")
-    return ("accuracy", "top1", "kl") if isinstance(data, LabelData) else ()
+    return TASKS[task].metrics.get(data.kind, ())
 
 
 def evaluate(
@@ -81,8 +75,9 @@ def evaluate(
     Args:
         runner: the model to judge.
         data: evaluation data; see the table above for what fits which metric.
-        metrics: names out of `METRICS`; `cosine` brings `cosine_min` with it.
-        reference: the dense model; needed for `RELATIVE` metrics, which are left out of the default without it.
+        metrics: names out of `compressor.recipe.METRICS`; `cosine` brings `cosine_min` with it.
+        reference: the dense model; needed for metrics that compare with it, which are left out of the default
+            without it.
 
     Raises:
         UsageError: an unknown metric, or one that this task, data or missing reference does not allow.
@@ -99,20 +94,18 @@ def check_metrics(metrics: Sequence[str], task: str, data: EvalData, has_referen
     Raises:
         UsageError: an unknown or impossible metric.
     """
-    possible = [m for m in supported_metrics(task, data) if has_reference or m not in RELATIVE]
+    possible = [m for m in supported_metrics(task, data) if has_reference or not METRICS[m].relative]
     for name in metrics:
         if name not in METRICS:
             raise UsageError(f"unknown metric '{name}'{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
         if name not in possible:
             why = (
                 "it needs the dense model to compare with"
-                if name in RELATIVE and not has_reference
+                if METRICS[name].relative and not has_reference
                 else (f"{type(data).__name__} with a model for {task} gives {', '.join(possible) or 'none'}")
             )
             raise UsageError(f"metric '{name}' cannot be measured here: {why}")
-    wanted = set(metrics or possible)
-    if "cosine" in wanted:
-        wanted.add("cosine_min")
+    wanted = {shown for name in metrics or possible for shown in (name, *METRICS[name].brings)}
     return [name for name in possible if name in wanted]
 
 

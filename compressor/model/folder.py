@@ -11,6 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.architectures import Family, StackShapes, family_of
+from compressor.architectures.tasks import task_of
 from compressor.errors import ModelError
 from compressor.model.blueprint import Blueprint, read_blueprint
 from compressor.model.names import check_entries, codes_as_weight, module_entries
@@ -21,13 +22,6 @@ from compressor.storage.grids import SCALE, ZERO_POINT, Grid, GridSpec
 from compressor.storage.packed import PACKED, PackedEntry, packed_entry
 from compressor.storage.tensors import Checkpoint, Entry, stored_entries
 
-TASK_OF_CLASS = {
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForImageClassification": "image-classification",
-    "ForImageClassificationWithTeacher": "image-classification",
-    "ForSequenceClassification": "text-classification",
-}
 _UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modules raise when their config makes no sense."""
 
@@ -156,23 +150,6 @@ class ModelFolder:
         return replace(self, blueprint=blueprint)
 
 
-def task_of(config: PretrainedConfig, family: Family, task: str = "auto") -> str:
-    """Return the task a model is loaded for.
-
-    Raises:
-        ModelError: the family is not covered for the task that was asked for, or config.json names no classes.
-    """
-    if task == "auto":
-        stated = config.architectures or []
-        if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
-            raise ModelError(f"config.json: architectures is {stated!r}; allowed: a list of class names")
-        found = [kind for name in stated for end, kind in TASK_OF_CLASS.items() if name.endswith(end)]
-        task = found[0] if found and found[0] in family.tasks else family.tasks[0]
-    if task not in family.tasks:
-        raise ModelError(
-            f"model.task: {task!r} is not covered for {family.name}; allowed: {', '.join(('auto', *family.tasks))}"
-        )
-    return task
 
 
 def open_model(

@@ -12,17 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.architectures import Family, LayerShape
+from compressor.architectures.tasks import TASKS
 from compressor.errors import ModelError
 from compressor.model.blocks import (
     ShortcutBlock,
@@ -32,13 +27,6 @@ from compressor.model.blueprint import Blueprint
 from compressor.model.gated import GatedLinear
 from compressor.model.modules import base_of, base_prefix, optional_submodules, set_weight, submodule  # noqa: F401
 from compressor.model.reduced import ReducedBlock, Tracks
-
-AUTO_CLASSES: dict[str, Any] = {
-    "text-generation": AutoModelForCausalLM,
-    "feature-extraction": AutoModel,
-    "text-classification": AutoModelForSequenceClassification,
-    "image-classification": AutoModelForImageClassification,
-}
 
 
 @contextmanager
@@ -65,7 +53,8 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
         ModelError: the blueprint asks for what the family cannot be built with.
     """
     with parameters_on_meta():
-        model: PreTrainedModel = AUTO_CLASSES[task].from_config(config, attn_implementation="sdpa")
+        auto = getattr(transformers, TASKS[task].auto_class)
+        model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa")
     model.requires_grad_(False)
     resize(model, family, blueprint)
     if blueprint.tied:

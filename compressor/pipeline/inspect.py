@@ -8,9 +8,9 @@ from typing import Any
 
 from compressor.errors import CompressorError
 from compressor.measure.benchmark import file_bytes
-from compressor.measure.runner import runtime_model
 from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import ModelFolder, open_model
+from compressor.storage.artifact import runtime_model
 from compressor.verification import MANIFEST
 
 _INSPECT_TOKENS = 512

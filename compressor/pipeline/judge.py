@@ -14,14 +14,16 @@ from compressor.errors import CompressorError, ModelError, RecipeError, Verifica
 from compressor.machine.progress import Progress
 from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import evaluate as measure
-from compressor.measure.runner import open_runner, runtime_model
+from compressor.measure.opening import open_runner
 from compressor.model.cost import count_flops, default_length
-from compressor.model.folder import open_model, resolve_path
+from compressor.model.folder import open_model
+from compressor.model.source import resolve_path
 from compressor.passes import method_options
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
+from compressor.storage.artifact import runtime_model
 from compressor.verification import Job, Verdict, run_fresh
 from compressor.verification.manifest import read_manifest
 

@@ -13,12 +13,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from compressor.errors import Problem, RecipeError, did_you_mean
-from compressor.recipe._agreement import METRIC_OF, PassFacts, disagreements
+from compressor.recipe._agreement import PassFacts, disagreements
 from compressor.recipe._overrides import Overrides
 from compressor.recipe._problems import line_of, validate
 from compressor.recipe._schema import json_schema
 from compressor.recipe._sections import (
-    BOUNDS,
     Bound,
     CalibrationSection,
     EvaluationSection,
@@ -28,11 +27,13 @@ from compressor.recipe._sections import (
     VerifySection,
 )
 from compressor.recipe._yaml import MAX_BYTES, Document, KeyPath, Refused, key_name, read, shown
+from compressor.recipe.metrics import BOUNDS, METRICS, Bounded
 
 __all__ = [
     "BOUNDS",
-    "METRIC_OF",
+    "METRICS",
     "Bound",
+    "Bounded",
     "CalibrationSection",
     "Document",
     "EvaluationSection",

@@ -6,23 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from compressor.errors import Problem
+from compressor.recipe.metrics import BOUNDS
 
 if TYPE_CHECKING:
     from compressor.recipe import ExportSection, Recipe
-
-METRIC_OF = {
-    "perplexity": "perplexity",
-    "perplexity_increase": "perplexity",
-    "kl": "kl",
-    "top1": "top1",
-    "cosine": "cosine",
-    "cosine_min": "cosine_min",
-    "spearman": "spearman",
-    "spearman_drop": "spearman",
-    "accuracy": "accuracy",
-    "accuracy_drop": "accuracy",
-}
-"""Bounds on what is measured on evaluation data, each with the metric that it follows from."""
 
 
 class NeedsFacts(Protocol):
@@ -113,6 +100,6 @@ def _unmeasured(recipe: Recipe) -> Iterator[Problem]:
     """Yield the bounds on quality of a recipe without evaluation data."""
     if recipe.evaluation is None:
         for name in recipe.verify:
-            if name in METRIC_OF:
+            if BOUNDS[name].metric:
                 message = "is measured on evaluation data, and the recipe names none; add `evaluation: {data: ...}`"
                 yield recipe.problem(("verify", name), message)

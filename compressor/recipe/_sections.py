@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -17,11 +16,15 @@ from pydantic import (
     model_validator,
 )
 
+from compressor.recipe.metrics import BOUNDS, METRICS
+
 _UNITS = {"b": 1} | {
     f"{prefix}{suffix}": base**power
     for suffix, base in (("b", 1000), ("ib", 1024))
     for power, prefix in enumerate("kmgt", 1)
 }
+TASK_NAMES = ("auto", "text-generation", "feature-extraction", "text-classification", "image-classification")
+"""Those of `compressor.architectures.tasks`, which this wing cannot see."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[kmgt]i?)?b)", re.IGNORECASE)
 
@@ -44,6 +47,18 @@ def _opset(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 18 <= value <= 23):
         return value
     raise ValueError("expected auto, or an opset from 18 to 23")
+
+
+def _task(value: Any) -> Any:
+    """Return the task that optimum knows under a synonym, such as `causal-lm`; other values as they are."""
+    if not isinstance(value, str) or value in TASK_NAMES:
+        return value
+    try:
+        from optimum.exporters.tasks import TasksManager  # takes seconds: only for names that are not ours
+    except ImportError:
+        return value
+    # What is exported always has a key-value cache.
+    return TasksManager.map_from_synonym(value).removesuffix("-with-past")
 
 
 def _name(value: str) -> str:
@@ -84,7 +99,12 @@ Opset = Annotated[
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 18, "maximum": 23}]}),
 ]
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_one_line)]
-Metric = Literal["perplexity", "kl", "top1", "cosine", "cosine_min", "spearman", "accuracy"]
+if TYPE_CHECKING:
+    Metric: TypeAlias = str
+    TaskName: TypeAlias = str
+else:
+    Metric = Literal[*METRICS]
+    TaskName = Annotated[Literal[TASK_NAMES], BeforeValidator(_task)]
 Name = Annotated[
     str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": 100})
 ]
@@ -102,8 +122,10 @@ class ModelSection(Section):
     id: Line | None = Field(
         default=None, description="Local model folder, hub id (owner/name) or `demo`; -m overrides it."
     )
-    task: Literal["auto", "text-generation", "feature-extraction", "text-classification", "image-classification"] = (
-        Field(default="auto", description="What the model is for; auto reads it from its config.json.")
+    task: TaskName = Field(
+        default="auto",
+        description="What the model is for; auto reads it from its config.json. Synonyms that optimum knows, such as"
+        " causal-lm or sentence-similarity, are understood as well.",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="Type of the weights to compress and store; auto keeps that of the model."
@@ -201,33 +223,6 @@ class Bound(Section):
         return {key: value for key, value in (("min", self.min), ("max", self.max)) if value is not None}
 
 
-BOUNDS: dict[str, tuple[float, float, str]] = {
-    "perplexity": (1, math.inf, "Perplexity of the artifact."),
-    "perplexity_increase": (-1, math.inf, "Perplexity over that of the dense model, minus 1: 0.15 is 15 % worse."),
-    "kl": (0, math.inf, "Mean KL divergence from the dense model, nats per token (per sample for labels)."),
-    "top1": (0, 1, "Share of most likely tokens or classes equal to the dense model's."),
-    "cosine": (-1, 1, "Mean cosine of embeddings with the dense model's."),
-    "cosine_min": (-1, 1, "Smallest cosine of an embedding with the dense model's."),
-    "spearman": (-1, 1, "Rank correlation of pair similarities with the gold scores."),
-    "spearman_drop": (-2, 2, "Spearman of the dense model minus ours."),
-    "accuracy": (0, 1, "Share of right classes."),
-    "accuracy_drop": (-1, 1, "Accuracy of the dense model minus ours, as a share of 1."),
-    "size_ratio": (0, math.inf, "Bytes of the model files over those of the dense export."),
-    "parameters_ratio": (0, math.inf, "Parameters over the dense model's."),
-    "flops_ratio": (0, math.inf, "Theoretical operations over the dense model's."),
-    "memory_ratio": (0, math.inf, "Peak memory of loading and running over the dense export's."),
-    "speedup": (0, math.inf, "Smallest measured speed-up over the dense export of all phases, batch 1."),
-    "speedup_prefill": (0, math.inf, "Measured speed-up of reading a prompt (decoders)."),
-    "speedup_decode": (0, math.inf, "Measured speed-up of generating one token (decoders)."),
-    "speedup_forward": (0, math.inf, "Measured speed-up of the forward pass (encoders, image models)."),
-    "latency_prefill_ms": (0, math.inf, "Median milliseconds of reading a prompt."),
-    "latency_decode_ms": (0, math.inf, "Median milliseconds of generating one token."),
-    "latency_forward_ms": (0, math.inf, "Median milliseconds of the forward pass."),
-    "bytes": (0, math.inf, "Bytes of the model files."),
-}
-"""What `verify` may bound: least and largest possible value, and what it is."""
-
-
 def _within(low: float, high: float) -> AfterValidator:
     """Return a validator that refuses bounds outside of what the value can be."""
 
@@ -246,8 +241,8 @@ VerifySection: type[Section] = create_model(
     __base__=Section,
     __doc__="Bounds that the artifact must meet; a run that misses one ends with exit code 4.",
     **{
-        name: (Annotated[Bound, _within(low, high)] | None, Field(default=None, description=text))
-        for name, (low, high, text) in BOUNDS.items()
+        name: (Annotated[Bound, _within(value.low, value.high)] | None, Field(default=None, description=value.text))
+        for name, value in BOUNDS.items()
     },  # type: ignore[call-overload]
 )
 

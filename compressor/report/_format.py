@@ -4,49 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from compressor.recipe import metrics
+from compressor.recipe.metrics import Metric
 from compressor.report.schema import Bound, Check, Report
 
 DASH = "—"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/\\~])(?:~?(?:/[^\s/'\"`,;:()<>]+){2,}/?|[A-Za-z]:\\[^\s'\"`,;()<>]+)")
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a quality metric is shown.
-
-    Attributes:
-        label: name for people.
-        better: which direction is an improvement.
-        change: how a change from the dense model is stated: as a percentage of it, in points of a share, as a plain
-            difference, or not at all because the metric is itself a comparison with the dense model.
-        share: whether values are shares of 1, shown in percent.
-        unit: unit behind the value.
-        meaning: one line for readers who do not know the metric.
-        ideal: the value that an artifact equal to the dense model has, for metrics that compare with it.
-    """
-
-    label: str
-    better: Literal["lower", "higher"]
-    change: Literal["relative", "points", "difference", "none"]
-    share: bool = False
-    unit: str = ""
-    meaning: str = ""
-    ideal: float | None = None
-
-
-METRICS: dict[str, Metric] = {
-    "perplexity": Metric("perplexity", "lower", "relative", meaning="how surprised the model is by held-out text"),
-    "accuracy": Metric("accuracy", "higher", "points", share=True, meaning="share of the labels predicted"),
-    "spearman": Metric("Spearman", "higher", "difference", meaning="rank correlation with human similarity scores"),
-    "kl": Metric("KL to dense", "lower", "none", unit="nats", meaning="distance of the predictions", ideal=0.0),
-    "top1": Metric("top-1 agreement", "higher", "none", share=True, meaning="same best answer as dense", ideal=1.0),
-    "cosine": Metric("cosine to dense", "higher", "none", meaning="mean similarity of the embeddings", ideal=1.0),
-    "cosine_min": Metric("cosine, worst", "higher", "none", meaning="similarity of the worst embedding", ideal=1.0),
-}
-"""Known metrics, the most telling first."""
+METRICS: dict[str, Metric] = dict(sorted(metrics.METRICS.items(), key=lambda item: item[1].relative))
+"""Known metrics, the most telling first: those that the dense model has as well."""
 
 
 def metric(name: str) -> Metric:

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
+from compressor.architectures.tasks import TASKS
 from compressor.report.facts import ArtifactFacts
-
-_AUTO = {
-    "text-generation": "AutoModelForCausalLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
-_ORT = {
-    "text-classification": "ORTModelForSequenceClassification",
-    "image-classification": "ORTModelForImageClassification",
-    "feature-extraction": "ORTModelForFeatureExtraction",
-}
 
 DECODER = """\
 import numpy as np
@@ -99,8 +89,9 @@ model = compressor.load(".")  # this folder; a torch module with its true widths
 
 def usage(task: str, facts: ArtifactFacts) -> str:
     """Return the Markdown of the section that tells how to load the artifact."""
+    known = TASKS.get(task)  # a report may come from a version that knows other tasks
     if facts.format == "safetensors":
-        kind = _AUTO.get(task, "AutoModel")
+        kind = (known or TASKS["feature-extraction"]).auto_class
         remote = ", trust_remote_code=True" if facts.shaped else ""
         parts = [("transformers", TRANSFORMERS.format(kind=kind, remote=remote))]
         if facts.shaped:
@@ -110,8 +101,8 @@ def usage(task: str, facts: ArtifactFacts) -> str:
         if facts.genai:
             parts.insert(0, ("onnxruntime-genai, with a generation loop", GENAI))
     else:
-        parts = [("ONNX Runtime", IMAGE if task == "image-classification" else ENCODER)]
-        if task in _ORT:
+        parts = [("ONNX Runtime", IMAGE if known and known.inputs == "pixels" else ENCODER)]
+        if known:
             where = "optimum (package `optimum-onnx`, in an environment of its own)"
-            parts.append((where, OPTIMUM.format(kind=_ORT[task])))
+            parts.append((where, OPTIMUM.format(kind=known.ort_class)))
     return "\n".join(f"{title}:\n\n```python\n{code}```\n" for title, code in parts)

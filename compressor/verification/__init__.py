@@ -7,9 +7,6 @@ Every check that can still run does run after a failed one, so that a changed ha
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,11 +16,16 @@ from typing import Any
 from compressor.data.kinds import EvalData
 from compressor.data.reading import load_data
 from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
+from compressor.machine.fresh import Ended, run_module
 from compressor.machine.memory import peak_memory
 from compressor.measure.benchmark import Timing, compare, file_bytes
 from compressor.measure.evaluation import Quality, check_metrics, measure
-from compressor.measure.runner import Runner, TorchRunner, open_runner, read_config, runtime_model, task_of
+from compressor.measure.opening import open_runner
+from compressor.measure.runner import Runner, read_config, task_of
+from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
+from compressor.recipe import METRICS
+from compressor.storage.artifact import runtime_model
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
@@ -39,7 +41,6 @@ from compressor.verification.manifest import (
 )
 from compressor.verification.ort import check_ort
 from compressor.verification.quality import (
-    BOUNDS,
     STEP,
     check_bound_names,
     check_bounds,
@@ -54,7 +55,6 @@ from compressor.verification.verdict import Check, Job, Verdict, failed, yes
 from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
 
 __all__ = [
-    "BOUNDS",
     "GATES",
     "MANIFEST",
     "REFERENCE",
@@ -125,26 +125,19 @@ def run_fresh(job: Job, *, timeout: float | None = None) -> Verdict:
         CompressorError: what `verify` raises, with its exit code; `ResourceError` when the process was killed for
             memory, `VerificationError` when the artifact crashed it or it took longer than `timeout` seconds.
     """
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryDirectory(prefix="compressor-verify-") as folder:
         request, answer = Path(folder) / "job.json", Path(folder) / "verdict.json"
         resolved = {**job.to_json(), "artifact": str(job.artifact.resolve())}
         resolved["dense"] = str(job.dense.resolve()) if job.dense else None
         request.write_text(json.dumps(resolved), encoding="utf-8")
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "compressor.verification", str(request), str(answer)],
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                env={**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": path},
-                check=False,
+            done = run_module(
+                "compressor.verification", str(request), str(answer), threads=job.threads, timeout=timeout
             )
-        except subprocess.TimeoutExpired as error:
+        except TimeoutError as error:
             raise VerificationError(f"verification did not end within {timeout:.0f} s") from error
         if not answer.is_file():
-            _raise_crash(done.returncode, done.stderr)
+            _raise_crash(done)
         data = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in data:
         errors: tuple[type[CompressorError], ...] = (UsageError, ModelError, VerificationError, ResourceError)
@@ -154,13 +147,12 @@ def run_fresh(job: Job, *, timeout: float | None = None) -> Verdict:
     return Verdict.from_json(data)
 
 
-def _raise_crash(code: int, stderr: str) -> None:
-    last = (stderr.strip().splitlines() or ["no message"])[-1]
-    if code == -9:
+def _raise_crash(done: Ended) -> None:
+    if done.code == -9:
         raise ResourceError("the verifying process was killed, most likely for want of memory")
-    if code < 0:
-        raise VerificationError(f"the verifying process crashed (signal {-code}): the artifact breaks its runtime")
-    raise CompressorError(f"the verifying process ended with exit code {code} and no verdict: {last}")
+    if done.code < 0:
+        raise VerificationError(f"the verifying process crashed (signal {-done.code}): the artifact breaks its runtime")
+    raise CompressorError(f"the verifying process ended with exit code {done.code} and no verdict: {done.last_line}")
 
 
 def _open_dense(job: Job) -> Runner | None:
@@ -325,7 +317,7 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
 def _side(folder: Path, metrics: dict[str, float], latency: dict[str, float], job: Job) -> dict[str, Any]:
     from compressor.model.folder import open_model
 
-    wanted = set(job.metrics) | ({"cosine_min"} if "cosine" in job.metrics else set())
+    wanted = {shown for name, facts in METRICS.items() if name in job.metrics for shown in (name, *facts.brings)}
     shown = {name: value for name, value in metrics.items() if not wanted or name in wanted}
     side: dict[str, Any] = {"bytes": file_bytes(folder), "metrics": shown, "latency_ms": latency}
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.measure.runner import OnnxRunner
+from compressor.measure.onnx_runner import OnnxRunner
 from compressor.verification.reference import check_reference
 from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights

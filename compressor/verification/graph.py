@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.measure.runner import OnnxRunner, Runner, TorchRunner, runtime_model
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.runner import Runner
+from compressor.measure.torch_runner import TorchRunner
+from compressor.storage.artifact import runtime_model
 from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights
 

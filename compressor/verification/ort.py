@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import ModelError
-from compressor.measure.runner import ORT_MODEL, OnnxRunner, Runner
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.runner import Runner
+from compressor.storage.artifact import ORT_MODEL
 from compressor.verification.reference import check_reference, write_reference
 from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from compressor.errors import CompressorError, ModelError, ResourceError
-from compressor.measure.runner import TorchRunner
+from compressor.machine.fresh import run_module
+from compressor.measure.torch_runner import TorchRunner
 from compressor.verification.reference import write_reference
 
 
@@ -21,17 +20,13 @@ def write_probes(model: Path, target: Path) -> None:
         ModelError: stock transformers, or our loader for per-layer shapes, refuses the model.
         ResourceError: the process was killed for want of memory.
     """
-    command = [sys.executable, "-m", "compressor.verification.probes", str(model), str(target)]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode == -9:
+    done = run_module("compressor.verification.probes", str(model), str(target))
+    if done.code == -9:
         raise ResourceError("the process that runs the compressed model was killed, most likely for want of memory")
-    if done.returncode == ModelError.exit_code:
+    if done.code == ModelError.exit_code:
         raise ModelError(done.stderr.strip())
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CompressorError(f"the compressed model cannot be run in PyTorch: {last}")
+    if done.code != 0:
+        raise CompressorError(f"the compressed model cannot be run in PyTorch: {done.last_line}")
 
 
 def _main(model: Path, target: Path) -> int:

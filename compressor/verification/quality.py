@@ -8,33 +8,8 @@ from collections.abc import Mapping, Sequence
 from compressor.data.kinds import EvalData, LabelData
 from compressor.errors import UsageError, did_you_mean
 from compressor.measure.evaluation import Quality
+from compressor.recipe import BOUNDS
 from compressor.verification.verdict import Bounds, Check, bounded, yes
-
-BOUNDS = {
-    "perplexity": "perplexity of the artifact",
-    "perplexity_increase": "perplexity over dense, minus 1",
-    "kl": "mean KL divergence from dense, nats per token",
-    "top1": "share of most likely tokens or classes equal to dense",
-    "cosine": "mean cosine of embeddings with dense",
-    "cosine_min": "smallest cosine of embeddings with dense",
-    "spearman": "rank correlation with the gold scores",
-    "spearman_drop": "spearman of dense minus ours",
-    "accuracy": "share of right classes",
-    "accuracy_drop": "accuracy of dense minus ours, as a share of 1",
-    "size_ratio": "bytes over dense",
-    "parameters_ratio": "parameters over dense",
-    "flops_ratio": "theoretical operations over dense",
-    "memory_ratio": "peak memory over dense",
-    "speedup": "smallest speed-up over dense of all phases, batch 1",
-    "speedup_prefill": "speed-up of the prefill",
-    "speedup_decode": "speed-up of one decode step",
-    "speedup_forward": "speed-up of the forward pass (encoders, images)",
-    "latency_prefill_ms": "median prefill latency",
-    "latency_decode_ms": "median latency of one decode step",
-    "latency_forward_ms": "median latency of the forward pass",
-    "bytes": "bytes of the model files",
-}
-"""Names that a recipe's `verify` section may bound, and what they mean."""
 
 DEFAULTS: Bounds = {
     "perplexity_increase": {"max": 2.0},
@@ -80,11 +55,9 @@ def check_bound_names(bounds: Bounds) -> None:
 def derived(ours: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of ours with the differences to dense that bounds may name."""
     values = dict(ours)
-    if "perplexity" in ours and "perplexity" in dense:
-        values["perplexity_increase"] = ours["perplexity"] / dense["perplexity"] - 1.0
-    for name in ("spearman", "accuracy"):
-        if name in ours and name in dense:
-            values[f"{name}_drop"] = dense[name] - ours[name]
+    for name, bound in BOUNDS.items():
+        if bound.change and bound.metric in ours and bound.metric in dense:
+            values[name] = bound.value(ours[bound.metric], dense[bound.metric])
     return values
 
 
@@ -121,7 +94,7 @@ def check_bounds(values: Mapping[str, float], bounds: Bounds) -> list[Check]:
 
 
 def _check(group: str, name: str, value: float | None, limits: Mapping[str, float], why: str) -> Check:
-    unit = "ms" if name.startswith("latency") else "bytes" if name == "bytes" else ""
+    unit = BOUNDS[name].unit if name in BOUNDS else ""
     return bounded(f"{group}.{name}", value, least=limits.get("min"), most=limits.get("max"), unit=unit, why=why)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
@@ -26,7 +27,6 @@ from compressor.verification.verdict import Check, bounded, failed, yes
 COLUMNS = 1024
 NEW_TOKENS = 24
 _IMAGE_BLOCKS = (16, 14, 8, 7, 4, 2, 1)
-_MODEL_TASKS = {"text-generation": "logits", "feature-extraction": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _check_case(
     scale = max(1.0, float(np.sqrt(np.mean(np.square(wanted.values, dtype=np.float64)))))
     checks = []
     error = _max_error(found, wanted)
-    unit = _MODEL_TASKS.get(runner.task, "logits").removesuffix("s")
+    unit = TASKS[runner.task].output
     if gate.absolute is not None:
         why = "the artifact does not compute what the exported model computed"
         checks.append(bounded(f"{name}.max_abs", error, most=gate.absolute * scale, unit=unit, why=why))
@@ -212,7 +212,7 @@ def _check_case(
         cosine = _cosine(found.values, wanted.values)
         checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=gate.cosine[0]))
         checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=gate.cosine[1]))
-    if runner.task != "feature-extraction":
+    if unit == "logit":
         tie = 2 * (gate.absolute or 0.0) * scale
         equal = (found.argmax == wanted.argmax) | (wanted.margin <= tie)
         winners.append(equal if np.isfinite(found.values).all() else np.full(equal.shape, np.nan))
@@ -230,7 +230,7 @@ def _check_greedy(runner: Runner, tensors: dict[str, NDArray[Any]], name: str) -
 
 
 def _cases_of(runner: Runner) -> tuple[Case, ...]:
-    if runner.task == "image-classification":
+    if TASKS[runner.task].inputs == "pixels":
         return IMAGE_CASES
     cases = DECODER_CASES if runner.task == "text-generation" else ENCODER_CASES
     limit = _positions(runner)
@@ -252,7 +252,7 @@ def _fitting(runner: Runner, tokens: int) -> int:
 
 def _probe(runner: Runner, case: Case, rng: np.random.Generator) -> Inputs:
     config = read_config(runner.folder)
-    if runner.task == "image-classification":
+    if TASKS[runner.task].inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
         # Seeded noise in blocks: 100 times smaller on disk than pixels, and closer to an image than white noise.
         block = next(b for b in _IMAGE_BLOCKS if height % b == 0 and width % b == 0)

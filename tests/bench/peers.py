@@ -150,7 +150,7 @@ def measured_quality(spec: Result) -> Result:
     from compressor.data.reading import DataRequest, load_data
     from compressor.measure.benchmark import file_bytes
     from compressor.measure.evaluation import measure
-    from compressor.measure.runner import open_runner
+    from compressor.measure.opening import open_runner
 
     dense, ours = open_runner(Path(spec["dense"]), 1), open_runner(Path(spec["ours"]), 1)
     request = DataRequest(spec["data"], (), spec["samples"], spec["length"], 0, "evaluation")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from compressor.errors import CompressorError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
-from compressor.measure.runner import OnnxRunner
+from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.cost import stored_bytes
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods

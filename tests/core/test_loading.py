@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from compressor.architectures import FAMILIES, family_of
+from compressor.architectures.tasks import TASKS
 from compressor.errors import ModelError
 from compressor.exporters.remote_code import add_remote_code
 from compressor.model.blueprint import compression_section, read_blueprint
@@ -21,7 +23,6 @@ from compressor.model.config import config_for
 from compressor.model.cost import count_flops
 from compressor.model.folder import open_model
 from compressor.model.names import check_entries
-from compressor.model.skeleton import AUTO_CLASSES
 from compressor.model.source import read_config
 from compressor.storage.tensors import Plan, stored_entries, write_safetensors
 
@@ -37,7 +38,7 @@ def inputs_for(task: str, vocabulary: int = 320, image: int = 32) -> dict[str, t
 
 
 def stock(folder: Path, task: str, **options: Any) -> Any:
-    return AUTO_CLASSES[task].from_pretrained(folder, **options).eval()
+    return getattr(transformers, TASKS[task].auto_class).from_pretrained(folder, **options).eval()
 
 
 def test_every_covered_family_has_a_pico_model() -> None:

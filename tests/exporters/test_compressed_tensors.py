@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
+from compressor.architectures.tasks import TASKS
 from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
-from compressor.measure.runner import OnnxRunner, TorchRunner
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.cost import stored_bytes
 from compressor.model.folder import ModelFolder, load, open_model
-from compressor.model.skeleton import AUTO_CLASSES
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.quantize.rtn import Rtn, RtnOptions
 from compressor.storage.grids import GridSpec
@@ -53,7 +55,7 @@ def exported(model: ModelFolder, out: Path, **options: Any) -> Path:
 
 def stock_outputs(folder: Path, task: str) -> np.ndarray[Any, Any]:
     """What transformers alone computes."""
-    model = AUTO_CLASSES[task].from_pretrained(folder, trust_remote_code=True).eval()
+    model = getattr(transformers, TASKS[task].auto_class).from_pretrained(folder, trust_remote_code=True).eval()
     with torch.no_grad():
         made: np.ndarray[Any, Any] = model(**inputs_for(task))[0].numpy()
     return made
@@ -62,7 +64,7 @@ def stock_outputs(folder: Path, task: str) -> np.ndarray[Any, Any]:
 def fresh_outputs(folder: Path, task: str, scratch: Path) -> np.ndarray[Any, Any]:
     """What a process that has only transformers and compressed-tensors computes."""
     np.savez(scratch / "inputs.npz", **{key: value.numpy() for key, value in inputs_for(task).items()})
-    name = AUTO_CLASSES[task].__name__
+    name = TASKS[task].auto_class
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder), str(scratch), name], capture_output=True, text=True, cwd=scratch
     )

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from compressor.exporters.onnx import export_onnx
-from compressor.measure.runner import OnnxRunner, TorchRunner
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass

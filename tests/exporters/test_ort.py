@@ -16,9 +16,11 @@ import torch
 from compressor.errors import ModelError
 from compressor.exporters.ort import MODEL, OPERATORS, convert, export_ort
 from compressor.measure.benchmark import file_bytes
-from compressor.measure.runner import OnnxRunner, TorchRunner, runtime_model
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.folder import ModelFolder, open_model
 from compressor.pipeline.artifact import grid_records
+from compressor.storage.artifact import runtime_model
 from compressor.storage.grids import precision_of
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from compressor.verification.ort import _initializers

@@ -14,7 +14,7 @@ import torch
 from compressor.errors import ModelError, UsageError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.onnx.quantized import pack_bits
-from compressor.measure.runner import OnnxRunner
+from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.cost import stored_bytes
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from compressor.exporters.safetensors import export_safetensors
-from compressor.measure.runner import TorchRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.folder import ModelFolder, load
 from compressor.verification import REFERENCE, write_reference
 from tests.exporters.test_quantized import quantized

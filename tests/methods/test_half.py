@@ -15,7 +15,7 @@ from safetensors import safe_open
 from compressor.data.kinds import Batches
 from compressor.errors import ModelError, RecipeError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
-from compressor.measure.runner import OnnxRunner
+from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass

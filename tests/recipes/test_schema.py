@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import pytest
+
+from compressor.architectures.tasks import TASKS
 from compressor.cli._models import MetricName
-from compressor.recipe import BOUNDS, json_schema
+from compressor.recipe import BOUNDS, METRICS, json_schema
 from compressor.recipe._sections import Metric
 
 
@@ -75,10 +78,32 @@ def test_references_resolve(toys):
     assert {name.removeprefix("#/$defs/") for name in found} <= set(schema["$defs"])
 
 
-def test_bounds_and_metrics_are_those_of_verification():
-    from compressor import verification
-    from compressor.measure import evaluation
+def test_metrics_are_those_of_the_table():
+    assert get_args(Metric) == tuple(METRICS)
+    assert tuple(MetricName) == tuple(METRICS)
 
-    assert set(BOUNDS) == set(verification.BOUNDS)
-    assert get_args(Metric) == evaluation.METRICS
-    assert tuple(MetricName) == evaluation.METRICS
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_is_on_a_value_that_something_gives(name):
+    value = BOUNDS[name]
+    phases = {phase for task in TASKS.values() for phase in task.phases}
+    assert value.low < value.high and value.text.endswith(".")
+    assert value.metric is None or value.metric in METRICS
+    assert (value.metric == name) == (value.metric is not None and value.change is None)
+    assert value.phase is None or value.phase in phases
+    assert (value.phase is not None) == name.removeprefix("speedup_").removeprefix("latency_").startswith(
+        ("prefill", "decode", "forward")
+    )
+
+
+def test_every_metric_and_every_phase_can_be_bounded():
+    assert {value.metric for value in BOUNDS.values()} == {None, *METRICS}
+    for task in TASKS.values():
+        assert {f"speedup_{phase}" for phase in task.phases} | {f"latency_{phase}_ms" for phase in task.phases} < set(
+            BOUNDS
+        )
+
+
+def test_differences_to_dense():
+    assert BOUNDS["perplexity_increase"].value(12.0, 10.0) == pytest.approx(0.2)
+    assert BOUNDS["accuracy_drop"].value(0.5, 0.75) == 0.25

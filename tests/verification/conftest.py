@@ -16,7 +16,7 @@ from tests.pico import sample_text
 def export(source: Path, out: Path, *, precision: str = "float32", **options: str) -> Path:
     """Export a model folder to a sealed artifact with its reference, as the pipeline does."""
     from compressor.exporters.onnx import OnnxOptions, export_onnx
-    from compressor.measure.runner import TorchRunner
+    from compressor.measure.torch_runner import TorchRunner
     from compressor.model.folder import open_model
 
     model = open_model(source)

@@ -11,7 +11,8 @@ import pytest
 
 from compressor.errors import UsageError
 from compressor.measure.benchmark import Phase, Series, _interleave, compare, file_bytes
-from compressor.measure.runner import Runner, open_runner
+from compressor.measure.opening import open_runner
+from compressor.measure.runner import Runner
 
 
 def test_rounds_alternate_after_a_warm_up() -> None:

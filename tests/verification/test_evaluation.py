@@ -17,8 +17,10 @@ import scipy.stats
 from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.measure.evaluation import METRICS, embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
-from compressor.measure.runner import Array, TorchRunner
+from compressor.measure.evaluation import embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
+from compressor.measure.runner import Array
+from compressor.measure.torch_runner import TorchRunner
+from compressor.recipe import METRICS
 
 VOCAB = 23
 
@@ -310,7 +312,7 @@ def test_scores_of_real_models(
 
 
 def test_real_models_agree_with_themselves_across_runtimes(pico: Callable[..., Path], artifact: Path) -> None:
-    from compressor.measure.runner import OnnxRunner
+    from compressor.measure.onnx_runner import OnnxRunner
 
     windows = np.random.default_rng(0).integers(0, 320, (4, 24), dtype=np.int64)
     found = measure(OnnxRunner(artifact), TextData(windows), TorchRunner(pico("llama")))

@@ -11,7 +11,9 @@ from safetensors import safe_open
 
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
-from compressor.measure.runner import Array, OnnxRunner, TorchRunner
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.runner import Array
+from compressor.measure.torch_runner import TorchRunner
 from compressor.verification import REFERENCE, write_reference
 from compressor.verification.reference import GATES, check_determinism, check_reference
 from compressor.verification.verdict import Check

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from compressor.errors import ModelError, UsageError
-from compressor.measure.runner import OnnxRunner, TorchRunner, complete, open_runner, task_of
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.opening import open_runner
+from compressor.measure.runner import complete, task_of
+from compressor.measure.torch_runner import TorchRunner
 
 
 def ids(batch: int, length: int, seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.exporters.onnx import export_onnx
 from compressor.exporters.safetensors import export_safetensors
-from compressor.measure.runner import TorchRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.folder import ModelFolder
 from compressor.pipeline.artifact import grid_records
 from compressor.storage.grids import precision_of

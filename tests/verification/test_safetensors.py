@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.measure.runner import TorchRunner
+from compressor.measure.torch_runner import TorchRunner
 from compressor.model.folder import open_model
 from compressor.verification import REFERENCE, Job, Verdict, parameter_count, seal, verify, write_reference
 from tests.verification.test_sabotage import reasons, rehash

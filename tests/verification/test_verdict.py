@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 from compressor.data.kinds import Batches, LabelData
 from compressor.data.reading import DataRequest
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
+from compressor.exporters.ort import convert
 from compressor.measure.evaluation import Quality
-from compressor.measure.runner import TorchRunner
-from compressor.verification import BOUNDS, GATES, Check, Job, Verdict, _imitates, run_fresh, verify
+from compressor.measure.torch_runner import TorchRunner
+from compressor.verification import GATES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
+from compressor.verification.probes import write_probes
 from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense
 from compressor.verification.verdict import bounded
 
@@ -222,10 +225,19 @@ def test_a_process_without_an_answer_is_an_error(artifact: Path, monkeypatch: py
         run_fresh(Job(artifact))
 
 
-def test_bounds_are_those_of_the_recipe() -> None:
-    from compressor.recipe._sections import BOUNDS as RECIPE
-
-    assert BOUNDS.keys() == RECIPE.keys()
+def test_a_hostile_working_folder_is_not_executed(
+    artifact: Path, pico: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "hostile"))
+    for name in ("numpy.py", "json.py", "compressor/__init__.py", "compressor/verification/__main__.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    monkeypatch.chdir(folder)
+    verdict = run_fresh(Job(Path(), dense=artifact, rounds=3, seconds=0.2))
+    assert "parity.prefill.max_abs" in {check.name for check in verdict.checks}
+    write_probes(pico("llama"), tmp_path / "probes.safetensors")
+    convert(artifact / "model.onnx", tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])

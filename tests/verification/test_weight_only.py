@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compressor.measure.runner import OnnxRunner
+from compressor.measure.onnx_runner import OnnxRunner
 from compressor.pipeline.record import quantization_step
 from compressor.verification.exact import check_exact
 from compressor.verification.manifest import REFERENCE

@@ -1,0 +1,115 @@
+"""What a model is for: one table of the facts that loading, measuring, timing, exporting and reporting go by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compressor.architectures.family import Family
+from compressor.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: as the hub and optimum call it.
+        auto_class: class of transformers that loads a model for it.
+        ort_class: class of optimum's ONNX Runtime models that loads its graph.
+        endings: how the names of its classes end in config.json's `architectures`; none for a body without a head.
+        inputs: what the model reads.
+        output: what one number of its output is.
+        metrics: kind of evaluation data (see `compressor.data.kinds`) -> the metrics that it allows, in report order;
+            the kind that allows most comes first.
+        phases: what is timed: one `forward` pass, or reading a prompt and making one token.
+        length: tokens per sample when it is timed, unless stated; 0 for images.
+    """
+
+    name: str
+    auto_class: str
+    ort_class: str
+    endings: tuple[str, ...]
+    inputs: Literal["tokens", "pixels"]
+    output: Literal["logit", "hidden"]
+    metrics: Mapping[str, tuple[str, ...]]
+    phases: tuple[str, ...] = ("forward",)
+    length: int = 64
+
+
+_EMBEDDINGS = ("cosine", "cosine_min")
+_LABELS = {"labels": ("accuracy", "top1", "kl")}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="text-generation",
+            auto_class="AutoModelForCausalLM",
+            ort_class="ORTModelForCausalLM",
+            endings=("ForCausalLM", "LMHeadModel"),
+            inputs="tokens",
+            output="logit",
+            metrics={"text": ("perplexity", "kl", "top1")},
+            phases=("prefill", "decode"),
+            length=128,
+        ),
+        Task(
+            name="feature-extraction",
+            auto_class="AutoModel",
+            ort_class="ORTModelForFeatureExtraction",
+            endings=(),
+            inputs="tokens",
+            output="hidden",
+            metrics={
+                "pairs": (*_EMBEDDINGS, "spearman"),
+                **dict.fromkeys(("sentences", "text", "labels"), _EMBEDDINGS),
+            },
+        ),
+        Task(
+            name="text-classification",
+            auto_class="AutoModelForSequenceClassification",
+            ort_class="ORTModelForSequenceClassification",
+            endings=("ForSequenceClassification",),
+            inputs="tokens",
+            output="logit",
+            metrics=_LABELS,
+        ),
+        Task(
+            name="image-classification",
+            auto_class="AutoModelForImageClassification",
+            ort_class="ORTModelForImageClassification",
+            endings=("ForImageClassification", "ForImageClassificationWithTeacher"),
+            inputs="pixels",
+            output="logit",
+            metrics=_LABELS,
+            length=0,
+        ),
+    )
+}
+"""All tasks, by name."""
+
+
+def stated_task(classes: Sequence[str]) -> str | None:
+    """Return the task of the first class name that states one; bodies without a head have none of their own."""
+    found = (task.name for name in classes for task in TASKS.values() if name.endswith(task.endings))
+    return next(found, None)
+
+
+def task_of(config: Any, family: Family, task: str = "auto") -> str:
+    """Return the task that the model of a transformers `config` is loaded for.
+
+    Raises:
+        ModelError: the family is not covered for the task that was asked for, or config.json names no classes.
+    """
+    if task == "auto":
+        stated = config.architectures or []
+        if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+            raise ModelError(f"config.json: architectures is {stated!r}; allowed: a list of class names")
+        found = stated_task(stated)
+        task = found if found in family.tasks else family.tasks[0]
+    if task not in family.tasks:
+        raise ModelError(
+            f"model.task: {task!r} is not covered for {family.name}; allowed: {', '.join(('auto', *family.tasks))}"
+        )
+    return task

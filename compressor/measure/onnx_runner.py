@@ -1,0 +1,104 @@
+"""ONNX Runtime behind the face of `compressor.measure.runner`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor._lazy import lazy
+from compressor.data.kinds import Ids, Inputs
+from compressor.errors import ModelError, UsageError
+from compressor.measure.runner import Array, Past, complete, first_line, greedy
+from compressor.storage.artifact import runtime_model
+
+ort = lazy("onnxruntime")
+
+_DTYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class OnnxRunner:
+    """A folder's `model.ort` or `model.onnx` in a plain ONNX Runtime session."""
+
+    def __init__(self, folder: Path, threads: int = 1, graph: bytes | None = None) -> None:
+        """Open the session; `graph` stands for what is in the file, its external data are those of the folder.
+
+        Raises:
+            ModelError: there is no such file, or ONNX Runtime refuses it.
+        """
+        self.folder = Path(folder)
+        path = runtime_model(self.folder)
+        if path is None:
+            raise ModelError(f"{self.folder}: no model.onnx there", hint="Export the model to ONNX first.")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 4
+        if graph is not None:
+            options.add_session_config_entry(_DATA_FOLDER, str(self.folder))
+        try:
+            self._session = ort.InferenceSession(graph or str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        self._inputs: dict[str, Any] = {i.name: i for i in self._session.get_inputs()}
+        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
+        outputs = [o.name for o in self._session.get_outputs()]
+        self._output = next((n for n in ("logits", "last_hidden_state") if n in outputs), outputs[0])
+        self._present = [name.replace("past_key_values", "present") for name in self._past]
+        if missing := [name for name in self._present if name not in outputs]:
+            raise ModelError(f"{path}: the graph takes a cache but does not return {missing[0]}")
+        self.task = self._guess_task()
+        self.left_padding = "position_ids" in self._inputs
+
+    def _guess_task(self) -> str:
+        if self._past or (self.folder / "genai_config.json").is_file():
+            return "text-generation"
+        if "pixel_values" in self._inputs:
+            return "image-classification"
+        return "feature-extraction" if self._output == "last_hidden_state" else "text-classification"
+
+    def forward(self, inputs: Inputs) -> Array:
+        """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
+        return self._run(inputs, self._empty_past(inputs), [self._output])[0]
+
+    def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
+        """Run tokens [B, S] after `past` (see `Runner.extend`)."""
+        if not self._past:
+            raise UsageError(f"{self.folder}: the graph has no key-value cache; only decoders can be extended")
+        held = self._empty_past(inputs) if past is None else cast("list[NDArray[Any]]", past)
+        logits, *present = self._run(inputs, held, [self._output, *self._present])
+        return logits, present
+
+    def generate(self, ids: Ids, new_tokens: int) -> Ids:
+        """Return the greedily decoded continuation [B, new_tokens] of `ids` [B, T]."""
+        return greedy(self, ids, new_tokens)
+
+    def _empty_past(self, inputs: Inputs) -> list[NDArray[Any]]:
+        if not self._past:
+            return []
+        batch = _batch_of(inputs)
+        shapes = [self._inputs[name] for name in self._past]
+        return [np.zeros((batch, s.shape[1], 0, s.shape[3]), _DTYPES[s.type]) for s in shapes]
+
+    def _run(self, inputs: Inputs, past: list[NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
+        given = complete(inputs, set(self._inputs), past=past[0].shape[2] if past else 0)
+        given.update(zip(self._past, past, strict=True))
+        if missing := sorted(set(self._inputs) - set(given)):
+            raise UsageError(f"{self.folder}: the graph needs the input {missing[0]}, got {sorted(inputs)}")
+        feed = {k: np.ascontiguousarray(given[k], dtype=_DTYPES.get(v.type)) for k, v in self._inputs.items()}
+        first, *rest = self._session.run(outputs, feed)
+        return [np.asarray(first, dtype=np.float32), *rest]
+
+
+def _batch_of(inputs: Inputs) -> int:
+    return int(next(iter(inputs.values())).shape[0])

@@ -1,0 +1,133 @@
+"""PyTorch behind the face of `compressor.measure.runner`."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from compressor._lazy import lazy
+from compressor.architectures.tasks import TASKS
+from compressor.data.kinds import Ids, Inputs
+from compressor.errors import ModelError, UsageError
+from compressor.measure.runner import Array, Past, complete, first_line, greedy, read_config, task_of
+
+torch = lazy("torch")
+transformers = lazy("transformers")
+
+
+class TorchRunner:
+    """A model folder in PyTorch: stock `AutoModel...`, or `compressor.load` for per-layer shapes."""
+
+    def __init__(self, folder: Path, threads: int = 1, model: Any = None) -> None:
+        """Load the folder in float32, or take `model` (a module already in memory, set to eval mode).
+
+        Raises:
+            ModelError: the folder cannot be loaded.
+        """
+        self.folder = Path(folder)
+        self._threads = threads
+        self._model = (load_torch(self.folder) if model is None else model).eval()
+        names = {"architectures": [type(model).__name__]} if model is not None else read_config(self.folder)
+        self.task = task_of(names)
+        self.left_padding = True
+        accepted = inspect.signature(self._model.forward).parameters
+        self._accepted = {n for n in accepted if n not in ("labels", "inputs_embeds")}
+        if not getattr(self._model.config, "type_vocab_size", 0):
+            self._accepted.discard("token_type_ids")
+
+    def forward(self, inputs: Inputs) -> Array:
+        """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
+        out = self._call(inputs, 0, use_cache=False) if self.task == "text-generation" else self._call(inputs, 0)
+        return _numpy(out.logits if "logits" in out else out.last_hidden_state)
+
+    def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
+        """Run tokens [B, S] after `past` (see `Runner.extend`)."""
+        if self.task != "text-generation":
+            raise UsageError(f"{self.folder}: a model for {self.task} has no key-value cache")
+        length = 0 if past is None else past.get_seq_length()
+        out = self._call(inputs, length, use_cache=True, past_key_values=past)
+        return _numpy(out.logits), out.past_key_values
+
+    def generate(self, ids: Ids, new_tokens: int) -> Ids:
+        """Return the greedily decoded continuation [B, new_tokens] of `ids` [B, T]."""
+        return greedy(self, ids, new_tokens)
+
+    def _call(self, inputs: Inputs, past: int, **options: Any) -> Any:
+        torch.set_num_threads(self._threads)
+        wanted = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values"} & self._accepted
+        if self.task != "text-generation":
+            wanted.discard("position_ids")
+        feed = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in complete(inputs, wanted, past=past).items()}
+        with torch.inference_mode():
+            return self._model(**feed, **options)
+
+
+def load_torch(folder: Path) -> Any:
+    """Load a model folder in float32: our loader for per-layer shapes, stock transformers for all others.
+
+    Stock transformers reads quantized weights with the library compressed-tensors. Where that is not installed, our
+    loader does, to the same bits; products in 8-bit integers need the library.
+
+    Raises:
+        ModelError: the folder cannot be loaded, or weights are missing from it or left over.
+    """
+    config = read_config(folder)
+    if "compression" in config or ("quantization_config" in config and not _library(config)):
+        from compressor.model.folder import load
+
+        return load(folder)
+    auto = getattr(transformers, TASKS[task_of(config)].auto_class)
+    try:
+        with _quiet():
+            model, info = auto.from_pretrained(
+                str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True, use_safetensors=True
+            )
+    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
+        raise ModelError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        # The pooler is no part of what an encoder returns here, and many checkpoints come without it.
+        if names := [str(name) for name in sorted(info.get(kind) or []) if "pooler." not in str(name)]:
+            raise ModelError(f"{folder}: {kind.replace('_', ' ')} in the weights: {names[0]} and {len(names) - 1} more")
+    return model
+
+
+def _library(config: dict[str, Any]) -> bool:
+    """Tell whether compressed-tensors is installed.
+
+    Raises:
+        ModelError: it is not, and the model cannot do without it.
+    """
+    if importlib.util.find_spec("compressed_tensors") is not None:
+        return True
+    groups = config["quantization_config"].get("config_groups", {})
+    if any(group.get("input_activations") for group in groups.values()):
+        raise ModelError(
+            "the model computes in 8-bit integers, for which compressed-tensors must be installed",
+            hint="pip install 'compressor[compressed]'",
+        )
+    return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and load report off stderr; what is wrong is raised, not logged."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _numpy(tensor: Any) -> Array:
+    return cast(Array, tensor.to(torch.float32).cpu().numpy())

@@ -1,0 +1,124 @@
+"""What is measured of an artifact: one table of the quality metrics, and one of what `verify` may bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality metric. Which data allow it for which task is stated in `compressor.architectures.tasks`.
+
+    Attributes:
+        label: name for people.
+        better: which direction is an improvement.
+        change: how a change from the dense model is stated: as a percentage of it, in points of a share, as a plain
+            difference, or not at all because the metric is itself a comparison with the dense model.
+        share: whether values are shares of 1, shown in percent.
+        unit: unit behind the value.
+        meaning: one line for readers who do not know the metric.
+        ideal: the value that an artifact equal to the dense model has, for metrics that compare with it.
+        brings: metrics that are reported beside it, unasked.
+    """
+
+    label: str
+    better: Literal["lower", "higher"]
+    change: Literal["relative", "points", "difference", "none"]
+    share: bool = False
+    unit: str = ""
+    meaning: str = ""
+    ideal: float | None = None
+    brings: tuple[str, ...] = ()
+
+    @property
+    def relative(self) -> bool:
+        """Whether it compares with the dense model, which then has no value of its own for it."""
+        return self.ideal is not None
+
+
+METRICS: dict[str, Metric] = {
+    "perplexity": Metric("perplexity", "lower", "relative", meaning="how surprised the model is by held-out text"),
+    "kl": Metric("KL to dense", "lower", "none", unit="nats", meaning="distance of the predictions", ideal=0.0),
+    "top1": Metric("top-1 agreement", "higher", "none", share=True, meaning="same best answer as dense", ideal=1.0),
+    "cosine": Metric(
+        "cosine to dense",
+        "higher",
+        "none",
+        meaning="mean similarity of the embeddings",
+        ideal=1.0,
+        brings=("cosine_min",),
+    ),
+    "cosine_min": Metric("cosine, worst", "higher", "none", meaning="similarity of the worst embedding", ideal=1.0),
+    "spearman": Metric("Spearman", "higher", "difference", meaning="rank correlation with human similarity scores"),
+    "accuracy": Metric("accuracy", "higher", "points", share=True, meaning="share of the labels predicted"),
+}
+"""All metrics, in the order in which they are reported."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A value that `verify` may bound.
+
+    Attributes:
+        low: the least value that it can have.
+        high: the largest.
+        text: what it is, for the schema.
+        metric: the metric that it follows from, for what is measured on evaluation data.
+        change: how it follows from the metric of ours and of the dense model: ours over dense, minus 1 (`increase`), or
+            dense minus ours (`drop`); None for the metric itself.
+        phase: the timed phase that it is about.
+        unit: unit of the value.
+    """
+
+    low: float
+    high: float
+    text: str
+    metric: str | None = None
+    change: Literal["increase", "drop"] | None = None
+    phase: str | None = None
+    unit: str = ""
+
+    def value(self, ours: float, dense: float) -> float:
+        """Return it for the two values of its metric."""
+        return dense - ours if self.change == "drop" else ours / dense - 1.0
+
+
+BOUNDS: dict[str, Bounded] = {
+    "perplexity": Bounded(1, math.inf, "Perplexity of the artifact.", "perplexity"),
+    "perplexity_increase": Bounded(
+        -1,
+        math.inf,
+        "Perplexity over that of the dense model, minus 1: 0.15 is 15 % worse.",
+        "perplexity",
+        "increase",
+    ),
+    "kl": Bounded(
+        0, math.inf, "Mean KL divergence from the dense model, nats per token (per sample for labels).", "kl"
+    ),
+    "top1": Bounded(0, 1, "Share of most likely tokens or classes equal to the dense model's.", "top1"),
+    "cosine": Bounded(-1, 1, "Mean cosine of embeddings with the dense model's.", "cosine"),
+    "cosine_min": Bounded(-1, 1, "Smallest cosine of an embedding with the dense model's.", "cosine_min"),
+    "spearman": Bounded(-1, 1, "Rank correlation of pair similarities with the gold scores.", "spearman"),
+    "spearman_drop": Bounded(-2, 2, "Spearman of the dense model minus ours.", "spearman", "drop"),
+    "accuracy": Bounded(0, 1, "Share of right classes.", "accuracy"),
+    "accuracy_drop": Bounded(-1, 1, "Accuracy of the dense model minus ours, as a share of 1.", "accuracy", "drop"),
+    "size_ratio": Bounded(0, math.inf, "Bytes of the model files over those of the dense export."),
+    "parameters_ratio": Bounded(0, math.inf, "Parameters over the dense model's."),
+    "flops_ratio": Bounded(0, math.inf, "Theoretical operations over the dense model's."),
+    "memory_ratio": Bounded(0, math.inf, "Peak memory of loading and running over the dense export's."),
+    "speedup": Bounded(0, math.inf, "Smallest measured speed-up over the dense export of all phases, batch 1."),
+    "speedup_prefill": Bounded(0, math.inf, "Measured speed-up of reading a prompt (decoders).", phase="prefill"),
+    "speedup_decode": Bounded(0, math.inf, "Measured speed-up of generating one token (decoders).", phase="decode"),
+    "speedup_forward": Bounded(
+        0, math.inf, "Measured speed-up of the forward pass (encoders, image models).", phase="forward"
+    ),
+    "latency_prefill_ms": Bounded(0, math.inf, "Median milliseconds of reading a prompt.", phase="prefill", unit="ms"),
+    "latency_decode_ms": Bounded(
+        0, math.inf, "Median milliseconds of generating one token.", phase="decode", unit="ms"
+    ),
+    "latency_forward_ms": Bounded(0, math.inf, "Median milliseconds of the forward pass.", phase="forward", unit="ms"),
+    "bytes": Bounded(0, math.inf, "Bytes of the model files.", unit="bytes"),
+}
+"""What `verify` may bound, by name."""
