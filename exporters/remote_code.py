@@ -8,7 +8,7 @@ from typing import Any
 from compressor.architectures import Family
 from compressor.architectures.tasks import TASKS
 from compressor.model.folder import ModelFolder
-from compressor.model.source import OWN_TYPE
+from compressor.model.source import OWN_CLASS, OWN_TYPE
 
 MODULE = "modeling_compressed"
 
@@ -52,7 +52,7 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
     if not model.blueprint.computes_as_stock:
         kind = f"{OWN_TYPE}{config['model_type'].removeprefix(OWN_TYPE)}"
         source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"')
-        config["model_type"], config["architectures"] = kind, [f"Compressed{type(skeleton).__name__}"]
+        config["model_type"], config["architectures"] = kind, [f"{OWN_CLASS}{type(skeleton).__name__}"]
         config["auto_map"]["AutoConfig"] = f"{MODULE}.CompressedConfig"
     file = out / f"{MODULE}.py"
     file.write_text(source, encoding="utf-8")

@@ -15,6 +15,8 @@ from compressor.errors import ModelError, did_you_mean
 
 OWN_TYPE = "compressed_"
 """What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
+OWN_CLASS = "Compressed"
+"""What the class in `architectures` is called then, before the name of the stock class."""
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/*"]
 
 
@@ -61,7 +63,9 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     if not isinstance(raw, dict) or "model_type" not in raw:
         raise ModelError(f"{folder}: config.json names no model_type")
     kind = raw.pop("model_type")
-    kind = kind.removeprefix(OWN_TYPE) if isinstance(kind, str) else kind
+    if isinstance(kind, str) and kind.startswith(OWN_TYPE):
+        kind = kind.removeprefix(OWN_TYPE)
+        raw["architectures"] = [str(name).removeprefix(OWN_CLASS) for name in raw.get("architectures") or ()]
     family_named(kind)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -14,6 +14,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from typer.testing import CliRunner, Result
 
+from compressor.passes.base import Needs
+
 PLAIN = "version: 1\nname: plain\nmodel: {id: demo}\npasses: []\n"
 
 
@@ -31,7 +33,7 @@ class Bare(BaseModel):
 class Method:
     """What a command asks of a method."""
 
-    calibrated = False
+    needs = Needs()
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options

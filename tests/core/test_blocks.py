@@ -172,8 +172,8 @@ def test_overflow_names_the_block(pico: Pico, tmp_path: Path) -> None:
 class Wrong(Cut):
     """Does another thing than it plans."""
 
-    def plan(self, source: Any) -> Any:
-        return source.shapes.with_widths([80, 90, 90])
+    def plan(self, source: Any, target: Any) -> Any:
+        return source.blueprint.with_shapes(source.shapes.with_widths([80, 90, 90]))
 
 
 def test_plan_and_result_must_agree(pico: Pico, tmp_path: Path) -> None:

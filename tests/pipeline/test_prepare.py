@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,12 +88,12 @@ def test_modules_to_exclude_must_be_there_and_leave_some(pico: Pico, method: str
 
 
 def test_a_module_that_would_not_be_quantized_may_be_excluded(pico: Pico) -> None:
-    assert prepare(read(["rtn: {exclude: [lm_head, '*.0.*']}"]), str(pico("llama"))).grids[1]
+    assert prepare(read(["rtn: {exclude: [lm_head, '*.0.*']}"]), str(pico("llama"))).blueprints[1].grids
 
 
 def test_a_quantized_model_is_not_compressed_again(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
     quantized = prepare(read(["rtn: {}"]), str(pico("llama")))
-    model = replace(quantized.source, grids=quantized.grids[1])
+    model = quantized.source.with_blueprint(quantized.blueprints[1])
     monkeypatch.setattr("compressor.pipeline.prepare.open_model", lambda *args, **given: model)
     (problem,) = problems(read(["width: {sparsity: 0.3}"]), pico("llama"))
     assert problem.startswith("line 4: passes[0].width: the model is quantized already")

@@ -71,7 +71,7 @@ def _block_trace(walk: Walk, index: int, inputs: ActivationStore) -> float:
         at_input, at_writer = _backwards(walk, block, index, k, inputs[k])
         if not bool(torch.isfinite(at_input).all()):
             raise ModelError(f"the gradient through block {index} is not finite", hint="Set weighting: residual.")
-        seen = real_tokens(at_writer.reshape(at_input.shape), walk.token_masks[k])
+        seen = real_tokens(at_writer, walk.token_masks[k])
         total, count = total + float(seen.double().square().sum()), count + seen.numel()
         walk.dense[k] = at_input
     walk.close_block(index)
