@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.machine.processor import cpu, has_byte_products
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
     from rich.console import Console
 
 PACKAGE = "compressor"
@@ -24,9 +24,6 @@ EXTRAS = {
     "test": ("pytest", "pytest", "runs the tests"),
 }
 """Extra of the package -> the distribution that shows whether it is there, its module, and what for."""
-
-_BARE = ("torch", "transformers", "safetensors", "onnx", "onnxruntime", "numpy", "pydantic", "pyyaml", "rich", "typer")
-"""What to look for in a checkout that is not installed and so states no requirements."""
 
 _LOW_BYTES = 2_000_000_000
 
@@ -55,16 +52,26 @@ def examine() -> dict[str, Any]:
 
 
 def required_packages() -> list[dict[str, Any]]:
-    """Return `name`, `version`, `required` and `problem` (None when all is well) of every package that is needed."""
-    return [_package(text) for text in _requirements()]
+    """Return `name`, `version`, `required` and `problem` (None when all is well) of every package that is needed here.
+
+    Without the package `packaging`, which reads requirements, that is all that can be said.
+    """
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        problem = "missing; get it with: pip install packaging"
+        return [{"name": "packaging", "version": None, "required": "", "problem": problem}]
+    needed = [Requirement(text) for text in _requirements()]
+    # Those of an extra hold only where the extra is asked for.
+    return [_package(item) for item in needed if item.marker is None or item.marker.evaluate({"extra": ""})]
 
 
 def _requirements() -> list[str]:
-    """Return the requirements without extras: of the installed package, or what a bare checkout is known to import."""
+    """Return the requirements of the installed package, or what a checkout that is not installed is known to import."""
     try:
-        stated = importlib.metadata.requires(PACKAGE) or []
+        return importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
-        stated = [
+        return [
             "torch",
             "transformers",
             "onnx",
@@ -76,29 +83,17 @@ def _requirements() -> list[str]:
             "typer",
             "psutil",
         ]
-    return [text for text in stated if "extra ==" not in text]
 
 
-def _package(requirement: str) -> dict[str, Any]:
-    name = (re.match(r"[A-Za-z0-9._-]+", requirement) or [""])[0]
-    bounds = requirement[len(name) :].partition(";")[0].strip()
+def _package(needed: Requirement) -> dict[str, Any]:
+    bounds, version = str(needed.specifier), _version(needed.name)
+    advice = f"get it with: pip install '{needed.name}{bounds}'"
     problem = None
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        version, problem = None, f"missing; get it with: pip install '{name}{bounds}'"
-    if version is not None and not _fits(version, bounds):
-        problem = f"{version} is not {bounds}; get it with: pip install '{name}{bounds}'"
-    return {"name": name, "version": version, "required": bounds, "problem": problem}
-
-
-def _fits(version: str, bounds: str) -> bool:
-    """Tell whether a version is within bounds such as `>=2.13,<2.16`; what cannot be judged is taken to fit."""
-    try:
-        from packaging.specifiers import SpecifierSet
-    except ImportError:
-        return True
-    return bool(SpecifierSet(bounds).contains(version, prereleases=True))
+    if version is None:
+        problem = f"missing; {advice}"
+    elif not needed.specifier.contains(version, prereleases=True):
+        problem = f"{version} is not {bounds}; {advice}"
+    return {"name": needed.name, "version": version, "required": bounds, "problem": problem}
 
 
 def _extras() -> list[dict[str, Any]]:

@@ -56,8 +56,9 @@ def derived(ours: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, 
     """Return the metrics of ours with the differences to dense that bounds may name."""
     values = dict(ours)
     for name, bound in BOUNDS.items():
-        if bound.change and bound.metric in ours and bound.metric in dense:
-            values[name] = bound.value(ours[bound.metric], dense[bound.metric])
+        metric = bound.metric
+        if metric and bound.change and metric in ours and metric in dense:
+            values[name] = bound.value(ours[metric], dense[metric])
     return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,8 @@ ARM = """processor : 0
 Features : fp asimd asimddp i8mm bf16
 CPU part : 0xd40
 """
+ELSEWHERE = ["no-such-thing; extra == 'test'", "no-such-thing; python_version < '3'"]
+"""Requirements that do not hold here."""
 
 
 def test_this_machine(cli):
@@ -48,16 +51,22 @@ def test_table(cli, monkeypatch):
 
 def test_missing_and_wrong_packages(cli, monkeypatch):
     monkeypatch.setattr(
-        doctor, "_requirements", lambda: ["no-such-thing>=1,<2", "numpy<1 ; python_version > '3'", "rich"]
+        doctor, "_requirements", lambda: ["no-such-thing>=1,<2", "numpy<1 ; python_version > '3'", "rich", *ELSEWHERE]
     )
     missing, wrong, fine = doctor.required_packages()
-    assert missing["problem"] == "missing; get it with: pip install 'no-such-thing>=1,<2'"
+    assert missing["problem"] == "missing; get it with: pip install 'no-such-thing<2,>=1'"
     assert wrong["problem"] == f"{importlib.metadata.version('numpy')} is not <1; get it with: pip install 'numpy<1'"
     assert fine["problem"] is None
     done = cli("doctor")
     assert done.exit_code == 1
-    assert "Missing\n  no-such-thing: missing; get it with: pip install 'no-such-thing>=1,<2'\n" in done.stdout
+    assert "Missing\n  no-such-thing: missing; get it with: pip install 'no-such-thing<2,>=1'\n" in done.stdout
     assert "Everything" not in done.stdout
+
+
+def test_without_packaging(monkeypatch):
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    (missing,) = doctor.required_packages()
+    assert missing["problem"] == "missing; get it with: pip install packaging"
 
 
 def test_a_checkout_that_is_not_installed(monkeypatch):
