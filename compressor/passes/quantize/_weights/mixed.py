@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import linear_paths
 from compressor.walk.calls import observing
 from compressor.walk.sampling import count_tokens
@@ -164,20 +165,16 @@ def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tenso
 @contextmanager
 def rounded(view: BlockView, specs: Specs) -> Iterator[None]:
     """While entered, a block's weights lie on the grids of `specs`, rounded to nearest; then they are as before."""
-    from compressor.model.skeleton import submodule
     from compressor.storage.grids import fit_grid
 
-    modules = [(submodule(view.module, path), specs.get(view.name_of(path))) for path in linear_paths(view.family)]
-    before = [module.weight for module, _ in modules]
-    for module, spec in modules:
-        if spec is not None:
-            values = fit_grid(module.weight.data, spec).rounded(module.weight.data)
-            module.weight = torch.nn.Parameter(values, requires_grad=False)
+    before = {path: slots.read(view.module, path) for path in linear_paths(view.family) if view.name_of(path) in specs}
+    for path, weight in before.items():
+        slots.write(view.module, path, fit_grid(weight, specs[view.name_of(path)]).rounded(weight))
     try:
         yield
     finally:
-        for (module, _), weight in zip(modules, before, strict=True):
-            module.weight = weight
+        for path, weight in before.items():
+            slots.write(view.module, path, weight)
 
 
 def block_choices(source: ModelFolder, levels: Sequence[Specs], losses: Mapping[str, Sequence[float]]) -> list[Choice]:
@@ -191,7 +188,7 @@ def block_choices(source: ModelFolder, levels: Sequence[Specs], losses: Mapping[
     model = source.skeleton()
     found = []
     for name in levels[0]:
-        outputs, inputs = model.get_parameter(f"{name}.weight").shape
+        outputs, inputs = slots.read(model, name).shape
         sizes = [specs[name].bytes(outputs, inputs) for specs in levels]
         found.append(Choice(name, (*sizes, FLOAT_BYTES * outputs * inputs), (*losses[name], 0.0)))
     return found
@@ -229,14 +226,13 @@ def survey_levels(walk: Walk, levels: Sequence[Specs], share: float) -> dict[str
 
 def _output_shares(view: BlockView, specs: Specs) -> dict[str, float]:
     """Return each module's share of its block's loss: E‖(W − W')x‖² / E‖Wx‖² on the first batch, over the sum."""
-    from compressor.model.skeleton import submodule
     from compressor.storage.grids import fit_grid
 
     errors: dict[str, float] = {}
     paths = [path for path in linear_paths(view.family) if view.name_of(path) in specs]
 
     def note(path: str, inputs: torch.Tensor) -> None:
-        weight = submodule(view.module, path).weight
+        weight = slots.read(view.module, path)
         name, rows = view.name_of(path), inputs.reshape(-1, inputs.shape[-1])
         moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ rows.T
         errors[name] = float(moved.square().sum() / (weight @ rows.T).square().sum().clamp(min=1e-30))

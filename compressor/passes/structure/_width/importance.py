@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError, did_you_mean
-from compressor.passes.surgery.channels import matrix
+from compressor.passes.surgery import slots
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,8 @@ def channels_of(view: BlockView, moments: Moments, seed: int) -> Channels:
     """Return what scores are made of."""
     ffn = view.family.ffn
     return Channels(
-        readers=[matrix(view.module, path) for path in ffn.reader_paths],
-        writer=matrix(view.module, ffn.writer),
+        readers=[slots.read(view.module, path) for path in ffn.reader_paths],
+        writer=slots.read(view.module, ffn.writer),
         square_mean=moments.input_energy,
         mean=moments.input_mean,
         seed=seed * 1000 + view.index,

@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING
 from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
 from compressor.passes.numerics.moments import Moments
-from compressor.passes.surgery.channels import (
-    assign,
-    bias,
-    matrix,
-)
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.observe import channel_signals, reader_signal, real_tokens
 from compressor.walk.calls import observing
 
@@ -71,9 +67,9 @@ def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
     problem = _Problem(block, sample, factors, residuals)
     for path, after in zip(paths, [*paths[1:], None], strict=True):
         step = problem.solve()
-        start, offset = matrix(block.module, path), bias(block.module, path)
+        start, offset = slots.read(block.module, path), slots.read_bias(block.module, path)
         for scale in STEPS:
-            assign(block.module, path, start + step * scale, offset)
+            slots.write(block.module, path, start + step * scale, offset)
             seen = moments_of(block) if after is None else None
             found = _look(block, sample, after, factors, residuals, seen)
             if found <= error or scale == 0:
@@ -87,7 +83,7 @@ def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
 
 def moments_of(block: BlockView) -> Moments:
     """Return moments, with nothing seen, of the FFN's channels and what its writer adds to the stream."""
-    writer = matrix(block.module, block.family.ffn.writer)
+    writer = slots.read(block.module, block.family.ffn.writer)
     return Moments(writer.shape[1], writer.shape[0], writer.device)
 
 
@@ -117,7 +113,8 @@ def _look_at(
     signals, factor = _signals_and_factor(block, path, k)
     if moments is not None:
         moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
-    made = torch.nn.functional.linear(signals, matrix(block.module, ffn.writer), bias(block.module, ffn.writer))
+    writer, offset = slots.read(block.module, ffn.writer), slots.read_bias(block.module, ffn.writer)
+    made = torch.nn.functional.linear(signals, writer, offset)
     residual = sample.targets[k].to(made.device) - made
     if factor is not None:
         residuals[k], factors[k] = residual, factor
@@ -153,7 +150,7 @@ class _Problem:
 
     def __init__(self, block: BlockView, sample: Sample, factors: ActivationStore, residuals: ActivationStore) -> None:
         self.block, self.sample, self.factors, self.residuals = block, sample, factors, residuals
-        self.writer = matrix(block.module, block.family.ffn.writer)
+        self.writer = slots.read(block.module, block.family.ffn.writer)
         self.tokens = sum(float(weights.sum()) for weights in sample.weights.values())
         width = block.layer.residual[1]
         moment = torch.zeros(width, width, dtype=torch.float64, device=self.writer.device)

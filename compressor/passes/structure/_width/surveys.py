@@ -10,7 +10,7 @@ from compressor.passes.numerics.elimination import eliminate, losses_in_order, l
 from compressor.passes.numerics.moments import Moments
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.importance import channels_of, score
-from compressor.passes.surgery.channels import bias, matrix
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.observe import channel_signals, real_tokens
 from compressor.walk.sampling import count_tokens
 
@@ -80,8 +80,8 @@ def _curve_and_energy(view: BlockView, options: WidthOptions, floor: int) -> tup
 
 
 def _curve(view: BlockView, moments: Moments, options: WidthOptions, floor: int) -> torch.Tensor:
-    writer = matrix(view.module, view.family.ffn.writer)
-    with_bias = options.reconstruct and bias(view.module, view.family.ffn.writer) is not None
+    writer = slots.read(view.module, view.family.ffn.writer)
+    with_bias = options.reconstruct and slots.read_bias(view.module, view.family.ffn.writer) is not None
     seen = moments.centred() if with_bias else moments
     if options.importance == "obs":
         return eliminate(writer, seen.gram, keep=floor, damping=options.damping).losses
