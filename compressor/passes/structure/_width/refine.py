@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
-from compressor.passes.numerics.moments import Moments
+from compressor.passes.numerics.moments import Moments, accumulate
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.observe import channel_signals, reader_signal, real_tokens
 from compressor.walk.calls import observing
@@ -156,7 +156,7 @@ class _Problem:
         moment = torch.zeros(width, width, dtype=torch.float64, device=self.writer.device)
         for k in sample.batches:
             z = self._read(k)
-            moment += (z * sample.weights[k]).T @ z
+            accumulate(moment, z * sample.weights[k], z)
         moment /= self.tokens
         self.ridge = float(DAMPING * moment.diagonal().mean())
         moment.diagonal().add_(self.ridge + 1e-30)
