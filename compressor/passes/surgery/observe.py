@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compressor._lazy import lazy
+import torch
+from torch import nn
+
 from compressor.walk.calls import first_input, recorded
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from compressor.walk.walk import BlockView
-else:
-    torch = lazy("torch")
 
 
 def real_tokens(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from compressor.storage.grids import Activations, Grid, GridSpec
     from compressor.walk.walk import BlockView, Change, Walk
 
-    Rows = torch.Tensor
 else:
     torch = lazy("torch")
 
@@ -169,7 +168,7 @@ class Int8(Quantizer):
     # -- one input and its readers ---------------------------------------------------------------------------------
 
     def input_spec(
-        self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], Rows]
+        self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], torch.Tensor]
     ) -> GridSpec:
         """Return the spec of the grids of modules that share an input, with what is stored about it.
 
@@ -194,7 +193,7 @@ class Int8(Quantizer):
         smoothing = self._smooth(block, sharing, ranges)
         factors = smoothing.factors if smoothing.explicit else torch.ones_like(smoothing.factors)
 
-        def inputs(k: int) -> Rows:
+        def inputs(k: int) -> torch.Tensor:
             return real_tokens(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
 
         spec = self.input_spec(self._specs[block.name_of(paths[0])], ranges, smoothing, inputs)

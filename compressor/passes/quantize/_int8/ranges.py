@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor._lazy import lazy
 from compressor.errors import DataError
+from compressor.passes.surgery.observe import real_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +47,8 @@ class ChannelRanges:
 
         Where `padding` counts, it does so for the ranges: a runtime that looks for the range of a tensor sees it too.
         """
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        seen = rows if mask is None else rows[mask.reshape(-1)]
-        bounding = rows if padding else seen
+        seen = real_tokens(inputs, mask)
+        bounding = real_tokens(inputs, None) if padding else seen
         self.low.append(bounding.amin(0).clamp(max=0.0))
         self.high.append(bounding.amax(0).clamp(min=0.0))
         squares = seen.double().square().sum(0)

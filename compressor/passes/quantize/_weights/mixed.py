@@ -23,6 +23,7 @@ from compressor._lazy import lazy
 from compressor.errors import UsageError
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import linear_paths
+from compressor.passes.surgery.observe import real_tokens
 from compressor.walk.calls import observing
 from compressor.walk.sampling import count_tokens
 
@@ -153,12 +154,11 @@ def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tenso
         mask: bool [batch, tokens], False at padding; None counts all.
         logits: whether the outputs are logits.
     """
-    rows_found, rows_wanted = found.reshape(-1, found.shape[-1]).float(), wanted.reshape(-1, wanted.shape[-1]).float()
-    if mask is not None and found.ndim == 3:
-        rows_found, rows_wanted = rows_found[mask.reshape(-1)], rows_wanted[mask.reshape(-1)]
+    mask = mask if found.ndim == 3 else None
+    found, wanted = (real_tokens(outputs, mask).float() for outputs in (found, wanted))
     if not logits:
-        return float((1 - torch.nn.functional.cosine_similarity(rows_found, rows_wanted, dim=-1)).double().sum())
-    log_p, log_q = rows_wanted.log_softmax(-1), rows_found.log_softmax(-1)
+        return float((1 - torch.nn.functional.cosine_similarity(found, wanted, dim=-1)).double().sum())
+    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
     return float((log_p.exp() * (log_p - log_q)).double().sum())
 
 
@@ -233,9 +233,9 @@ def _output_shares(view: BlockView, specs: Specs) -> dict[str, float]:
 
     def note(path: str, inputs: torch.Tensor) -> None:
         weight = slots.read(view.module, path)
-        name, rows = view.name_of(path), inputs.reshape(-1, inputs.shape[-1])
-        moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ rows.T
-        errors[name] = float(moved.square().sum() / (weight @ rows.T).square().sum().clamp(min=1e-30))
+        name, tokens = view.name_of(path), real_tokens(inputs, None)
+        moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ tokens.T
+        errors[name] = float(moved.square().sum() / (weight @ tokens.T).square().sum().clamp(min=1e-30))
 
     with observing(view.module, paths, note):
         view.forward(view.module, view.dense_in(0), 0)

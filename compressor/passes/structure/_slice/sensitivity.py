@@ -169,9 +169,9 @@ def _note_site(
     """Add one batch to a group: tokens whose gradient is not zero, which leaves out padding and what nobody reads."""
     if gradient is None:
         raise ModelError("a norm of the model takes no part in its output: the family's table does not fit it")
-    rows, slopes = stream.reshape(-1, stream.shape[-1]), gradient.reshape(-1, stream.shape[-1])
+    tokens, slopes = real_tokens(stream, None), real_tokens(gradient, None)
     read = slopes.abs().amax(-1) > 0
     found.tokens[group] += int(read.sum())
-    seen, slope = normed(rows[read], norm_eps(norm), centre=centre), slopes[read] * norm.weight
+    seen, slope = normed(tokens[read], norm_eps(norm), centre=centre), slopes[read] * norm.weight
     accumulate(found.streams[group], seen, seen)
     accumulate(found.gradients[group], slope, slope)
