@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from compressor.architectures import Family
+    from compressor.architectures import Family, Slot
 
 
 def check_covered(method: str, family: Family) -> None:
@@ -27,11 +27,16 @@ def check_covered(method: str, family: Family) -> None:
         )
 
 
-def keep_channels(module: nn.Module, family: Family, kept: torch.Tensor) -> None:
-    """Cut an FFN down to the channels `kept`: rows of its readers, columns of its writer."""
-    for slot in family.ffn.readers:
+def keep_rows(module: nn.Module, readers: Sequence[Slot], kept: torch.Tensor) -> None:
+    """Cut readers down to the outputs `kept`."""
+    for slot in readers:
         bias = slots.read_bias(module, slot)
         slots.write(module, slot, slots.read(module, slot)[kept], None if bias is None else bias[kept])
+
+
+def keep_channels(module: nn.Module, family: Family, kept: torch.Tensor) -> None:
+    """Cut an FFN down to the channels `kept`: rows of its readers, columns of its writer."""
+    keep_rows(module, family.ffn.readers, kept)
     writer = family.ffn.writer
     slots.write(module, writer, slots.read(module, writer)[:, kept])
 

@@ -24,7 +24,7 @@ def real_tokens(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
     return flat if mask is None else flat[mask.reshape(-1)]
 
 
-def norm_eps(norm: torch.nn.Module) -> float:
+def norm_eps(norm: nn.Module) -> float:
     """Return the eps of a norm module, whatever it calls it."""
     eps = getattr(norm, "variance_epsilon", None)
     return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from compressor.passes.numerics.elimination import eliminate
 from compressor.passes.numerics.moments import LinearFit, Moments, fit
 from compressor.passes.numerics.rotation import Projection, normed
 from compressor.passes.surgery import slots
+from compressor.passes.surgery.channels import keep_rows
 from compressor.passes.surgery.observe import norm_eps, real_tokens
 from compressor.passes.surgery.stream import set_readers
 from compressor.walk.calls import first_input, input_of
@@ -137,10 +138,7 @@ class BlockSlicer:
         kept = None
         if keep < width:
             kept = self._choose(moments, keep, prior=weight, bias=bias is not None)
-            for slot in ffn.readers:
-                offset = slots.read_bias(block.module, slot)
-                rows = slots.read(block.module, slot)[kept]
-                slots.write(block.module, slot, rows, None if offset is None else offset[kept])
+            keep_rows(block.module, ffn.readers, kept)
         found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
         self._set_writer(ffn.writer, self.shortcuts[1], found.weight, found.bias)
         return {"ffn_reader_error": reader_error, "ffn_writer_error": found.error, "kept_channels": float(keep)}
