@@ -65,7 +65,7 @@ class Int8Static(Int8):
     def change_tail(self, walk: Walk) -> None:
         """Round the head; the range of its input is that of the last norm's output."""
         from compressor.model.skeleton import base_of
-        from compressor.passes.surgery.observe import real_tokens
+        from compressor.passes.surgery.observe import unpadded
 
         super().change_tail(walk)
         source = walk.source
@@ -76,7 +76,7 @@ class Int8Static(Int8):
 
         def inputs(k: int) -> torch.Tensor:
             hidden = walk.current[k].to(walk.device)
-            return real_tokens(hidden if norm is None else norm(hidden), walk.token_masks[k])
+            return unpadded(hidden if norm is None else norm(hidden), walk.token_masks[k])
 
         count = len(walk.calls)
         ends = [(float(seen.min()), float(seen.max())) for seen in map(inputs, range(count))]

@@ -209,12 +209,12 @@ class SliceGPT:
 
     def _tail_pairs(self, walk: Walk, heads: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Yield dense and narrow normed tokens of the last block's output."""
-        from compressor.passes.surgery.observe import norm_eps, real_tokens
+        from compressor.passes.surgery.observe import norm_eps, unpadded
 
         eps = norm_eps(_final_norm(walk))
         for k, mask in enumerate(walk.token_masks):
             streams = (walk.dense[k].to(walk.device), walk.current[k].to(walk.device))
-            dense, current = (normed(real_tokens(x, mask), eps, centre=self._centre) for x in streams)
+            dense, current = (normed(unpadded(x, mask), eps, centre=self._centre) for x in streams)
             weights = None
             if walk.source.task == "image-classification":
                 # The heads read the first tokens only: these weigh as much as all others, which alone are many enough.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compressor.passes.surgery.observe import real_tokens
+from compressor.passes.surgery.observe import unpadded
 
 if TYPE_CHECKING:
     from compressor.walk.activations import ActivationStore
@@ -37,7 +37,7 @@ def sampled_loss(logits: torch.Tensor, mask: torch.Tensor | None, generator: tor
         mask: bool [batch, tokens], False at padding; only used for tokens.
         generator: of the labels, on the CPU.
     """
-    tokens = real_tokens(logits, mask if logits.dim() == 3 else None)
+    tokens = unpadded(logits, mask if logits.dim() == 3 else None)
     labels = sampled_labels(tokens, generator).to(tokens.device)
     return torch.nn.functional.cross_entropy(tokens, labels, reduction="sum")
 

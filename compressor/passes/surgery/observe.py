@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from compressor.walk.walk import BlockView
 
 
-def real_tokens(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the tokens of a batch [batch, tokens, width] that are not padding, [real tokens, width].
+def unpadded(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the tokens of a batch [batch, tokens, width] without padding, one below the other, [unpadded, width].
 
     Args:
         tensor: of any shape whose last dimension is the width, if the mask fits the others.

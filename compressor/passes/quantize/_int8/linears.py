@@ -176,14 +176,14 @@ class Int8(Quantizer):
             spec: as planned.
             ranges: of the input before smoothing; None where nothing is known.
             smoothing: of the input.
-            inputs: the real tokens [tokens, width] of batch k as the products read them.
+            inputs: the unpadded rows [tokens, width] of batch k as the products read them.
         """
         return spec
 
     def _quantize(self, block: BlockView, halves: Halves, sharing: Sharing, error: QuantizationError) -> bool:
         """Quantize the modules that read one input; return whether the input was smoothed."""
         from compressor.passes.quantize._int8.smooth import with_factors
-        from compressor.passes.surgery.observe import real_tokens
+        from compressor.passes.surgery.observe import unpadded
         from compressor.storage.grids import fit_rows
 
         paths = [path for path in sharing.paths if block.name_of(path) in self._specs]
@@ -194,7 +194,7 @@ class Int8(Quantizer):
         factors = smoothing.factors if smoothing.explicit else torch.ones_like(smoothing.factors)
 
         def inputs(k: int) -> torch.Tensor:
-            return real_tokens(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
+            return unpadded(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
 
         spec = self.input_spec(self._specs[block.name_of(paths[0])], ranges, smoothing, inputs)
         for path in paths:

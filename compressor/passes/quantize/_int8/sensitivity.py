@@ -1,7 +1,7 @@
 """How much each group of products loses to 8-bit codes, and which groups to spare under a budget.
 
 A group is the modules of a block that share an input. Its loss is measured with everything else in float: the relative
-change of the block's output, E‖y − ŷ‖² / E‖y‖² over real tokens, when this group alone computes with rounded inputs and
+change of the block's output without padding, E‖y − ŷ‖² / E‖y‖², when this group alone computes with rounded inputs and
 weights. Relative changes of blocks add up to that of the model's output, roughly, so they can be compared.
 """
 
@@ -28,18 +28,18 @@ else:
 
 def block_losses(block: BlockView, levels: int) -> torch.Tensor:
     """Return the loss of each sharing of a block of the dense stream, inputs evened out, [sharings] float64."""
-    from compressor.passes.surgery.observe import real_tokens
+    from compressor.passes.surgery.observe import unpadded
 
     groups = (*attention_sharings(block.family), *ffn_sharings(block.family))
     factors = _factors(block, groups, levels)
     lost, whole = torch.zeros(len(groups), dtype=torch.float64), 0.0
     for k in range(len(block)):
         hidden, mask = block.dense_in(k), block.token_mask(k)
-        plain = real_tokens(block.forward(block.module, hidden, k), mask).double()
+        plain = unpadded(block.forward(block.module, hidden, k), mask).double()
         whole += float(plain.square().sum())
         for index, sharing in enumerate(groups):
             with rounded(block.module, sharing, factors[sharing.paths[0]], levels):
-                out = real_tokens(block.forward(block.module, hidden, k), mask).double()
+                out = unpadded(block.forward(block.module, hidden, k), mask).double()
             lost[index] += (out - plain).square().sum().cpu()
     return lost / max(whole, 1e-30)
 

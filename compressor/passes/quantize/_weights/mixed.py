@@ -23,7 +23,7 @@ from compressor._lazy import lazy
 from compressor.errors import UsageError
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import linear_paths
-from compressor.passes.surgery.observe import real_tokens
+from compressor.passes.surgery.observe import unpadded
 from compressor.walk.calls import observing
 from compressor.walk.sampling import count_tokens
 
@@ -155,7 +155,7 @@ def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tenso
         logits: whether the outputs are logits.
     """
     mask = mask if found.ndim == 3 else None
-    found, wanted = (real_tokens(outputs, mask).float() for outputs in (found, wanted))
+    found, wanted = (unpadded(outputs, mask).float() for outputs in (found, wanted))
     if not logits:
         return float((1 - torch.nn.functional.cosine_similarity(found, wanted, dim=-1)).double().sum())
     log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
@@ -233,7 +233,7 @@ def _output_shares(view: BlockView, specs: Specs) -> dict[str, float]:
 
     def note(path: str, inputs: torch.Tensor) -> None:
         weight = slots.read(view.module, path)
-        name, tokens = view.name_of(path), real_tokens(inputs, None)
+        name, tokens = view.name_of(path), unpadded(inputs, None)
         moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ tokens.T
         errors[name] = float(moved.square().sum() / (weight @ tokens.T).square().sum().clamp(min=1e-30))
 

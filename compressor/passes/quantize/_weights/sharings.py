@@ -9,7 +9,7 @@ from compressor._lazy import lazy
 from compressor.passes.numerics.moments import InputStats
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
-from compressor.passes.surgery.observe import real_tokens
+from compressor.passes.surgery.observe import unpadded
 from compressor.walk.calls import first_input, observing
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def collect(
             importance: torch.Tensor | None = importance,
         ) -> None:
             stats = found.setdefault(first[path], InputStats(inputs.shape[-1], group, inputs.device))
-            weighting = None if importance is None else real_tokens(importance[..., None], mask)[:, 0]
-            stats.add(real_tokens(inputs, mask), weighting)
+            weighting = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
+            stats.add(unpadded(inputs, mask), weighting)
 
         with observing(view.module, first, note):
             run(k)

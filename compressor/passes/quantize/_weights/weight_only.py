@@ -219,18 +219,18 @@ class WeightOnly(Quantizer):
     def _observe(self, block: BlockView, halves: Halves, sharing: Sharing) -> InputStats:
         """Return the statistics of a sharing's input, and of what its modules should give, if a dense block knows."""
         from compressor.passes.numerics.moments import InputStats
-        from compressor.passes.surgery.observe import real_tokens
+        from compressor.passes.surgery.observe import unpadded
 
         stats: InputStats | None = None
         for k in range(len(block)):
             mask, importance = block.token_mask(k), self.token_weights(block, k)
             inputs = halves.input_of(block.module, sharing, k)
             stats = stats or InputStats(inputs.shape[-1], self.options.group_size, inputs.device)
-            weights = None if importance is None else real_tokens(importance[..., None], mask)[:, 0]
-            stats.add(real_tokens(inputs, mask), weights)
+            weights = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
+            stats.add(unpadded(inputs, mask), weights)
             if self.needs_dense:
                 for path, wanted in halves.wanted(sharing, k):
-                    stats.want(path, real_tokens(wanted, mask), real_tokens(inputs, mask), weights)
+                    stats.want(path, unpadded(wanted, mask), unpadded(inputs, mask), weights)
         assert stats is not None
         trim_heap()  # the activations have left holes that the matrices of a solver do not fit
         return stats

@@ -18,7 +18,7 @@ from compressor.passes.numerics.moments import LinearFit, Moments, fit
 from compressor.passes.numerics.rotation import Projection, normed
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.channels import keep_rows
-from compressor.passes.surgery.observe import norm_eps, real_tokens
+from compressor.passes.surgery.observe import norm_eps, unpadded
 from compressor.passes.surgery.stream import set_readers
 from compressor.walk.calls import first_input, input_of
 
@@ -108,7 +108,7 @@ class BlockSlicer:
             current, mask = block.current_in(k), block.token_mask(k)
             heads[k] = inner = input_of(block.module, path, current, block.call(k))
             inner = inner.reshape(*current.shape[:2], -1)
-            inner, current, dense = (real_tokens(x, mask) for x in (inner, current, dense))
+            inner, current, dense = (unpadded(x, mask) for x in (inner, current, dense))
             self._see(moments, inner, current, dense, self.middle, self.shortcuts[0])
         weight, bias = self._projected(path, self.before, self.middle, self.shortcuts[0])
         found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
@@ -131,7 +131,7 @@ class BlockSlicer:
             out = block.from_middle(block.dense, block.dense_middle(k), k)
             block.put_dense(k, out)
             mask = block.token_mask(k)
-            current, wanted = (real_tokens(x, mask) for x in (block.current_middle(k), out))
+            current, wanted = (unpadded(x, mask) for x in (block.current_middle(k), out))
             self._see(moments, self._channels(norm(current)), current, wanted, self.after, self.shortcuts[1])
         weight, bias = self._projected(ffn.writer, self.middle, self.after, self.shortcuts[1])
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
@@ -155,7 +155,7 @@ class BlockSlicer:
 
         def pairs() -> Iterable[tuple[torch.Tensor, torch.Tensor, None]]:
             for dense, current, mask in streams:
-                both = (normed(real_tokens(x, mask), eps, centre=self.centre) for x in (dense, current))
+                both = (normed(unpadded(x, mask), eps, centre=self.centre) for x in (dense, current))
                 yield (*both, None)  # type: ignore[misc]
 
         found, _ = reader_fit(pairs(), site, self.damping)

@@ -18,7 +18,7 @@ from compressor.errors import ModelError
 from compressor.passes.numerics.moments import accumulate
 from compressor.passes.numerics.rotation import normed
 from compressor.passes.surgery.backward import keep_inputs, sampled_loss
-from compressor.passes.surgery.observe import norm_eps, real_tokens
+from compressor.passes.surgery.observe import norm_eps, unpadded
 from compressor.walk.calls import recorded, run_block
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
     width = walk.source.shapes.hidden_size
 
     def see(total: torch.Tensor, stream: torch.Tensor, mask: torch.Tensor | None) -> None:
-        tokens = real_tokens(stream, mask)
+        tokens = unpadded(stream, mask)
         tokens = tokens - tokens.mean(-1, keepdim=True) if centre else tokens
         accumulate(total, tokens, tokens)
 
@@ -169,7 +169,7 @@ def _note_site(
     """Add one batch to a group: tokens whose gradient is not zero, which leaves out padding and what nobody reads."""
     if gradient is None:
         raise ModelError("a norm of the model takes no part in its output: the family's table does not fit it")
-    tokens, slopes = real_tokens(stream, None), real_tokens(gradient, None)
+    tokens, slopes = unpadded(stream, None), unpadded(gradient, None)
     read = slopes.abs().amax(-1) > 0
     found.tokens[group] += int(read.sum())
     seen, slope = normed(tokens[read], norm_eps(norm), centre=centre), slopes[read] * norm.weight

@@ -17,7 +17,7 @@ from compressor.passes.structure._width.importance import channels_of, score
 from compressor.passes.structure._width.refine import Sample, moments_of, refine_readers
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.channels import compose, keep_channels
-from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, real_tokens
+from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, unpadded
 from compressor.walk.calls import input_of
 from compressor.walk.sampling import LEAST_TOKENS
 
@@ -80,7 +80,7 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
             dense, current = block.dense_middle(k), block.current_middle(k)
         wanted = reader_signal(block, block.dense, dense, norm)
         given = reader_signal(block, block.module, current, norm)
-        moments.add(real_tokens(given, mask), real_tokens(wanted, mask))
+        moments.add(unpadded(given, mask), unpadded(wanted, mask))
     has_bias = all(slots.read_bias(block.module, path) is not None for path in paths)
     same = torch.eye(width, dtype=torch.float64, device=block.current_in(0).device)
     found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=same)
@@ -102,9 +102,9 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
             if block.family.residual == "pre":
                 kept[k] = heads
             # With norms behind the sums the middle is normed; the sum before it is what attention writes to.
-            wanted = real_tokens(dense_in + written - current, mask)
+            wanted = unpadded(dense_in + written - current, mask)
             moments.add(
-                real_tokens(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(real_tokens(dense_in, mask))
+                unpadded(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(unpadded(dense_in, mask))
             )
         block.put_dense_middle(k, dense_middle)
     if every:
@@ -133,8 +133,8 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
     for k in range(len(block)):
         dense_middle, mask = block.dense_middle(k), block.token_mask(k)
         out, written = ffn_half(block, block.dense, dense_middle, k)
-        targets[k] = real_tokens(dense_middle + written - block.current_middle(k), mask)
-        weights[k] = _weights(real_tokens(dense_middle, mask))[:, None]
+        targets[k] = unpadded(dense_middle + written - block.current_middle(k), mask)
+        weights[k] = _weights(unpadded(dense_middle, mask))[:, None]
         block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
@@ -152,7 +152,7 @@ def _writer_moments(block: BlockView, sample: Sample) -> Moments:
     """Return the moments of the FFN's channels, as they now are, and of what its writer should add to the middle."""
     moments = moments_of(block)
     for k in sample.batches:
-        signals = real_tokens(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
+        signals = unpadded(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
         moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
     return moments
 
@@ -188,7 +188,7 @@ def _narrow_only(block: BlockView, width: int, options: WidthOptions) -> dict[st
     for k in range(len(block)):
         middle = block.to_middle(block.module, block.current_in(k), k)
         block.put_current_middle(k, middle)
-        signals = real_tokens(channel_signals(block, block.module, middle, k), block.token_mask(k))
+        signals = unpadded(channel_signals(block, block.module, middle, k), block.token_mask(k))
         moments.add(signals, signals[:, :0])
     if options.importance == "obs":
         writer = slots.read(block.module, block.family.ffn.writer)

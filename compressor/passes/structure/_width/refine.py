@@ -19,7 +19,7 @@ from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
 from compressor.passes.numerics.moments import Moments, accumulate
 from compressor.passes.surgery import slots
-from compressor.passes.surgery.observe import channel_signals, reader_signal, real_tokens
+from compressor.passes.surgery.observe import channel_signals, reader_signal, unpadded
 from compressor.walk.calls import observing
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
     """
     middle, mask = block.current_middle(k), block.token_mask(k)
     if path is None:
-        return real_tokens(channel_signals(block, block.module, middle, k), mask), None
+        return unpadded(channel_signals(block, block.module, middle, k), mask), None
     leaves: list[torch.Tensor] = []
 
     def leaf(_: str, out: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
     with torch.enable_grad(), observing(block.module, [path], leaf, outputs=True):
         signals = channel_signals(block, block.module, middle, k)
         factor = torch.autograd.grad(signals.sum(), leaves[0])[0]
-    return real_tokens(signals.detach(), mask), real_tokens(factor.reshape(signals.shape), mask)
+    return unpadded(signals.detach(), mask), unpadded(factor.reshape(signals.shape), mask)
 
 
 class _Problem:
@@ -165,7 +165,7 @@ class _Problem:
     def _read(self, k: int) -> torch.Tensor:
         """Return z, what the readers read of batch k, [tokens, width]."""
         read = reader_signal(self.block, self.block.module, self.block.current_middle(k), self.block.family.ffn.norm)
-        return real_tokens(read, self.block.token_mask(k))
+        return unpadded(read, self.block.token_mask(k))
 
     def _gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return minus half the gradient at δU = 0, [channels, width], and d, [channels, 1]."""

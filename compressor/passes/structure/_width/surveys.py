@@ -11,7 +11,7 @@ from compressor.passes.numerics.moments import Moments
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.importance import channels_of, score
 from compressor.passes.surgery import slots
-from compressor.passes.surgery.observe import channel_signals, real_tokens
+from compressor.passes.surgery.observe import channel_signals, unpadded
 from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def angular_distances(walk: Walk, *, every: int) -> list[float]:
             before = view.dense_in(k)
             after = view.forward(view.module, before, k)
             mask = view.token_mask(k)
-            cosine = torch.nn.functional.cosine_similarity(real_tokens(before, mask), real_tokens(after, mask), dim=-1)
+            cosine = torch.nn.functional.cosine_similarity(unpadded(before, mask), unpadded(after, mask), dim=-1)
             total += float((cosine.clamp(-1, 1).acos() / math.pi).double().sum())
             tokens += len(cosine)
             view.put_dense(k, after)
@@ -67,9 +67,9 @@ def _moments(view: BlockView) -> tuple[Moments, float]:
         middle = view.to_middle(view.module, view.dense_in(k), k)
         view.put_dense_middle(k, middle)
         mask = view.token_mask(k)
-        signals = real_tokens(channel_signals(view, view.module, middle, k), mask)
+        signals = unpadded(channel_signals(view, view.module, middle, k), mask)
         moments.add(signals, signals[:, :0])
-        stream = real_tokens(middle, mask)
+        stream = unpadded(middle, mask)
         total, count = total + float(stream.double().square().sum()), count + stream.numel()
     return moments, total / count
 
