@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -90,8 +91,8 @@ def test_each_context_ends_for_itself(outer: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("watch", [recorded, lambda chain, path: observing(chain, [path], print)])
-def test_errors_pass_through(watch: Callable[..., object]) -> None:
+def test_errors_pass_through(watch: Callable[..., Any]) -> None:
     chain = Chain()
-    with pytest.raises(RuntimeError, match="mine"), watch(chain, "a"):  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="mine"), watch(chain, "a"):
         raise RuntimeError("mine")
     assert unhooked(chain)

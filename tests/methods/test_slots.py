@@ -35,8 +35,9 @@ def rows_of(slot: Slot, rows: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 def test_read_and_write(slot: Slot, kind: str) -> None:
     rows = OUT * slot.parts
-    root = holder(nn.Linear(IN, rows) if kind == "linear" else Conv1D(rows, IN))
-    stored, bias = root["m"].weight.data.clone(), root["m"].bias.data.clone()  # type: ignore[index]
+    module = nn.Linear(IN, rows) if kind == "linear" else Conv1D(rows, IN)
+    root = holder(module)
+    stored, bias = module.weight.data.clone(), module.bias.data.clone()
     own = rows_of(slot, rows)
     matrix = stored[own] if kind == "linear" else stored[:, own].T
     assert torch.equal(slots.read(root, slot, head_dim=HEAD), matrix)
@@ -47,16 +48,17 @@ def test_read_and_write(slot: Slot, kind: str) -> None:
     slots.write(root, slot, new, new_bias, head_dim=HEAD)
     matrix, offset = new.float(), new_bias.float()
     (stored if kind == "linear" else stored.T)[own], bias[own] = matrix, offset
-    assert torch.equal(root["m"].weight, stored) and torch.equal(root["m"].bias, bias)  # type: ignore[index]
-    assert root["m"].weight.is_contiguous() and root["m"].weight.dtype == torch.float32  # type: ignore[index]
+    assert torch.equal(module.weight, stored) and torch.equal(module.bias, bias)
+    assert module.weight.is_contiguous() and module.weight.dtype == torch.float32
     x = torch.rand(2, 3, IN)
-    torch.testing.assert_close(root["m"](x)[..., own], x @ matrix.T + offset)  # type: ignore[index]
+    torch.testing.assert_close(module(x)[..., own], x @ matrix.T + offset)
 
 
 def test_query_key_value_of_neox() -> None:
     """Transformers' own split of the fused matrix: [tokens, heads, 3 · head_dim] cut in three."""
-    root, x = holder(nn.Linear(IN, 3 * OUT)), torch.rand(5, IN)
-    split = root["m"](x).view(5, OUT // HEAD, 3 * HEAD).chunk(3, dim=-1)  # type: ignore[index]
+    module, x = nn.Linear(IN, 3 * OUT), torch.rand(5, IN)
+    root = holder(module)
+    split = module(x).view(5, OUT // HEAD, 3 * HEAD).chunk(3, dim=-1)
     for slot, expected in zip(PER_HEAD, split, strict=True):
         weight, bias = slots.read(root, slot, head_dim=HEAD), slots.read_bias(root, slot, head_dim=HEAD)
         torch.testing.assert_close(nn.functional.linear(x, weight, bias), expected.reshape(5, OUT))
@@ -68,7 +70,7 @@ def test_another_shape(module: nn.Module) -> None:
     weight, bias = torch.rand(5, 3), torch.rand(5)
     slots.write(root, "m", weight, bias)
     assert torch.equal(slots.read(root, "m"), weight)
-    torch.testing.assert_close(root["m"](x), x @ weight.T + bias)  # type: ignore[index]
+    torch.testing.assert_close(module(x), x @ weight.T + bias)
     sizes = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.nx, module.nf)
     assert sizes == (3, 5)
 
@@ -80,10 +82,11 @@ def test_a_shared_matrix_keeps_its_rows() -> None:
 
 
 def test_without_bias() -> None:
-    root = holder(nn.Linear(IN, OUT, bias=False))
+    module = nn.Linear(IN, OUT, bias=False)
+    root = holder(module)
     assert slots.read_bias(root, "m") is None
     slots.write(root, "m", torch.ones(OUT, IN))
-    assert root["m"].bias is None and torch.equal(slots.read(root["m"], ""), torch.ones(OUT, IN))  # type: ignore[index]
+    assert module.bias is None and torch.equal(slots.read(module, ""), torch.ones(OUT, IN))
 
 
 def test_a_tied_weight_stays_tied() -> None:
