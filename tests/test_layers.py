@@ -1,9 +1,18 @@
-"""Every file imports only from the layers before it (DESIGN: data flows one way)."""
+"""Every file imports only from the layers before it (DESIGN: data flows one way).
+
+The layers are the wings and, inside `passes`, its rooms:
+
+* numerics: tensor mathematics with no model in sight, so nothing of `model`, `data` or `walk` either;
+* surgery: reads and writes of modules, by that mathematics;
+* base: what a pass is;
+* the families: methods and their parts; no family imports another, what two of them need goes to the first two rooms;
+* the list of methods (`passes` itself), which looks into every family, and apply, which runs a pass.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +40,11 @@ WINGS: tuple[str, ...] = (
     "__main__",
 )
 RANK = {name: rank for rank, name in enumerate(WINGS)}
+
+FAMILIES = ("structure", "tokens", "activation", "quantize")
+ROOMS = {"numerics": 0, "surgery": 1, "base": 2, **dict.fromkeys(FAMILIES, 3), "": 4, "apply": 4}
+"""Of `passes`, with their ranks; the folder itself is called ""."""
+FORBIDDEN_TO_NUMERICS = {"model", "data", "walk"}
 
 # (importing file, imported module) -> why it may
 EXCEPTIONS = {
@@ -96,6 +110,51 @@ def test_imports_point_to_earlier_layers(repository: Path) -> None:
     assert wrong == []
 
 
+def _room(module: str) -> str:
+    """Return the room of `passes` that a module below `compressor.passes` belongs to."""
+    return f"{module}.".split(".")[1]
+
+
+def _passes(repository: Path) -> list[tuple[str, Path]]:
+    return [(module, path) for module, path in _files(repository) if _top(module) == "passes"]
+
+
+def test_every_part_of_passes_has_a_room(repository: Path) -> None:
+    unknown = sorted({_room(module) for module, _ in _passes(repository)} - ROOMS.keys())
+    assert unknown == [], "put new files of passes/ into ROOMS, above, with their rank"
+
+
+def test_imports_inside_passes_point_to_earlier_rooms(repository: Path) -> None:
+    wrong = []
+    for module, path in _passes(repository):
+        for imported, line in _imports(module, path):
+            if _top(imported) == "passes" and ROOMS[_room(imported)] > ROOMS[_room(module)]:
+                wrong.append(f"{path.relative_to(repository)}:{line}: {_room(module)} imports {imported}")
+    assert wrong == []
+
+
+def test_no_family_imports_another(repository: Path) -> None:
+    wrong = [
+        f"{path.relative_to(repository)}:{line}: {_room(module)} imports {imported}"
+        for module, path in _passes(repository)
+        if _room(module) in FAMILIES
+        for imported, line in _imports(module, path)
+        if _top(imported) == "passes" and _room(imported) in set(FAMILIES) - {_room(module)}
+    ]
+    assert wrong == [], "what two families need goes to passes/numerics or passes/surgery"
+
+
+def test_numerics_knows_no_model(repository: Path) -> None:
+    wrong = [
+        f"{path.relative_to(repository)}:{line}: {imported}"
+        for module, path in _passes(repository)
+        if _room(module) == "numerics"
+        for imported, line in _imports(module, path)
+        if _top(imported) in FORBIDDEN_TO_NUMERICS
+    ]
+    assert wrong == []
+
+
 def test_exceptions_are_still_needed(repository: Path) -> None:
     used = {(module, _top(name)) for module, path in _files(repository) for name, _ in _imports(module, path)}
     assert EXCEPTIONS.keys() - used == set()
@@ -116,3 +175,27 @@ def test_all_forms_of_import_are_seen(source: str, found: list[str], tmp_path: P
     path = tmp_path / "method.py"
     path.write_text(source)
     assert [name for name, _ in _imports("passes.method", path)] == found
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "broken"),
+    [
+        ("quantize/_x/y.py", "from compressor.passes.structure._width import fisher", test_no_family_imports_another),
+        ("structure/x.py", "def f():\n    from ..quantize import rtn", test_no_family_imports_another),
+        ("numerics/x.py", "from compressor.walk.walk import Walk", test_numerics_knows_no_model),
+        (
+            "numerics/x.py",
+            "from compressor.passes.surgery import slots",
+            test_imports_inside_passes_point_to_earlier_rooms,
+        ),
+        ("surgery/x.py", "import compressor.passes.base", test_imports_inside_passes_point_to_earlier_rooms),
+        ("base.py", "from compressor.passes.apply import FINDINGS", test_imports_inside_passes_point_to_earlier_rooms),
+        ("x.py", "", test_every_part_of_passes_has_a_room),
+    ],
+)
+def test_the_rules_inside_passes_bite(file: str, source: str, broken: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "compressor" / "passes" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    with pytest.raises(AssertionError):
+        broken(tmp_path)

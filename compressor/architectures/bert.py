@@ -32,6 +32,5 @@ BERT = Family(
     explicit_head_dim=False,
     optional=("pooler",),
     head_count_attributes=("num_attention_heads", None),
-    rotary=False,
 )
 FAMILIES = (BERT,)

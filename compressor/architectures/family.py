@@ -15,17 +15,19 @@ Residual = Literal["pre", "post", "parallel"]
 
 @dataclass(frozen=True)
 class Slot:
-    """One logical matrix; several can be stacked in one stored matrix.
+    """One logical matrix; several can share one stored matrix.
 
     Attributes:
         path: module that holds the weight.
         part: which of `parts` equal row groups of the stored matrix this is (Phi-3's gate_up: part 0 and 1 of 2).
         parts: how many logical matrices share the stored one.
+        per_head: whether the groups alternate head by head (NeoX) instead of standing one after another.
     """
 
     path: str
     part: int = 0
     parts: int = 1
+    per_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,6 @@ class Attention:
         key: reader of keys.
         value: reader of values.
         output: the writer back to the residual stream.
-        layout: how fused readers are stacked: one after another, or per head (NeoX).
     """
 
     norm: str
@@ -48,7 +49,13 @@ class Attention:
     key: Slot
     value: Slot
     output: str
-    layout: Literal["separate", "stacked", "per_head"] = "separate"
+
+    @property
+    def layout(self) -> Literal["separate", "stacked", "per_head"]:
+        """How the readers are stored."""
+        if self.query.parts == 1:
+            return "separate"
+        return "per_head" if self.query.per_head else "stacked"
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -109,8 +116,6 @@ class Family:
         optional: modules of the base model on whose output no hidden state depends; a checkpoint for feature
             extraction may lack them.
         head_count_attributes: attributes of the attention module that hold (heads, key-value heads), if it reads any.
-        transposed: whether linear weights are stored [in, out] (GPT-2's Conv1D).
-        rotary: whether positions enter by rotating queries and keys.
         leading_tokens: how many tokens stand before the patches of an image (class token, distillation token); 0 for
             what is no image model.
     """
@@ -133,6 +138,4 @@ class Family:
     optional: tuple[str, ...] = ()
     embedding_biases: tuple[str, ...] = ()
     head_count_attributes: tuple[str | None, str | None] = (None, None)
-    transposed: bool = False
-    rotary: bool = True
     leading_tokens: int = 0

@@ -32,6 +32,5 @@ OPT = Family(
     width_key="ffn_dim",
     activation_key="activation_function",
     head_count_attributes=("num_heads", None),
-    rotary=False,
 )
 FAMILIES = (OPT,)

@@ -31,7 +31,6 @@ VIT = Family(
     ),
     norm="layer",
     explicit_head_dim=False,
-    rotary=False,
     leading_tokens=1,
 )
 DEIT = replace(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.errors import UsageError
-from compressor.passes.structure._width.importance import SCORE_NAMES, Channels, score
+from compressor.passes.structure._width.importance import SCORES, Channels, score
 
 
 def channels(readers: int = 2, seed: int = 0) -> tuple[Channels, torch.Tensor]:
@@ -79,7 +79,7 @@ def test_random_follows_its_seed() -> None:
 
 def test_every_name_is_known_and_others_are_refused() -> None:
     given, _ = channels()
-    for name in SCORE_NAMES:
+    for name in SCORES:
         assert score(name, given).shape == (7,)
     with pytest.raises(UsageError, match="did you mean 'cfsp'"):
         score("cfps", given)

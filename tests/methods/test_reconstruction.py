@@ -7,7 +7,7 @@ import torch
 
 from compressor.errors import DataError, ModelError
 from compressor.passes.numerics.elimination import eliminate
-from compressor.passes.numerics.moments import Moments, fit
+from compressor.passes.numerics.moments import Moments, accumulate, fit, weighted
 from tests.live import LiveBytes
 
 KEPT = torch.tensor([0, 2, 3, 6])
@@ -109,6 +109,17 @@ def test_all_inputs_are_every_index() -> None:
     whole, listed = fit(moments, bias=True), fit(moments, torch.arange(8), bias=True)
     assert torch.equal(whole.weight, listed.weight) and whole.error == listed.error
     assert torch.equal(moments.gram, streamed(inputs, targets).gram), "a fit must leave the moments as they are"
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_sums_weigh_tokens(lower: bool) -> None:
+    x, w = torch.randn(40, 150, dtype=torch.float64), torch.rand(40, dtype=torch.float64)
+    total = torch.zeros(150, 150, dtype=torch.float64)
+    for part in (slice(0, 7), slice(7, 40)):
+        accumulate(total, weighted(x[part], w[part]), x[part], lower=lower)
+    expected = sum(w[i] * torch.outer(x[i], x[i]) for i in range(40))
+    torch.testing.assert_close(total.tril(), torch.as_tensor(expected).tril())
+    assert lower or torch.equal(weighted(x, None).T @ x, x.T @ x) and torch.allclose(total, total.T)
 
 
 def test_moments_are_symmetric_over_several_strips() -> None:

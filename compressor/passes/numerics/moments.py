@@ -25,10 +25,38 @@ else:
 _SLICE = 128
 
 
-class Moments:
-    """Weighted sums of h hᵀ, y hᵀ, h, y and y² over tokens, as they stream past.
+def accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, lower: bool = False) -> None:
+    """Add leftᵀ·right, summed over the tokens of a batch, to `total` [m, n] float64 in place.
 
     Products are made in the dtype of the tokens (float32), sums over batches in float64.
+
+    Args:
+        total: Σ y·xᵀ over the tokens that have streamed past so far.
+        left: y, or w·y where tokens have weights, [tokens, m].
+        right: x, [tokens, n].
+        lower: make only what lies on or below the diagonal, of a matrix whose other half says the same again.
+    """
+    if not lower:
+        total += left.T @ right
+        return
+    for start in range(0, right.shape[1], _SLICE):
+        end = min(start + _SLICE, right.shape[1])
+        total[start:end, :end] += left[:, start:end].T @ right[:, :end]
+
+
+def weighted(tokens: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Return tokens [tokens, width] times their weights [tokens]; as they are where there are none."""
+    return tokens if weights is None else tokens * weights[:, None]
+
+
+def _mean(total: torch.Tensor, count: float) -> torch.Tensor:
+    if count <= 0:
+        raise DataError("calibration.data: not one token to calibrate on")
+    return total / count
+
+
+class Moments:
+    """Weighted sums of h hᵀ, y hᵀ, h, y and y² over tokens, as they stream past (see `accumulate`).
 
     Attributes:
         count: sum of the tokens' weights.
@@ -38,7 +66,7 @@ class Moments:
         """Start with nothing seen of `inputs` signals h and `outputs` targets y."""
         trim_heap()  # activations that have streamed past left holes which whole matrices do not fit
         self.count = 0.0
-        # Only what lies on or below the diagonal counts: the products above it would say the same again.
+        # Only what lies on or below the diagonal counts.
         self._gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         self._cross = torch.zeros(outputs, inputs, dtype=torch.float64, device=device)
         self._input_sum = torch.zeros(inputs, dtype=torch.float64, device=device)
@@ -47,51 +75,43 @@ class Moments:
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """See tokens: inputs [tokens, inputs], targets [tokens, outputs], weights [tokens] (None: 1 each)."""
-        weighted_in = inputs if weights is None else inputs * weights[:, None]
-        weighted_out = targets if weights is None else targets * weights[:, None]
-        for start in range(0, inputs.shape[1], _SLICE):
-            end = min(start + _SLICE, inputs.shape[1])
-            self._gram[start:end, :end] += weighted_in[:, start:end].T @ inputs[:, :end]
-        self._cross += weighted_out.T @ inputs
+        weighted_in, weighted_out = weighted(inputs, weights), weighted(targets, weights)
+        accumulate(self._gram, weighted_in, inputs, lower=True)
+        accumulate(self._cross, weighted_out, inputs)
         self._input_sum += weighted_in.sum(0)
         self._target_sum += weighted_out.sum(0)
         self._target_square += (weighted_out * targets).sum()
         self.count += float(len(inputs) if weights is None else weights.sum())
 
-    def _mean(self, total: torch.Tensor) -> torch.Tensor:
-        if self.count <= 0:
-            raise DataError("calibration.data: not one token to calibrate on")
-        return total / self.count
-
     @property
     def gram(self) -> torch.Tensor:
         """H, [inputs, inputs] float64, the caller's own."""
-        return _mirror(self._mean(self._gram))
+        return _mirror(_mean(self._gram, self.count))
 
     @property
     def cross(self) -> torch.Tensor:
         """C, [outputs, inputs] float64."""
-        return self._mean(self._cross)
+        return _mean(self._cross, self.count)
 
     @property
     def input_energy(self) -> torch.Tensor:
         """E[h²], the diagonal of H, [inputs] float64."""
-        return self._mean(self._gram.diagonal())
+        return _mean(self._gram.diagonal(), self.count)
 
     @property
     def input_mean(self) -> torch.Tensor:
         """E[h], [inputs] float64."""
-        return self._mean(self._input_sum)
+        return _mean(self._input_sum, self.count)
 
     @property
     def target_mean(self) -> torch.Tensor:
         """E[y], [outputs] float64."""
-        return self._mean(self._target_sum)
+        return _mean(self._target_sum, self.count)
 
     @property
     def target_energy(self) -> float:
         """E‖y‖²."""
-        return float(self._mean(self._target_square))
+        return float(_mean(self._target_square, self.count))
 
     def centred(self) -> Moments:
         """Return the moments of h − E[h] and y − E[y]: what is left to explain once a bias has taken the means."""
@@ -190,14 +210,11 @@ def _relative_error(weight: torch.Tensor, seen: torch.Tensor, cross: torch.Tenso
 
 
 class InputStats:
-    """Statistics of one input as it streams past: H = E[w x xᵀ], E[|x|], max |x|, and peaks of its blocks.
-
-    Products are made in float32, sums over batches in float64.
+    """Statistics of one input as it streams past: H = E[w x xᵀ], E[|x|], and peaks of its blocks.
 
     Attributes:
         count: sum of the tokens' weights.
         group: channels of a block.
-        largest: max |x| per channel, [width] float32.
     """
 
     def __init__(self, width: int, group: int, device: torch.device | str = "cpu") -> None:
@@ -207,37 +224,32 @@ class InputStats:
         self._gram = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._abs = torch.zeros(width, dtype=torch.float64, device=device)
         self._peaks = torch.zeros(-(-width // group), dtype=torch.float64, device=device)
-        self.largest = torch.zeros(width, device=device)
         self._tokens = 0
         self._cross: dict[str, torch.Tensor] = {}
 
-    def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """See tokens [tokens, width] with weights [tokens] (None: 1 each)."""
-        weighted = rows if weights is None else rows * weights[:, None]
-        self._gram += weighted.T @ rows
-        size = rows.abs()
+    def add(self, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """See tokens: inputs [tokens, width], weights [tokens] (None: 1 each)."""
+        accumulate(self._gram, weighted(inputs, weights), inputs)
+        size = inputs.abs()
         self._abs += size.sum(0)
-        self.largest = torch.maximum(self.largest, size.amax(0))
         self._peaks += torch.stack([part.amax(1).double().square().sum() for part in size.split(self.group, dim=1)])
-        self.count += float(len(rows) if weights is None else weights.sum())
-        self._tokens += len(rows)
+        self.count += float(len(inputs) if weights is None else weights.sum())
+        self._tokens += len(inputs)
 
-    def want(self, path: str, wanted: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+    def want(self, path: str, wanted: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Note what the module at `path` should make, [tokens, outputs], of tokens [tokens, width]."""
-        weighted = wanted if weights is None else wanted * weights[:, None]
-        cross = weighted.T @ rows
-        self._cross[path] = self._cross[path] + cross if path in self._cross else cross.double()
+        if path not in self._cross:
+            self._cross[path] = self._gram.new_zeros(wanted.shape[1], inputs.shape[1])
+        accumulate(self._cross[path], weighted(wanted, weights), inputs)
 
     def cross(self, path: str) -> torch.Tensor:
         """E[w y xᵀ] of what the module at `path` should make of x, [outputs, width] float64."""
-        return self._cross[path] / self.count
+        return _mean(self._cross[path], self.count)
 
     @property
     def gram(self) -> torch.Tensor:
         """H, [width, width] float64."""
-        if self.count <= 0:
-            raise DataError("calibration.data: not one token to calibrate on")
-        return self._gram / self.count
+        return _mean(self._gram, self.count)
 
     @property
     def mean_abs(self) -> torch.Tensor:

@@ -32,11 +32,6 @@ def normed(stream: torch.Tensor, eps: float, *, centre: bool) -> torch.Tensor:
     return stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps)
 
 
-def second_moment(rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Return Σ w·x·xᵀ [d, d] float64 over rows [tokens, d]; products are made in the dtype of the rows."""
-    return ((rows if weights is None else rows * weights[:, None]).T @ rows).double()
-
-
 def fold_scale(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return a reader [out, d] with the scale [d] of the norm before it multiplied in, in float64."""
     return weight.double() * scale.double()

@@ -22,6 +22,7 @@ from pydantic import Field
 from compressor._lazy import lazy
 from compressor.passes.base import Options
 from compressor.passes.quantize._weights.weight_only import WeightOnly, WeightOnlyOptions
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
 
 if TYPE_CHECKING:
@@ -87,11 +88,10 @@ class Awq(WeightOnly):
 
     def _scale(self, block: BlockView, sharing: Sharing, stats: InputStats) -> torch.Tensor | None:
         """Return the scale [width] of a sharing's input that loses least, None for none at all."""
-        from compressor.model.skeleton import submodule
         from compressor.storage.grids import fit_grid
 
         specs = [(path, self._specs.get(block.name_of(path))) for path in sharing.paths]
-        weights = [(submodule(block.module, path).weight.data, spec) for path, spec in specs if spec is not None]
+        weights = [(slots.read(block.module, path), spec) for path, spec in specs if spec is not None]
         gram, loudness = stats.gram.float(), shared_loudness(block, sharing, stats.mean_abs.float())
 
         def lost(scale: torch.Tensor | None) -> float:
@@ -154,14 +154,17 @@ def fold(block: BlockView, sharing: Sharing, maker: str, scale: torch.Tensor) ->
     from compressor.model.skeleton import submodule
 
     for path in sharing.paths:
-        module: Any = submodule(block.module, path)
-        module.weight.data = module.weight.data * scale
+        slots.write(block.module, path, slots.read(block.module, path) * scale)
     own = _by_maker(scale, block, sharing)[:, 0].reshape(-1)
-    made: Any = submodule(block.module, maker)
-    weight = made.weight.data
-    made.weight.data = weight / (own if weight.dim() == 1 else own[:, None])
-    if getattr(made, "bias", None) is not None:
-        made.bias.data = made.bias.data / own
+    if maker == sharing.norm:
+        norm: Any = submodule(block.module, maker)
+        norm.weight.data = norm.weight.data / own
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.data = norm.bias.data / own
+        return
+    bias = slots.read_bias(block.module, maker)
+    rows = slots.read(block.module, maker) / own[:, None]
+    slots.write(block.module, maker, rows, None if bias is None else bias / own)
 
 
 METHOD = Awq

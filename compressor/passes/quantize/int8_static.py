@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from compressor.storage.grids import Activations, GridSpec
     from compressor.walk.walk import Walk
 
-    Rows = torch.Tensor
-
 
 class Int8StaticOptions(Int8Options):
     """Options of `int8-static`."""
@@ -60,7 +58,7 @@ class Int8Static(Int8):
         super().__init__(options, calibration="must")
 
     def input_spec(
-        self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], Rows]
+        self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], torch.Tensor]
     ) -> GridSpec:
         """Return the spec with the step and the zero point of the input's codes."""
         assert ranges is not None, "the method is calibrated"
@@ -70,7 +68,7 @@ class Int8Static(Int8):
     def change_tail(self, walk: Walk) -> None:
         """Round the head; the range of its input is that of the last norm's output."""
         from compressor.model.skeleton import base_of
-        from compressor.passes.surgery.observe import real_tokens
+        from compressor.passes.surgery.observe import unpadded
 
         super().change_tail(walk)
         source = walk.source
@@ -79,21 +77,21 @@ class Int8Static(Int8):
             return
         norm = base_of(walk.model).get_submodule(source.family.final_norm) if source.family.final_norm else None
 
-        def inputs(k: int) -> Rows:
+        def inputs(k: int) -> torch.Tensor:
             hidden = walk.current[k].to(walk.device)
-            return real_tokens(hidden if norm is None else norm(hidden), walk.token_masks[k])
+            return unpadded(hidden if norm is None else norm(hidden), walk.token_masks[k])
 
         count = len(walk.calls)
-        ends = [(float(rows.min()), float(rows.max())) for rows in map(inputs, range(count))]
+        ends = [(float(seen.min()), float(seen.max())) for seen in map(inputs, range(count))]
         low, high = min(0.0, *(e[0] for e in ends)), max(0.0, *(e[1] for e in ends))
         grid = walk.grids[name]
         walk.grids[name] = replace(grid, spec=self._calibrated(grid.spec, low, high, map(inputs, range(count))))
 
-    def _calibrated(self, spec: GridSpec, low: float, high: float, rows: Iterable[Rows]) -> GridSpec:
+    def _calibrated(self, spec: GridSpec, low: float, high: float, inputs: Iterable[torch.Tensor]) -> GridSpec:
         from compressor.passes.quantize._int8.ranges import PERCENTILE, Histogram, range_of, scale_and_zero
 
         histogram = Histogram(low, high)
-        for part in rows:
+        for part in inputs:
             histogram.add(part)
         scale, zero = scale_and_zero(*range_of(histogram, self.options.method, self.options.percentile or PERCENTILE))
         return replace(spec, input_scale=scale, input_zero_point=zero)

@@ -36,6 +36,8 @@ from compressor.passes.numerics.rotation import (
     shared_covariance,
 )
 from compressor.passes.structure._slice.shapes import sliced_shapes
+from compressor.passes.surgery import slots
+from compressor.passes.surgery.stream import rotatable, set_readers, set_stem
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +105,7 @@ class SliceGPT:
             ModelError: the family cannot be rotated, or the share cannot be reached.
         """
         family, shapes = source.family, source.shapes
-        if family.residual != "pre" or family.norm_offset or family.transposed or family.attention.layout != "separate":
+        if not rotatable(family):
             raise ModelError(
                 f"slicegpt rotates the residual stream, which needs separate projections behind pre-norms; family "
                 f"{family.name} has not got them",
@@ -167,8 +169,6 @@ class SliceGPT:
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
-        from compressor.passes.surgery.stream import set_stem
-
         set_stem(walk, self._site(0, walk.source.family))
 
     def change_block(self, block: BlockView) -> Change:
@@ -190,7 +190,6 @@ class SliceGPT:
         """Narrow the final norm and the heads; a tied head stays the embedding, the norm's weight is fitted to it."""
         from compressor.model.skeleton import optional_submodules
         from compressor.passes.structure._slice.block import reader_fit
-        from compressor.passes.surgery.stream import set_readers
 
         norm, site = _final_norm(walk), self._site(2 * walk.count, walk.source.family)
         heads = optional_submodules(walk.model, walk.source.family.heads)
@@ -205,12 +204,12 @@ class SliceGPT:
 
     def _tail_pairs(self, walk: Walk, heads: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Yield dense and narrow normed tokens of the last block's output."""
-        from compressor.passes.surgery.observe import norm_eps, real_tokens
+        from compressor.passes.surgery.observe import norm_eps, unpadded
 
         eps, centre = norm_eps(_final_norm(walk)), walk.source.family.norm == "layer"
         for k, mask in enumerate(walk.token_masks):
             streams = (walk.dense[k].to(walk.device), walk.current[k].to(walk.device))
-            dense, current = (normed(real_tokens(x, mask), eps, centre=centre) for x in streams)
+            dense, current = (normed(unpadded(x, mask), eps, centre=centre) for x in streams)
             weights = None
             if walk.source.task == "image-classification":
                 # The heads read the first tokens only: these weigh as much as all others, which alone are many enough.
@@ -232,7 +231,7 @@ class SliceGPT:
         shift = getattr(norm, "bias", None)
         narrow_shift = None if shift is None else (shift.double() / site.scale @ site.matrix).float()
         if moments is not None:
-            wanted = fold_scale(head.weight, scale)
+            wanted = fold_scale(slots.read(head, ""), scale)
             found = fit_scale(
                 embedding.weight, wanted, moments.gram, moments.cross.T, diagonal * site.scale, self.options.damping
             )

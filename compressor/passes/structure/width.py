@@ -2,9 +2,9 @@
 
     1. allocation   how many channels each block keeps: all alike, by angular distance (CFSP), or greedily over all
                     blocks by loss × sensitivity; the sum is exact and known beforehand
-    2. importance   which ones: Optimal Brain Surgeon elimination (`obs.py`) or a score (`importance.py`)
+    2. importance   which ones: Optimal Brain Surgeon elimination (`elimination.py`) or a score (`importance.py`)
     3. refit        W' = (C_S + λP)(H_SS + λI)⁻¹ towards  y = dense block output − current residual stream,
-                    so that each block also corrects the error that reached it (`reconstruction.py`);
+                    so that each block also corrects the error that reached it (`moments.py`);
                     attention's output matrix alike, and readers see the best linear guess of the dense stream
     4. refine       readers' rows to the block's output by least squares (`refine.py`), then the writer once more
 

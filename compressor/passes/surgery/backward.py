@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compressor._lazy import lazy
+import torch
+
+from compressor.passes.surgery.observe import unpadded
 
 if TYPE_CHECKING:
-    import torch
-
     from compressor.walk.activations import ActivationStore
     from compressor.walk.walk import Walk
-else:
-    torch = lazy("torch")
 
 
 def keep_inputs(walk: Walk, note: str, every: int = 1) -> list[ActivationStore]:
@@ -39,8 +37,9 @@ def sampled_loss(logits: torch.Tensor, mask: torch.Tensor | None, generator: tor
         mask: bool [batch, tokens], False at padding; only used for tokens.
         generator: of the labels, on the CPU.
     """
-    rows = logits.flatten(0, -2) if mask is None or logits.dim() < 3 else logits[mask]
-    return torch.nn.functional.cross_entropy(rows, sampled_labels(rows, generator).to(rows.device), reduction="sum")
+    tokens = unpadded(logits, mask if logits.dim() == 3 else None)
+    labels = sampled_labels(tokens, generator).to(tokens.device)
+    return torch.nn.functional.cross_entropy(tokens, labels, reduction="sum")
 
 
 def sampled_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

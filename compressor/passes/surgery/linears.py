@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.errors import ModelError
-
 if TYPE_CHECKING:
     from compressor.architectures import Family
     from compressor.model.folder import ModelFolder
@@ -46,12 +44,6 @@ def ffn_sharings(family: Family) -> tuple[Sharing, ...]:
 def linear_paths(family: Family) -> tuple[str, ...]:
     """Return the paths of all linear modules of a block, in the order in which they are computed."""
     return tuple(path for s in (*attention_sharings(family), *ffn_sharings(family)) for path in s.paths)
-
-
-def check_covered(method: str, family: Family) -> None:
-    """Raise ModelError where a family stores matrices as [inputs, outputs]."""
-    if family.transposed:
-        raise ModelError(f"{method}: family {family.name} stores its matrices transposed, which is not covered yet")
 
 
 def block_names(source: ModelFolder) -> list[str]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compressor._lazy import lazy
+import torch
+from torch import nn
+
 from compressor.walk.calls import first_input, recorded
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from compressor.walk.walk import BlockView
-else:
-    torch = lazy("torch")
 
 
-def real_tokens(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the tokens of a batch [batch, tokens, width] that are not padding, [real tokens, width].
+def unpadded(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the tokens of a batch [batch, tokens, width] without padding, one below the other, [unpadded, width].
 
     Args:
         tensor: of any shape whose last dimension is the width, if the mask fits the others.
@@ -27,7 +24,7 @@ def real_tokens(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
     return flat if mask is None else flat[mask.reshape(-1)]
 
 
-def norm_eps(norm: torch.nn.Module) -> float:
+def norm_eps(norm: nn.Module) -> float:
     """Return the eps of a norm module, whatever it calls it."""
     eps = getattr(norm, "variance_epsilon", None)
     return float(norm.eps if eps is None else eps)  # type: ignore[arg-type]

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
 from compressor.passes.numerics.rotation import Projection, fold_scale
+from compressor.passes.surgery import slots
 
 if TYPE_CHECKING:
     import torch
 
+    from compressor.architectures import Family
     from compressor.walk.walk import BlockView, Walk
 else:
     torch = lazy("torch")
+
+
+def rotatable(family: Family) -> bool:
+    """Tell whether a family's residual stream can be carried in other coordinates without changing what it computes."""
+    return family.residual == "pre" and not family.norm_offset and family.attention.layout == "separate"
 
 
 def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
@@ -26,17 +33,18 @@ def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: P
 
     scale: torch.Tensor = norm.weight.double()
     shift: torch.Tensor | None = getattr(norm, "bias", None)
-    folds = shift is None or all(reader.bias is not None for reader in readers)
-    for reader in readers:
-        bias = None
-        weight = fold_scale(reader.weight, scale) @ matrix
+    biases = [slots.read_bias(reader, "") for reader in readers]
+    folds = shift is None or all(bias is not None for bias in biases)
+    for reader, bias in zip(readers, biases, strict=True):
+        old, shifted = slots.read(reader, ""), None
+        weight = fold_scale(old, scale) @ matrix
         if shift is not None:
-            wanted = reader.weight.double() @ shift.double()
-            if folds:
-                bias = (reader.bias.double() + wanted).float()
+            wanted = old.double() @ shift.double()
+            if folds and bias is not None:
+                shifted = bias.double() + wanted
             else:
                 weight = weight + (wanted - weight.sum(1))[:, None] / weight.shape[1]
-        set_weight(reader, weight.float(), bias)
+        slots.write(reader, "", weight, shifted)
     kept = None if shift is None else torch.full((site.width,), 0.0 if folds else 1.0, device=scale.device)
     set_weight(norm, site.norm_weight().to(scale.device).float(), kept)
 
@@ -69,7 +77,9 @@ def rotate_block(block: BlockView, site: Projection) -> None:
     for norm, readers, writer in halves:
         parts = [block.module.get_submodule(path) for path in readers]
         set_readers(block.module.get_submodule(norm), parts, site.matrix, site)
-        _rotate_writer(block.module.get_submodule(writer), site)
+        bias = slots.read_bias(block.module, writer)
+        rotated = None if bias is None else site.stream(bias.double())
+        slots.write(block.module, writer, site.writer(slots.read(block.module, writer)), rotated)
 
 
 def rotate_tail(walk: Walk, site: Projection) -> None:
@@ -78,11 +88,3 @@ def rotate_tail(walk: Walk, site: Projection) -> None:
 
     norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
     set_readers(norm, optional_submodules(walk.model, walk.source.family.heads), site.matrix, site)
-
-
-def _rotate_writer(module: Any, site: Projection) -> None:
-    from compressor.model.skeleton import set_weight
-
-    weight, bias = module.weight.data, module.bias
-    rotated = site.writer(weight.flatten(1)).float().reshape(weight.shape)
-    set_weight(module, rotated, None if bias is None else site.stream(bias.data.double()).float())

@@ -16,6 +16,7 @@ from compressor._lazy import lazy
 from compressor.machine.processor import weight_bits
 from compressor.passes.base import Findings, Needs, Options, Target
 from compressor.passes.quantize._weights.quantizer import Quantizer
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, block_names, head_name
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from compressor.storage.grids import Activations, Grid, GridSpec
     from compressor.walk.walk import BlockView, Change, Walk
 
-    Rows = torch.Tensor
 else:
     torch = lazy("torch")
 
@@ -143,13 +143,12 @@ class Int8(Quantizer):
             self._round(walk, name)
 
     def _round(self, walk: Walk, name: str) -> None:
-        from compressor.model.skeleton import submodule
         from compressor.storage.grids import fit_rows
 
         if name in self._specs:
-            module = submodule(walk.model, name)
-            grid = fit_rows(module.weight.data, self._specs[name], self.levels)
-            module.weight.data = grid.rounded(module.weight.data)
+            weight = slots.read(walk.model, name)
+            grid = fit_rows(weight, self._specs[name], self.levels)
+            slots.write(walk.model, name, grid.rounded(weight))
             walk.grids[name] = grid
 
     def change_block(self, block: BlockView) -> Change:
@@ -171,7 +170,7 @@ class Int8(Quantizer):
     # -- one input and its readers ---------------------------------------------------------------------------------
 
     def input_spec(
-        self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], Rows]
+        self, spec: GridSpec, ranges: ChannelRanges | None, smoothing: Smoothing, inputs: Callable[[int], torch.Tensor]
     ) -> GridSpec:
         """Return the spec of the grids of modules that share an input, with what is stored about it.
 
@@ -179,15 +178,14 @@ class Int8(Quantizer):
             spec: as planned.
             ranges: of the input before smoothing; None where nothing is known.
             smoothing: of the input.
-            inputs: the real tokens [tokens, width] of batch k as the products read them.
+            inputs: the unpadded rows [tokens, width] of batch k as the products read them.
         """
         return spec
 
     def _quantize(self, block: BlockView, halves: Halves, sharing: Sharing, error: QuantizationError) -> bool:
         """Quantize the modules that read one input; return whether the input was smoothed."""
-        from compressor.model.skeleton import submodule
         from compressor.passes.quantize._int8.smooth import with_factors
-        from compressor.passes.surgery.observe import real_tokens
+        from compressor.passes.surgery.observe import unpadded
         from compressor.storage.grids import fit_rows
 
         paths = [path for path in sharing.paths if block.name_of(path) in self._specs]
@@ -197,20 +195,20 @@ class Int8(Quantizer):
         smoothing = self._smooth(block, sharing, ranges)
         factors = smoothing.factors if smoothing.explicit else torch.ones_like(smoothing.factors)
 
-        def inputs(k: int) -> Rows:
-            return real_tokens(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
+        def inputs(k: int) -> torch.Tensor:
+            return unpadded(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
 
         spec = self.input_spec(self._specs[block.name_of(paths[0])], ranges, smoothing, inputs)
         for path in paths:
-            parameter = submodule(block.module, path).weight
-            before = parameter.data
+            before = slots.read(block.module, path)
             if block.name_of(path) in self._spared:
                 grid = _weight_only(before)
             else:
                 grid = fit_rows(before / factors, spec, self.levels)
                 grid = with_factors(grid, factors) if smoothing.explicit else grid
-            parameter.data = grid.rounded(before)
-            error.add(before, parameter.data, None)
+            rounded = grid.rounded(before)
+            slots.write(block.module, path, rounded)
+            error.add(before, rounded, None)
             block.grids[path] = grid
         return bool((smoothing.factors != 1).any())
 
@@ -233,11 +231,9 @@ class Int8(Quantizer):
 
     def _smooth(self, block: BlockView, sharing: Sharing, ranges: ChannelRanges | None) -> Smoothing:
         """Fold factors for a sharing's input into the block, or say that the input must be multiplied."""
-        from compressor.model.skeleton import submodule
         from compressor.passes.quantize._int8.smooth import ALPHAS, WORTHWHILE, Smoothing, find_factors, fold
 
-        modules = [submodule(block.module, path) for path in sharing.paths]
-        weight = torch.cat([module.weight.data for module in modules])
+        weight = torch.cat([slots.read(block.module, path) for path in sharing.paths])
         nothing = Smoothing(torch.ones(weight.shape[1], device=weight.device))
         choice = self.options.smooth
         # The inputs of attention's output are means of values: there is little to even out.
@@ -248,8 +244,8 @@ class Int8(Quantizer):
         if ratio >= 1.0:
             return nothing
         if fold(block, sharing, factors):
-            for module in modules:
-                module.weight.data = module.weight.data / factors
+            for path in sharing.paths:
+                slots.write(block.module, path, slots.read(block.module, path) / factors)
             return Smoothing(factors)
         spared = any(block.name_of(path) not in self._specs.keys() - self._spared for path in sharing.paths)
         if choice == "fold" or self.target.format == "safetensors" or ratio > WORTHWHILE or spared:

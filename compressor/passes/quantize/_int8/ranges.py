@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor._lazy import lazy
 from compressor.errors import DataError
+from compressor.passes.surgery.observe import unpadded
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ _SIGMAS = 3.0
 
 
 class ChannelRanges:
-    """Least and greatest value of every channel in every batch, and the mean squares of real tokens.
+    """Least and greatest value of every channel in every batch, and the mean squares of unpadded rows.
 
     Attributes:
         low: per batch [width], at most 0.
@@ -46,9 +47,8 @@ class ChannelRanges:
 
         Where `padding` counts, it does so for the ranges: a runtime that looks for the range of a tensor sees it too.
         """
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        seen = rows if mask is None else rows[mask.reshape(-1)]
-        bounding = rows if padding else seen
+        seen = unpadded(inputs, mask)
+        bounding = unpadded(inputs, None) if padding else seen
         self.low.append(bounding.amin(0).clamp(max=0.0))
         self.high.append(bounding.amax(0).clamp(min=0.0))
         squares = seen.double().square().sum(0)
@@ -57,7 +57,7 @@ class ChannelRanges:
 
     @property
     def mean_squares(self) -> torch.Tensor:
-        """E[x²] per channel over real tokens, [width] float64.
+        """E[x²] per channel over unpadded rows, [width] float64.
 
         Raises:
             DataError: there was no token.

@@ -1,7 +1,7 @@
 """How much each group of products loses to 8-bit codes, and which groups to spare under a budget.
 
 A group is the modules of a block that share an input. Its loss is measured with everything else in float: the relative
-change of the block's output, E‖y − ŷ‖² / E‖y‖² over real tokens, when this group alone computes with rounded inputs and
+change of the block's output without padding, E‖y − ŷ‖² / E‖y‖², when this group alone computes with rounded inputs and
 weights. Relative changes of blocks add up to that of the model's output, roughly, so they can be compared.
 """
 
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
 from compressor.walk.calls import observing
 
@@ -27,25 +28,24 @@ else:
 
 def block_losses(block: BlockView, levels: int) -> torch.Tensor:
     """Return the loss of each sharing of a block of the dense stream, inputs evened out, [sharings] float64."""
-    from compressor.passes.surgery.observe import real_tokens
+    from compressor.passes.surgery.observe import unpadded
 
     groups = (*attention_sharings(block.family), *ffn_sharings(block.family))
     factors = _factors(block, groups, levels)
     lost, whole = torch.zeros(len(groups), dtype=torch.float64), 0.0
     for k in range(len(block)):
         hidden, mask = block.dense_in(k), block.token_mask(k)
-        plain = real_tokens(block.forward(block.module, hidden, k), mask).double()
+        plain = unpadded(block.forward(block.module, hidden, k), mask).double()
         whole += float(plain.square().sum())
         for index, sharing in enumerate(groups):
             with rounded(block.module, sharing, factors[sharing.paths[0]], levels):
-                out = real_tokens(block.forward(block.module, hidden, k), mask).double()
+                out = unpadded(block.forward(block.module, hidden, k), mask).double()
             lost[index] += (out - plain).square().sum().cpu()
     return lost / max(whole, 1e-30)
 
 
 def _factors(block: BlockView, groups: Sequence[Sharing], levels: int) -> dict[str, torch.Tensor]:
     """Return the factors that even out each sharing's input, by the path of its first module."""
-    from compressor.model.skeleton import submodule
     from compressor.passes.quantize._int8.ranges import ChannelRanges
     from compressor.passes.quantize._int8.smooth import find_factors
 
@@ -60,7 +60,7 @@ def _factors(block: BlockView, groups: Sequence[Sharing], levels: int) -> dict[s
             block.forward(block.module, block.dense_in(k), k)
     found = {}
     for sharing in groups:
-        weight = torch.cat([submodule(block.module, path).weight.data for path in sharing.paths])
+        weight = torch.cat([slots.read(block.module, path) for path in sharing.paths])
         found[sharing.paths[0]] = find_factors(weight, ranges[sharing.paths[0]], levels)[0]
     return found
 
@@ -68,23 +68,21 @@ def _factors(block: BlockView, groups: Sequence[Sharing], levels: int) -> dict[s
 @contextmanager
 def rounded(module: nn.Module, sharing: Sharing, factors: torch.Tensor, levels: int) -> Iterator[None]:
     """While entered, the modules of a sharing compute with 8-bit codes of factors ⊙ input and of weight / factors."""
-    from compressor.model.skeleton import submodule
     from compressor.storage.grids import GridSpec, fit_rows
 
     def round_input(_: str, inputs: torch.Tensor) -> torch.Tensor:
         return round_inputs(inputs * factors) / factors
 
-    readers = [submodule(module, path) for path in sharing.paths]
-    weights = [reader.weight.data for reader in readers]
+    before = {path: slots.read(module, path) for path in sharing.paths}
     spec = GridSpec(8, 0, symmetric=True, activations="dynamic")
     try:
-        for reader, weight in zip(readers, weights, strict=True):
-            reader.weight.data = fit_rows(weight / factors, spec, levels).rounded(weight / factors) * factors
+        for path, weight in before.items():
+            slots.write(module, path, fit_rows(weight / factors, spec, levels).rounded(weight / factors) * factors)
         with observing(module, sharing.paths, round_input):
             yield
     finally:
-        for reader, weight in zip(readers, weights, strict=True):
-            reader.weight.data = weight
+        for path, weight in before.items():
+            slots.write(module, path, weight)
 
 
 def round_inputs(values: torch.Tensor) -> torch.Tensor:
@@ -106,7 +104,7 @@ def worst(source: ModelFolder, losses: Sequence[torch.Tensor], share: float) -> 
         sharings = (*attention_sharings(source.family), *ffn_sharings(source.family))
         for sharing, loss in zip(sharings, found.tolist(), strict=True):
             names = [f"{prefix}.{index}.{path}" for path in sharing.paths]
-            size = sum(model.get_parameter(f"{name}.weight").numel() for name in names)
+            size = sum(slots.read(model, name).numel() for name in names)
             groups.append((loss / size, size, names))
     left = share * sum(size for _, size, _ in groups)
     kept: set[str] = set()

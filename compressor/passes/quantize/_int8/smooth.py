@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing
 
 if TYPE_CHECKING:
@@ -132,12 +133,9 @@ def _row_slot(block: BlockView) -> str | None:
 
 
 def _scale_rows(block: BlockView, path: str, factors: torch.Tensor) -> None:
-    from compressor.model.skeleton import submodule
-
-    module = submodule(block.module, path)
-    module.weight.data = module.weight.data * factors[:, None]
-    if module.bias is not None:
-        module.bias.data = module.bias.data * factors
+    bias = slots.read_bias(block.module, path)
+    rows = slots.read(block.module, path) * factors[:, None]
+    slots.write(block.module, path, rows, None if bias is None else bias * factors)
     grid = block.grids.get(path)
     if grid is not None:
         block.grids[path] = replace(grid, scale=grid.scale * factors[:, None])

@@ -33,7 +33,7 @@ def concentration(block: BlockView, hidden: torch.Tensor, k: int) -> torch.Tenso
 
         scale = kwargs.get("scaling")
         causal = attention_mask is None and bool(getattr(module, "is_causal", False))
-        sums.append(_column_sums(query, key, attention_mask, causal=causal, scale=scale, real=mask))
+        sums.append(_column_sums(query, key, attention_mask, causal=causal, scale=scale, token_mask=mask))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
     with _attending(block, attend):
@@ -48,7 +48,7 @@ def _column_sums(
     *,
     causal: bool,
     scale: float | None,
-    real: torch.Tensor | None,
+    token_mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the column sums [batch, keys] of softmax(scale·QKᵀ + mask), averaged over heads, sample by sample.
 
@@ -58,7 +58,7 @@ def _column_sums(
         mask: [batch or 1, 1, queries, keys], bool (true: attend) or to be added; None where nothing is masked.
         causal: whether no query sees a later key.
         scale: None for 1/√width.
-        real: bool [batch, queries], false at padding.
+        token_mask: bool [batch, queries], false at padding.
     """
     found = []
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -71,7 +71,7 @@ def _column_sums(
         if causal:
             scores = scores.masked_fill(torch.ones_like(scores[0], dtype=torch.bool).triu(1), -torch.inf)
         shares = scores.softmax(-1).mean(0)
-        found.append((shares if real is None else shares[real[b]]).sum(0))
+        found.append((shares if token_mask is None else shares[token_mask[b]]).sum(0))
     return torch.stack(found)
 
 
@@ -90,11 +90,11 @@ def _attending(block: BlockView, attend: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def scaled(sums: torch.Tensor, least: float, real: torch.Tensor | None) -> torch.Tensor:
+def scaled(sums: torch.Tensor, least: float, mask: torch.Tensor | None) -> torch.Tensor:
     """Return concentrations [batch, tokens] brought to [least, 1] within every sample; padding gets `least`."""
-    if real is not None:
-        low = sums.masked_fill(~real, torch.inf).amin(1, keepdim=True)
-        high = sums.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
+    if mask is not None:
+        low = sums.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+        high = sums.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
     else:
         low, high = sums.amin(1, keepdim=True), sums.amax(1, keepdim=True)
     span = torch.where(high > low, high - low, 1.0)

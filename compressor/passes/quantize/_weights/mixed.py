@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import linear_paths
+from compressor.passes.surgery.observe import unpadded
 from compressor.walk.calls import observing
 from compressor.walk.sampling import count_tokens
 
@@ -152,32 +154,27 @@ def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tenso
         mask: bool [batch, tokens], False at padding; None counts all.
         logits: whether the outputs are logits.
     """
-    rows_found, rows_wanted = found.reshape(-1, found.shape[-1]).float(), wanted.reshape(-1, wanted.shape[-1]).float()
-    if mask is not None and found.ndim == 3:
-        rows_found, rows_wanted = rows_found[mask.reshape(-1)], rows_wanted[mask.reshape(-1)]
+    mask = mask if found.ndim == 3 else None
+    found, wanted = (unpadded(outputs, mask).float() for outputs in (found, wanted))
     if not logits:
-        return float((1 - torch.nn.functional.cosine_similarity(rows_found, rows_wanted, dim=-1)).double().sum())
-    log_p, log_q = rows_wanted.log_softmax(-1), rows_found.log_softmax(-1)
+        return float((1 - torch.nn.functional.cosine_similarity(found, wanted, dim=-1)).double().sum())
+    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
     return float((log_p.exp() * (log_p - log_q)).double().sum())
 
 
 @contextmanager
 def rounded(view: BlockView, specs: Specs) -> Iterator[None]:
     """While entered, a block's weights lie on the grids of `specs`, rounded to nearest; then they are as before."""
-    from compressor.model.skeleton import submodule
     from compressor.storage.grids import fit_grid
 
-    modules = [(submodule(view.module, path), specs.get(view.name_of(path))) for path in linear_paths(view.family)]
-    before = [module.weight for module, _ in modules]
-    for module, spec in modules:
-        if spec is not None:
-            values = fit_grid(module.weight.data, spec).rounded(module.weight.data)
-            module.weight = torch.nn.Parameter(values, requires_grad=False)
+    before = {path: slots.read(view.module, path) for path in linear_paths(view.family) if view.name_of(path) in specs}
+    for path, weight in before.items():
+        slots.write(view.module, path, fit_grid(weight, specs[view.name_of(path)]).rounded(weight))
     try:
         yield
     finally:
-        for (module, _), weight in zip(modules, before, strict=True):
-            module.weight = weight
+        for path, weight in before.items():
+            slots.write(view.module, path, weight)
 
 
 def block_choices(source: ModelFolder, levels: Sequence[Specs], losses: Mapping[str, Sequence[float]]) -> list[Choice]:
@@ -191,7 +188,7 @@ def block_choices(source: ModelFolder, levels: Sequence[Specs], losses: Mapping[
     model = source.skeleton()
     found = []
     for name in levels[0]:
-        outputs, inputs = model.get_parameter(f"{name}.weight").shape
+        outputs, inputs = slots.read(model, name).shape
         sizes = [specs[name].bytes(outputs, inputs) for specs in levels]
         found.append(Choice(name, (*sizes, FLOAT_BYTES * outputs * inputs), (*losses[name], 0.0)))
     return found
@@ -229,17 +226,16 @@ def survey_levels(walk: Walk, levels: Sequence[Specs], share: float) -> dict[str
 
 def _output_shares(view: BlockView, specs: Specs) -> dict[str, float]:
     """Return each module's share of its block's loss: E‖(W − W')x‖² / E‖Wx‖² on the first batch, over the sum."""
-    from compressor.model.skeleton import submodule
     from compressor.storage.grids import fit_grid
 
     errors: dict[str, float] = {}
     paths = [path for path in linear_paths(view.family) if view.name_of(path) in specs]
 
     def note(path: str, inputs: torch.Tensor) -> None:
-        weight = submodule(view.module, path).weight
-        name, rows = view.name_of(path), inputs.reshape(-1, inputs.shape[-1])
-        moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ rows.T
-        errors[name] = float(moved.square().sum() / (weight @ rows.T).square().sum().clamp(min=1e-30))
+        weight = slots.read(view.module, path)
+        name, tokens = view.name_of(path), unpadded(inputs, None)
+        moved = (weight - fit_grid(weight, specs[name]).rounded(weight)) @ tokens.T
+        errors[name] = float(moved.square().sum() / (weight @ tokens.T).square().sum().clamp(min=1e-30))
 
     with observing(view.module, paths, note):
         view.forward(view.module, view.dense_in(0), 0)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.passes.base import Needs, Options, PassFamily, Target
-from compressor.passes.surgery.linears import check_covered
 
 if TYPE_CHECKING:
     from compressor.model.blueprint import Blueprint
@@ -39,10 +38,8 @@ class Quantizer:
         """Return the blueprint of `source` with grids: quantization changes nothing else.
 
         Raises:
-            ModelError: the family is not covered.
             UsageError: `exclude` names what the model does not have.
         """
-        check_covered(self.name, source.family)
         _check_names(self.options.exclude, source)
         return replace(source.blueprint, grids=self.grids_of(source))
 

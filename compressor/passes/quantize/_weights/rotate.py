@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compressor.errors import ModelError
+from compressor.passes.surgery.stream import rotatable
 
 if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def why_not(source: ModelFolder) -> str | None:
     """Return why the stream of a model cannot be rotated, None if it can be."""
     family = source.family
-    if family.residual != "pre" or family.norm_offset or family.transposed or family.attention.layout != "separate":
+    if not rotatable(family):
         return f"family {family.name} has no separate projections behind plain pre-norms"
     if source.shapes.shortcuts:
         return "shortcut matrices change its stream from block to block"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.passes.numerics.moments import InputStats
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
-from compressor.passes.surgery.observe import real_tokens
+from compressor.passes.surgery.observe import unpadded
 from compressor.walk.calls import first_input, observing
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def collect(
             importance: torch.Tensor | None = importance,
         ) -> None:
             stats = found.setdefault(first[path], InputStats(inputs.shape[-1], group, inputs.device))
-            weighting = None if importance is None else real_tokens(importance[..., None], mask)[:, 0]
-            stats.add(real_tokens(inputs, mask), weighting)
+            weighting = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
+            stats.add(unpadded(inputs, mask), weighting)
 
         with observing(view.module, first, note):
             run(k)
@@ -113,7 +114,7 @@ class Halves:
         inputs = self.input_of(block.dense, sharing, k)
         for path in sharing.paths:
             out = block.dense.get_submodule(path)(inputs)
-            bias = block.module.get_submodule(path).bias
+            bias = slots.read_bias(block.module, path)
             if path in (block.family.attention.output, block.family.ffn.writer):
                 out = out + self._stream(block.dense, k)
                 out = (out if self._frame is None else self._frame.stream(out)) - self._stream(block.module, k)

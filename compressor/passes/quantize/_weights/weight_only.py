@@ -16,6 +16,7 @@ from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
 from compressor.passes.base import Findings, Needs, Options
 from compressor.passes.quantize._weights.quantizer import Quantizer
+from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, block_names, embedding_name, head_name, linear_paths
 
 if TYPE_CHECKING:
@@ -185,14 +186,13 @@ class WeightOnly(Quantizer):
         self._round(walk, head_name(walk.source))
 
     def _round(self, walk: Walk, name: str | None) -> None:
-        from compressor.model.skeleton import submodule
         from compressor.storage.grids import fit_grid
 
         if name is None or name not in self._specs:
             return
-        module = submodule(walk.model, name)
-        grid = fit_grid(module.weight.data, self._specs[name])
-        module.weight.data = grid.rounded(module.weight.data)
+        weight = slots.read(walk.model, name)
+        grid = fit_grid(weight, self._specs[name])
+        slots.write(walk.model, name, grid.rounded(weight))
         walk.grids[name] = grid
 
     def change_block(self, block: BlockView) -> Change:
@@ -214,9 +214,7 @@ class WeightOnly(Quantizer):
 
     def _bits(self, block: BlockView) -> dict[str, float]:
         """Return the mean bits of the weights of a block's linear modules before and after."""
-        from compressor.model.skeleton import submodule
-
-        sizes = {path: submodule(block.module, path).weight.numel() for path in linear_paths(block.family)}
+        sizes = {path: slots.read(block.module, path).numel() for path in linear_paths(block.family)}
         kept = {path: block.grids[path].spec.bits if path in block.grids else FLOAT_BITS for path in sizes}
         return {"bits_before": FLOAT_BITS, "bits_after": sum(sizes[p] * kept[p] for p in sizes) / sum(sizes.values())}
 
@@ -226,36 +224,33 @@ class WeightOnly(Quantizer):
     def _observe(self, block: BlockView, halves: Halves, sharing: Sharing) -> InputStats:
         """Return the statistics of a sharing's input, and of what its modules should give, if a dense block knows."""
         from compressor.passes.numerics.moments import InputStats
-        from compressor.passes.surgery.observe import real_tokens
+        from compressor.passes.surgery.observe import unpadded
 
         stats: InputStats | None = None
         for k in range(len(block)):
             mask, importance = block.token_mask(k), self.token_weights(block, k)
             inputs = halves.input_of(block.module, sharing, k)
             stats = stats or InputStats(inputs.shape[-1], self.options.group_size, inputs.device)
-            weights = None if importance is None else real_tokens(importance[..., None], mask)[:, 0]
-            stats.add(real_tokens(inputs, mask), weights)
+            weights = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
+            stats.add(unpadded(inputs, mask), weights)
             if self.needs.dense:
                 for path, wanted in halves.wanted(sharing, k):
-                    stats.want(path, real_tokens(wanted, mask), real_tokens(inputs, mask), weights)
+                    stats.want(path, unpadded(wanted, mask), unpadded(inputs, mask), weights)
         assert stats is not None
         trim_heap()  # the activations have left holes that the matrices of a solver do not fit
         return stats
 
     def _quantize_module(self, block: BlockView, path: str, stats: InputStats | None, error: QuantizationError) -> None:
-        from compressor.model.skeleton import submodule
-
         spec = self._specs.get(block.name_of(path))
         if spec is None:
             return
-        parameter = submodule(block.module, path).weight
-        before = self.target(parameter.data, path, stats)
+        before = self.target(slots.read(block.module, path), path, stats)
         grid, values = self.quantize(before, spec, stats)
         lost, whole = error.add(before, values, stats)
         tolerated = max(lost, ROUNDING * whole)
         if self.options.accuracy_level == "auto" and stats is not None and stats.rounding_error(before) > tolerated:
             grid = replace(grid, spec=replace(grid.spec, accuracy_level=0))
-        parameter.data = values
+        slots.write(block.module, path, values)
         block.grids[path] = grid
 
 

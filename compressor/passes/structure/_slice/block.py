@@ -16,7 +16,9 @@ from compressor._lazy import lazy
 from compressor.passes.numerics.elimination import eliminate
 from compressor.passes.numerics.moments import LinearFit, Moments, fit
 from compressor.passes.numerics.rotation import Projection, normed
-from compressor.passes.surgery.observe import norm_eps, real_tokens
+from compressor.passes.surgery import slots
+from compressor.passes.surgery.channels import keep_rows
+from compressor.passes.surgery.observe import norm_eps, unpadded
 from compressor.passes.surgery.stream import set_readers
 from compressor.walk.calls import first_input, input_of
 
@@ -84,9 +86,7 @@ class BlockSlicer:
         )
         for norm, readers, writer, before, after, shortcut in halves:
             set_readers(self._part(norm), [self._part(path) for path in readers], before.matrix, before)
-            self._set_writer(
-                self._part(writer), shortcut, *self._projected(self._part(writer), before, after, shortcut)
-            )
+            self._set_writer(writer, shortcut, *self._projected(writer, before, after, shortcut))
         return {}
 
     def refit(self) -> dict[str, float]:
@@ -100,19 +100,19 @@ class BlockSlicer:
     def _refit_attention(self) -> dict[str, float]:
         """Fit attention's writer and bring both streams to the middle; attention itself runs once per stream."""
         block, path = self.block, self.block.family.attention.output
-        writer, heads = self._part(path), block.scratch()
-        moments = self._moments(writer, self.before, self.middle, self.shortcuts[0])
+        heads = block.scratch()
+        moments = self._moments(path, self.before, self.middle, self.shortcuts[0])
         for k in range(len(block)):
             dense = block.to_middle(block.dense, block.dense_in(k), k)
             block.put_dense_middle(k, dense)
             current, mask = block.current_in(k), block.token_mask(k)
             heads[k] = inner = input_of(block.module, path, current, block.call(k))
             inner = inner.reshape(*current.shape[:2], -1)
-            inner, current, dense = (real_tokens(x, mask) for x in (inner, current, dense))
+            inner, current, dense = (unpadded(x, mask) for x in (inner, current, dense))
             self._see(moments, inner, current, dense, self.middle, self.shortcuts[0])
-        weight, bias = self._projected(writer, self.before, self.middle, self.shortcuts[0])
+        weight, bias = self._projected(path, self.before, self.middle, self.shortcuts[0])
         found = fit(moments, damping=self.damping, bias=bias is not None, prior=weight)
-        self._set_writer(writer, self.shortcuts[0], found.weight, found.bias)
+        self._set_writer(path, self.shortcuts[0], found.weight, found.bias)
         block.seal()
         for k in range(len(block)):
             block.put_current_middle(k, block.middle_of_heads(heads[k], k))
@@ -125,23 +125,22 @@ class BlockSlicer:
         count = range(len(block))
         streams = ((block.dense_middle(k), block.current_middle(k), block.token_mask(k)) for k in count)
         reader_error = self._fit_readers(ffn.norm, ffn.reader_paths, self.middle, streams)
-        writer, norm = self._part(ffn.writer), self._part(ffn.norm)
-        moments = self._moments(writer, self.middle, self.after, self.shortcuts[1])
+        norm = self._part(ffn.norm)
+        moments = self._moments(ffn.writer, self.middle, self.after, self.shortcuts[1])
         for k in count:
             out = block.from_middle(block.dense, block.dense_middle(k), k)
             block.put_dense(k, out)
             mask = block.token_mask(k)
-            current, wanted = (real_tokens(x, mask) for x in (block.current_middle(k), out))
+            current, wanted = (unpadded(x, mask) for x in (block.current_middle(k), out))
             self._see(moments, self._channels(norm(current)), current, wanted, self.after, self.shortcuts[1])
-        weight, bias = self._projected(writer, self.middle, self.after, self.shortcuts[1])
+        weight, bias = self._projected(ffn.writer, self.middle, self.after, self.shortcuts[1])
         keep, width = self.layer.intermediate_size, block.layer.intermediate_size
         kept = None
         if keep < width:
             kept = self._choose(moments, keep, prior=weight, bias=bias is not None)
-            for path in ffn.reader_paths:
-                self._keep_rows(self._part(path), kept)
+            keep_rows(block.module, ffn.readers, kept)
         found = fit(moments, kept, damping=self.damping, bias=bias is not None, prior=weight)
-        self._set_writer(writer, self.shortcuts[1], found.weight, found.bias)
+        self._set_writer(ffn.writer, self.shortcuts[1], found.weight, found.bias)
         return {"ffn_reader_error": reader_error, "ffn_writer_error": found.error, "kept_channels": float(keep)}
 
     def _choose(self, moments: Moments, keep: int, *, prior: torch.Tensor, bias: bool) -> torch.Tensor:
@@ -156,7 +155,7 @@ class BlockSlicer:
 
         def pairs() -> Iterable[tuple[torch.Tensor, torch.Tensor, None]]:
             for dense, current, mask in streams:
-                both = (normed(real_tokens(x, mask), eps, centre=self.centre) for x in (dense, current))
+                both = (normed(unpadded(x, mask), eps, centre=self.centre) for x in (dense, current))
                 yield (*both, None)  # type: ignore[misc]
 
         found, _ = reader_fit(pairs(), site, self.damping)
@@ -164,16 +163,17 @@ class BlockSlicer:
         return found.error
 
     def _projected(
-        self, writer: Any, before: Projection, after: Projection, shortcut: Any
+        self, writer: str, before: Projection, after: Projection, shortcut: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return a writer's weight and bias in the coordinates behind it, the shortcut's columns beside its own."""
-        weight = after.writer(writer.weight)
+        module = self.block.module
+        weight, bias = after.writer(slots.read(module, writer)), slots.read_bias(module, writer)
         if shortcut is not None:
             weight = torch.cat([weight, before.shortcut(after)], 1)
-        return weight, None if writer.bias is None else after.stream(writer.bias.double())
+        return weight, None if bias is None else after.stream(bias.double())
 
-    def _moments(self, writer: Any, before: Projection, after: Projection, shortcut: Any) -> Moments:
-        inputs = writer.weight.shape[1] + (before.width if shortcut is not None else 0)
+    def _moments(self, writer: str, before: Projection, after: Projection, shortcut: Any) -> Moments:
+        inputs = slots.read(self.block.module, writer).shape[1] + (before.width if shortcut is not None else 0)
         return Moments(inputs, after.width, after.matrix.device)
 
     @staticmethod
@@ -192,20 +192,11 @@ class BlockSlicer:
         else:
             moments.add(torch.cat([inner, current], -1), wanted)
 
-    def _set_writer(self, writer: Any, shortcut: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        from compressor.model.skeleton import set_weight
-
-        own = weight.shape[1] if shortcut is None else weight.shape[1] - shortcut.weight.shape[1]
-        set_weight(writer, weight[:, :own].float().contiguous(), None if bias is None else bias.float())
+    def _set_writer(self, writer: str, shortcut: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        own = weight.shape[1] if shortcut is None else weight.shape[1] - shortcut.in_features
+        slots.write(self.block.module, writer, weight[:, :own], bias)
         if shortcut is not None:
-            set_weight(shortcut, weight[:, own:].float().contiguous())
-
-    @staticmethod
-    def _keep_rows(reader: Any, kept: torch.Tensor) -> None:
-        from compressor.model.skeleton import set_weight
-
-        bias = getattr(reader, "bias", None)
-        set_weight(reader, reader.weight[kept].contiguous(), None if bias is None else bias[kept].contiguous())
+            slots.write(shortcut, "", weight[:, own:])
 
     def _channels(self, normed: torch.Tensor) -> torch.Tensor:
         """Return the FFN channels [tokens, channels] of normed tokens [tokens, k]."""

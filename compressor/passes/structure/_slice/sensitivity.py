@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError
-from compressor.passes.numerics.rotation import normed, second_moment
+from compressor.passes.numerics.moments import accumulate
+from compressor.passes.numerics.rotation import normed
 from compressor.passes.surgery.backward import keep_inputs, sampled_loss
-from compressor.passes.surgery.observe import norm_eps, real_tokens
+from compressor.passes.surgery.observe import norm_eps, unpadded
 from compressor.walk.calls import recorded, run_block
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
     centre = walk.source.family.norm == "layer"
     width = walk.source.shapes.hidden_size
 
-    def moment(stream: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        tokens = real_tokens(stream, mask)
-        return second_moment(tokens - tokens.mean(-1, keepdim=True) if centre else tokens)
+    def see(total: torch.Tensor, stream: torch.Tensor, mask: torch.Tensor | None) -> None:
+        tokens = unpadded(stream, mask)
+        tokens = tokens - tokens.mean(-1, keepdim=True) if centre else tokens
+        accumulate(total, tokens, tokens)
 
     def zeros() -> torch.Tensor:
         return torch.zeros(width, width, dtype=torch.float64, device=walk.device)
@@ -68,14 +70,14 @@ def survey_principal(walk: Walk, every: int = 1) -> Iterator[torch.Tensor]:
         for k in range(len(view)):
             hidden, mask = view.dense_in(k), view.token_mask(k)
             middle = view.to_middle(view.module, hidden, k)
-            before += moment(hidden, mask)
-            between += moment(middle, mask)
+            see(before, hidden, mask)
+            see(between, middle, mask)
             view.put_dense(k, view.from_middle(view.module, middle, k))
         yield before
         yield between
     last = zeros()
     for k in range(len(walk.calls)):
-        last += moment(walk.dense[k].to(walk.device), walk.token_masks[k])
+        see(last, walk.dense[k].to(walk.device), walk.token_masks[k])
     walk.dense.clear()
     yield last
 
@@ -167,8 +169,9 @@ def _note_site(
     """Add one batch to a group: tokens whose gradient is not zero, which leaves out padding and what nobody reads."""
     if gradient is None:
         raise ModelError("a norm of the model takes no part in its output: the family's table does not fit it")
-    rows, slopes = stream.reshape(-1, stream.shape[-1]), gradient.reshape(-1, stream.shape[-1])
+    tokens, slopes = unpadded(stream, None), unpadded(gradient, None)
     read = slopes.abs().amax(-1) > 0
     found.tokens[group] += int(read.sum())
-    found.streams[group] += second_moment(normed(rows[read], norm_eps(norm), centre=centre))
-    found.gradients[group] += second_moment(slopes[read] * norm.weight)
+    seen, slope = normed(tokens[read], norm_eps(norm), centre=centre), slopes[read] * norm.weight
+    accumulate(found.streams[group], seen, seen)
+    accumulate(found.gradients[group], slope, slope)

@@ -15,7 +15,7 @@ from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.machine.memory import trim_heap
 from compressor.passes.surgery.backward import keep_inputs, sampled_loss
-from compressor.passes.surgery.observe import real_tokens
+from compressor.passes.surgery.observe import unpadded
 from compressor.walk.calls import recorded, run_block
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _block_trace(walk: Walk, index: int, inputs: ActivationStore) -> float:
         at_input, at_writer = _backwards(walk, block, index, k, inputs[k])
         if not bool(torch.isfinite(at_input).all()):
             raise ModelError(f"the gradient through block {index} is not finite", hint="Set weighting: residual.")
-        seen = real_tokens(at_writer, walk.token_masks[k])
+        seen = unpadded(at_writer, walk.token_masks[k])
         total, count = total + float(seen.double().square().sum()), count + seen.numel()
         walk.dense[k] = at_input
     walk.close_block(index)

@@ -9,13 +9,13 @@ left: that score is `act` here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.errors import UsageError, did_you_mean
-from compressor.passes.surgery.channels import matrix
+from compressor.passes.surgery import slots
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
-
-ScoreName = Literal["act", "cfsp", "flap", "magnitude", "random"]
-SCORE_NAMES: tuple[ScoreName, ...] = ("act", "cfsp", "flap", "magnitude", "random")
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ def channels_of(view: BlockView, moments: Moments, seed: int) -> Channels:
     """Return what scores are made of."""
     ffn = view.family.ffn
     return Channels(
-        readers=[matrix(view.module, path) for path in ffn.reader_paths],
-        writer=matrix(view.module, ffn.writer),
+        readers=[slots.read(view.module, path) for path in ffn.reader_paths],
+        writer=slots.read(view.module, ffn.writer),
         square_mean=moments.input_energy,
         mean=moments.input_mean,
         seed=seed * 1000 + view.index,
@@ -66,17 +63,9 @@ def score(name: str, channels: Channels) -> torch.Tensor:
     Raises:
         UsageError: there is no score of that name.
     """
-    scores = {
-        "act": activation_score,
-        "cfsp": cfsp_score,
-        "flap": fluctuation_score,
-        "magnitude": magnitude_score,
-        "random": random_score,
-    }
-    if name not in scores:
-        raise UsageError(f"importance {name!r}: allowed are {', '.join(scores)}{did_you_mean(name, scores)}")
-    found: torch.Tensor = scores[name](channels)
-    return found
+    if name not in SCORES:
+        raise UsageError(f"importance {name!r}: allowed are {', '.join(SCORES)}{did_you_mean(name, SCORES)}")
+    return SCORES[name](channels)
 
 
 def activation_score(channels: Channels) -> torch.Tensor:
@@ -117,3 +106,12 @@ def random_score(channels: Channels) -> torch.Tensor:
 
 def _share(values: torch.Tensor) -> torch.Tensor:
     return values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+SCORES: dict[str, Callable[[Channels], torch.Tensor]] = {
+    "act": activation_score,
+    "cfsp": cfsp_score,
+    "flap": fluctuation_score,
+    "magnitude": magnitude_score,
+    "random": random_score,
+}

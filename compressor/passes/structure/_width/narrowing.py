@@ -15,14 +15,9 @@ from compressor.passes.numerics.elimination import eliminate
 from compressor.passes.numerics.moments import LinearFit, Moments, fit
 from compressor.passes.structure._width.importance import channels_of, score
 from compressor.passes.structure._width.refine import Sample, moments_of, refine_readers
-from compressor.passes.surgery.channels import (
-    assign,
-    bias,
-    compose,
-    keep_channels,
-    matrix,
-)
-from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, real_tokens
+from compressor.passes.surgery import slots
+from compressor.passes.surgery.channels import compose, keep_channels
+from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, unpadded
 from compressor.walk.calls import input_of
 from compressor.walk.sampling import LEAST_TOKENS
 
@@ -85,8 +80,8 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
             dense, current = block.dense_middle(k), block.current_middle(k)
         wanted = reader_signal(block, block.dense, dense, norm)
         given = reader_signal(block, block.module, current, norm)
-        moments.add(real_tokens(given, mask), real_tokens(wanted, mask))
-    has_bias = all(bias(block.module, path) is not None for path in paths)
+        moments.add(unpadded(given, mask), unpadded(wanted, mask))
+    has_bias = all(slots.read_bias(block.module, path) is not None for path in paths)
     same = torch.eye(width, dtype=torch.float64, device=block.current_in(0).device)
     found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=same)
     compose(block.module, paths, found.weight, found.bias)
@@ -96,7 +91,7 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
     """Bring both streams to the middle; refit attention's output matrix on the way by every n-th batch (0: not)."""
     path, kept = block.family.attention.output, block.scratch()
     figures: dict[str, float] = {}
-    inputs, outputs = matrix(block.module, path).shape[::-1]
+    inputs, outputs = slots.read(block.module, path).shape[::-1]
     moments = Moments(inputs, outputs, block.current_in(0).device)
     for k in range(len(block)):
         dense_in = block.dense_in(k)
@@ -107,9 +102,9 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
             if block.family.residual == "pre":
                 kept[k] = heads
             # With norms behind the sums the middle is normed; the sum before it is what attention writes to.
-            wanted = real_tokens(dense_in + written - current, mask)
+            wanted = unpadded(dense_in + written - current, mask)
             moments.add(
-                real_tokens(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(real_tokens(dense_in, mask))
+                unpadded(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(unpadded(dense_in, mask))
             )
         block.put_dense_middle(k, dense_middle)
     if every:
@@ -126,9 +121,9 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
 
 
 def _assign_fit(block: BlockView, path: str, moments: Moments) -> float:
-    has_bias = bias(block.module, path) is not None
-    found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=matrix(block.module, path))
-    assign(block.module, path, found.weight, found.bias)
+    has_bias = slots.read_bias(block.module, path) is not None
+    found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=slots.read(block.module, path))
+    slots.write(block.module, path, found.weight, found.bias)
     return found.error
 
 
@@ -138,8 +133,8 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
     for k in range(len(block)):
         dense_middle, mask = block.dense_middle(k), block.token_mask(k)
         out, written = ffn_half(block, block.dense, dense_middle, k)
-        targets[k] = real_tokens(dense_middle + written - block.current_middle(k), mask)
-        weights[k] = _weights(real_tokens(dense_middle, mask))[:, None]
+        targets[k] = unpadded(dense_middle + written - block.current_middle(k), mask)
+        weights[k] = _weights(unpadded(dense_middle, mask))[:, None]
         block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
@@ -157,7 +152,7 @@ def _writer_moments(block: BlockView, sample: Sample) -> Moments:
     """Return the moments of the FFN's channels, as they now are, and of what its writer should add to the middle."""
     moments = moments_of(block)
     for k in sample.batches:
-        signals = real_tokens(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
+        signals = unpadded(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
         moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
     return moments
 
@@ -165,12 +160,12 @@ def _writer_moments(block: BlockView, sample: Sample) -> Moments:
 def _fit_writer(block: BlockView, moments: Moments, options: WidthOptions, width: int | None = None) -> float:
     """Cut the FFN to `width` channels (None: all stay) and refit its writer; return the relative error."""
     writer = block.family.ffn.writer
-    has_bias = bias(block.module, writer) is not None
+    has_bias = slots.read_bias(block.module, writer) is not None
     kept = None if width is None else _choose(block, moments, width, options)
-    found = fit(moments, kept, damping=options.damping, bias=has_bias, prior=matrix(block.module, writer))
+    found = fit(moments, kept, damping=options.damping, bias=has_bias, prior=slots.read(block.module, writer))
     if kept is not None:
         keep_channels(block.module, block.family, kept)
-    assign(block.module, writer, found.weight, found.bias)
+    slots.write(block.module, writer, found.weight, found.bias)
     return found.error
 
 
@@ -180,7 +175,7 @@ def _choose(block: BlockView, moments: Moments, width: int, options: WidthOption
     if options.importance != "obs":
         scores = score(options.importance, channels_of(block, moments, options.seed))
         return scores.argsort(stable=True)[channels - width :].sort().values
-    has_bias = bias(block.module, block.family.ffn.writer) is not None
+    has_bias = slots.read_bias(block.module, block.family.ffn.writer) is not None
     seen = moments.centred() if has_bias else moments
     whole: LinearFit = fit(moments, damping=options.damping, bias=has_bias)
     return eliminate(whole.weight, seen.gram, keep=width, damping=options.damping).kept(width, channels)
@@ -193,10 +188,10 @@ def _narrow_only(block: BlockView, width: int, options: WidthOptions) -> dict[st
     for k in range(len(block)):
         middle = block.to_middle(block.module, block.current_in(k), k)
         block.put_current_middle(k, middle)
-        signals = real_tokens(channel_signals(block, block.module, middle, k), block.token_mask(k))
+        signals = unpadded(channel_signals(block, block.module, middle, k), block.token_mask(k))
         moments.add(signals, signals[:, :0])
     if options.importance == "obs":
-        writer = matrix(block.module, block.family.ffn.writer)
+        writer = slots.read(block.module, block.family.ffn.writer)
         kept = eliminate(writer, moments.gram, keep=width, damping=options.damping).kept(width, channels)
     else:
         kept = _choose(block, moments, width, options)

@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING
 
 from compressor._lazy import lazy
 from compressor.machine.memory import trim_heap
-from compressor.passes.numerics.moments import Moments
-from compressor.passes.surgery.channels import (
-    assign,
-    bias,
-    matrix,
-)
-from compressor.passes.surgery.observe import channel_signals, reader_signal, real_tokens
+from compressor.passes.numerics.moments import Moments, accumulate
+from compressor.passes.surgery import slots
+from compressor.passes.surgery.observe import channel_signals, reader_signal, unpadded
 from compressor.walk.calls import observing
 
 if TYPE_CHECKING:
@@ -71,9 +67,9 @@ def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
     problem = _Problem(block, sample, factors, residuals)
     for path, after in zip(paths, [*paths[1:], None], strict=True):
         step = problem.solve()
-        start, offset = matrix(block.module, path), bias(block.module, path)
+        start, offset = slots.read(block.module, path), slots.read_bias(block.module, path)
         for scale in STEPS:
-            assign(block.module, path, start + step * scale, offset)
+            slots.write(block.module, path, start + step * scale, offset)
             seen = moments_of(block) if after is None else None
             found = _look(block, sample, after, factors, residuals, seen)
             if found <= error or scale == 0:
@@ -87,7 +83,7 @@ def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
 
 def moments_of(block: BlockView) -> Moments:
     """Return moments, with nothing seen, of the FFN's channels and what its writer adds to the stream."""
-    writer = matrix(block.module, block.family.ffn.writer)
+    writer = slots.read(block.module, block.family.ffn.writer)
     return Moments(writer.shape[1], writer.shape[0], writer.device)
 
 
@@ -117,7 +113,8 @@ def _look_at(
     signals, factor = _signals_and_factor(block, path, k)
     if moments is not None:
         moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
-    made = torch.nn.functional.linear(signals, matrix(block.module, ffn.writer), bias(block.module, ffn.writer))
+    writer, offset = slots.read(block.module, ffn.writer), slots.read_bias(block.module, ffn.writer)
+    made = torch.nn.functional.linear(signals, writer, offset)
     residual = sample.targets[k].to(made.device) - made
     if factor is not None:
         residuals[k], factors[k] = residual, factor
@@ -131,7 +128,7 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
     """
     middle, mask = block.current_middle(k), block.token_mask(k)
     if path is None:
-        return real_tokens(channel_signals(block, block.module, middle, k), mask), None
+        return unpadded(channel_signals(block, block.module, middle, k), mask), None
     leaves: list[torch.Tensor] = []
 
     def leaf(_: str, out: torch.Tensor) -> torch.Tensor:
@@ -141,7 +138,7 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
     with torch.enable_grad(), observing(block.module, [path], leaf, outputs=True):
         signals = channel_signals(block, block.module, middle, k)
         factor = torch.autograd.grad(signals.sum(), leaves[0])[0]
-    return real_tokens(signals.detach(), mask), real_tokens(factor.reshape(signals.shape), mask)
+    return unpadded(signals.detach(), mask), unpadded(factor.reshape(signals.shape), mask)
 
 
 class _Problem:
@@ -153,13 +150,13 @@ class _Problem:
 
     def __init__(self, block: BlockView, sample: Sample, factors: ActivationStore, residuals: ActivationStore) -> None:
         self.block, self.sample, self.factors, self.residuals = block, sample, factors, residuals
-        self.writer = matrix(block.module, block.family.ffn.writer)
+        self.writer = slots.read(block.module, block.family.ffn.writer)
         self.tokens = sum(float(weights.sum()) for weights in sample.weights.values())
         width = block.layer.residual[1]
         moment = torch.zeros(width, width, dtype=torch.float64, device=self.writer.device)
         for k in sample.batches:
             z = self._read(k)
-            moment += (z * sample.weights[k]).T @ z
+            accumulate(moment, z * sample.weights[k], z)
         moment /= self.tokens
         self.ridge = float(DAMPING * moment.diagonal().mean())
         moment.diagonal().add_(self.ridge + 1e-30)
@@ -168,7 +165,7 @@ class _Problem:
     def _read(self, k: int) -> torch.Tensor:
         """Return z, what the readers read of batch k, [tokens, width]."""
         read = reader_signal(self.block, self.block.module, self.block.current_middle(k), self.block.family.ffn.norm)
-        return real_tokens(read, self.block.token_mask(k))
+        return unpadded(read, self.block.token_mask(k))
 
     def _gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return minus half the gradient at δU = 0, [channels, width], and d, [channels, 1]."""

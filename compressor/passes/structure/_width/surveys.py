@@ -10,8 +10,8 @@ from compressor.passes.numerics.elimination import eliminate, losses_in_order, l
 from compressor.passes.numerics.moments import Moments
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.importance import channels_of, score
-from compressor.passes.surgery.channels import bias, matrix
-from compressor.passes.surgery.observe import channel_signals, real_tokens
+from compressor.passes.surgery import slots
+from compressor.passes.surgery.observe import channel_signals, unpadded
 from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def angular_distances(walk: Walk, *, every: int) -> list[float]:
             before = view.dense_in(k)
             after = view.forward(view.module, before, k)
             mask = view.token_mask(k)
-            cosine = torch.nn.functional.cosine_similarity(real_tokens(before, mask), real_tokens(after, mask), dim=-1)
+            cosine = torch.nn.functional.cosine_similarity(unpadded(before, mask), unpadded(after, mask), dim=-1)
             total += float((cosine.clamp(-1, 1).acos() / math.pi).double().sum())
             tokens += len(cosine)
             view.put_dense(k, after)
@@ -67,9 +67,9 @@ def _moments(view: BlockView) -> tuple[Moments, float]:
         middle = view.to_middle(view.module, view.dense_in(k), k)
         view.put_dense_middle(k, middle)
         mask = view.token_mask(k)
-        signals = real_tokens(channel_signals(view, view.module, middle, k), mask)
+        signals = unpadded(channel_signals(view, view.module, middle, k), mask)
         moments.add(signals, signals[:, :0])
-        stream = real_tokens(middle, mask)
+        stream = unpadded(middle, mask)
         total, count = total + float(stream.double().square().sum()), count + stream.numel()
     return moments, total / count
 
@@ -80,8 +80,8 @@ def _curve_and_energy(view: BlockView, options: WidthOptions, floor: int) -> tup
 
 
 def _curve(view: BlockView, moments: Moments, options: WidthOptions, floor: int) -> torch.Tensor:
-    writer = matrix(view.module, view.family.ffn.writer)
-    with_bias = options.reconstruct and bias(view.module, view.family.ffn.writer) is not None
+    writer = slots.read(view.module, view.family.ffn.writer)
+    with_bias = options.reconstruct and slots.read_bias(view.module, view.family.ffn.writer) is not None
     seen = moments.centred() if with_bias else moments
     if options.importance == "obs":
         return eliminate(writer, seen.gram, keep=floor, damping=options.damping).losses
