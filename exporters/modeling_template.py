@@ -50,7 +50,7 @@ class _Block(nn.Module):
         normed = self.get_submodule(self._paths["attention_norm"])(hidden_states)
         attended = self.get_submodule(self._paths["attention_module"])(normed, *args, **kwargs)[0]
         shortcut = getattr(self, "attention_shortcut", None)
-        return (hidden_states if shortcut is None else shortcut(hidden_states)) + attended
+        return torch.as_tensor((hidden_states if shortcut is None else shortcut(hidden_states)) + attended)
 
     def _written(self, hidden_states: torch.Tensor) -> torch.Tensor:
         paths = self._paths
@@ -61,7 +61,7 @@ class _Block(nn.Module):
             for name in (paths["ffn_readers"][0], paths["activation"], paths["ffn_writer"]):
                 written = self.get_submodule(name)(written)
         shortcut = getattr(self, "ffn_shortcut", None)
-        return (hidden_states if shortcut is None else shortcut(hidden_states)) + written
+        return torch.as_tensor((hidden_states if shortcut is None else shortcut(hidden_states)) + written)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self._written(self._attended(hidden_states, args, kwargs))

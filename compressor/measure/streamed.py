@@ -13,7 +13,7 @@ from compressor.errors import UsageError
 from compressor.measure.evaluation import Quality, measure
 from compressor.measure.runner import Array, Past
 from compressor.model.folder import ModelFolder
-from compressor.walk.walk import Walk
+from compressor.walk import Walk
 
 
 class StreamedRunner:

@@ -84,7 +84,7 @@ def image_tokens(model: ModelFolder) -> int:
     size, patch = model.config.image_size, model.config.patch_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     rows, columns = (patch, patch) if isinstance(patch, int) else tuple(patch)
-    return (height // rows) * (width // columns) + model.family.leading_tokens
+    return int((height // rows) * (width // columns)) + model.family.leading_tokens
 
 
 def layer_dimensions(model: ModelFolder) -> list[dict[str, int]]:

@@ -19,13 +19,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from compressor.architectures import Family, LayerShape
 from compressor.architectures.tasks import TASKS
 from compressor.errors import ModelError
-from compressor.model.blocks import (
-    ShortcutBlock,
-    run_ffn,  # noqa: F401
-)
+from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
 from compressor.model.gated import GatedLinear
-from compressor.model.modules import base_of, base_prefix, optional_submodules, set_weight, submodule  # noqa: F401
+from compressor.model.modules import base_of, optional_submodules, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
 
 

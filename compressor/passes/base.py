@@ -91,9 +91,12 @@ class Pass(Protocol):
         needs: what it needs with these options.
     """
 
-    name: str
-    family: PassFamily
-    needs: Needs
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def family(self) -> PassFamily: ...  # noqa: D102
+    @property
+    def needs(self) -> Needs: ...  # noqa: D102
 
     def plan(self, source: ModelFolder, target: Target) -> Blueprint:
         """Return the blueprint of `source` after the pass, from its config alone.
@@ -127,7 +130,8 @@ class Explains(Protocol):
         notes: what it has decided, in sentences for the report; known once the blocks are changed.
     """
 
-    notes: Sequence[str]
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
 
 
 class Method(Protocol):

@@ -14,8 +14,10 @@ from compressor.passes.base import Pass, PassFamily
 class Mechanism(Protocol):
     """A method's class over which there are presets: a pass takes the name of the preset that made it."""
 
-    family: PassFamily
-    Options: type[BaseModel]
+    @property
+    def family(self) -> PassFamily: ...  # noqa: D102
+    @property
+    def Options(self) -> type[BaseModel]: ...  # noqa: D102, N802
 
     def __call__(self, options: Any, *, name: str) -> Pass:
         """Return the pass with options of the mechanism, called `name`."""

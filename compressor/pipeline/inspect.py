@@ -46,7 +46,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _layers(model: ModelFolder) -> list[dict[str, Any]]:
-    from compressor.model.skeleton import base_of
+    from compressor.model.modules import base_of
 
     skeleton = model.skeleton()
     blocks = base_of(skeleton).get_submodule(model.family.blocks)

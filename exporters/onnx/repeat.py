@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from compressor.architectures import family_of
 from compressor.exporters.onnx.copying import PortNames, TracedBlock
 from compressor.machine.memory import trim_heap
-from compressor.model.skeleton import base_of, base_prefix
+from compressor.model.modules import base_of, base_prefix
 from compressor.walk.calls import Recorder, replaced
 
 _DOMAIN = "compressor"

@@ -14,8 +14,8 @@ import torch
 from compressor.errors import ModelError
 from compressor.model.folder import open_model
 from compressor.passes.apply import Setting, apply_pass
+from compressor.walk import Walk
 from compressor.walk.activations import ActivationStore, Budget
-from compressor.walk.walk import Walk
 from tests.core.test_loading import COVERED
 from tests.core.toy import Cut, toy_batches
 

@@ -10,7 +10,7 @@ import torch
 
 from compressor.data.kinds import Batches
 from compressor.model.folder import ModelFolder
-from compressor.model.skeleton import submodule
+from compressor.model.modules import submodule
 from compressor.passes.apply import Setting, apply_pass
 from compressor.storage.grids import Grid
 from tests.core.toy import VOCABULARY, toy_batches

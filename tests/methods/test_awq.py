@@ -14,7 +14,7 @@ from compressor.passes.quantize.awq import Awq, maker_of, shared_loudness
 from compressor.passes.quantize.rtn import Rtn
 from compressor.passes.surgery.linears import attention_sharings, ffn_sharings
 from compressor.storage.grids import GridSpec, fit_grid
-from compressor.walk.walk import Walk
+from compressor.walk import Walk
 from tests.core.toy import toy_batches
 from tests.methods.quantized import check_on_grids, outputs, run
 

@@ -77,13 +77,13 @@ def test_reduce_range(pico: Make, tmp_path: Path, choice: bool, most: int) -> No
         assert int(codes.abs().max()) == most
 
 
-def test_the_processor_decides_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    import compressor.machine.processor as processor
-
-    monkeypatch.setattr(processor, "cpu", lambda: {"features": {"avx2": True}})
+def test_the_processor_that_will_run_it_decides_by_default(pico: Make) -> None:
     cls = methods()["int8-dynamic"]
     method: Any = cls(cls.Options())
+    method.plan(open_model(pico("bert")), Target(cpu={"avx2": True}))
     assert method.levels == 63 and "VNNI" in method.reason
+    method.plan(open_model(pico("bert")), Target(cpu={"avx2": True, "avx512_vnni": True}))
+    assert method.levels == 127
 
 
 # -- smoothing -----------------------------------------------------------------------------------------------------

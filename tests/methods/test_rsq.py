@@ -18,7 +18,7 @@ from compressor.passes.numerics.rotation import hadamard, random_rotation
 from compressor.passes.quantize._weights.concentration import concentration, scaled
 from compressor.passes.quantize.rsq import Rsq
 from compressor.passes.quantize.rtn import Rtn
-from compressor.walk.walk import Walk
+from compressor.walk import Walk
 from tests.core.toy import toy_batches
 from tests.methods.quantized import check_on_grids, outputs, padded, run
 

@@ -10,7 +10,7 @@ import pytest
 
 from compressor.data.kinds import Batches
 from compressor.model.folder import open_model
-from compressor.model.skeleton import submodule
+from compressor.model.modules import submodule
 from compressor.passes.quantize.rtn import Rtn
 from tests.methods.quantized import check_on_grids, run
 

@@ -16,7 +16,7 @@ from compressor.data.kinds import Batches
 from compressor.data.reading import DataRequest, load_data, model_batches
 from compressor.errors import ModelError
 from compressor.model.folder import ModelFolder, open_model
-from compressor.model.skeleton import base_of, optional_submodules
+from compressor.model.modules import base_of, optional_submodules
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from compressor.passes.numerics.rotation import Projection, ones_free
@@ -249,7 +249,7 @@ def test_padding_is_not_calibrated_on(pico: Make, tmp_path: Path) -> None:
 
 def test_sensitivity_is_the_gradient_of_the_loss(pico: Make, tmp_path: Path) -> None:
     """Against plain autograd through the whole model, with the same drawn labels."""
-    from compressor.walk.walk import Walk
+    from compressor.walk import Walk
 
     model = open_model(pico("mistral"))
     walk = Walk(model, batches_for(model), work=tmp_path, cache_bytes=1)
@@ -285,7 +285,7 @@ def test_sensitivity_is_the_gradient_of_the_loss(pico: Make, tmp_path: Path) -> 
 
 def test_sites_share_sums_in_a_deep_model(pico: Make, tmp_path: Path) -> None:
     """Eight blocks: the sums of six groups add up to the sums of all sites; memory does not grow with depth."""
-    from compressor.walk.walk import Walk
+    from compressor.walk import Walk
 
     model = open_model(pico("mistral", num_hidden_layers=8))
     walk = Walk(model, batches_for(model), work=tmp_path, cache_bytes=1 << 24)

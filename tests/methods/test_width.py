@@ -23,8 +23,8 @@ from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.surveys import angular_distances
 from compressor.passes.structure.width import Width, WidthOptions
 from compressor.passes.surgery.backward import sampled_labels
+from compressor.walk import Walk
 from compressor.walk.sampling import stride
-from compressor.walk.walk import Walk
 from tests.core.test_loading import COVERED
 from tests.core.toy import toy_batches
 

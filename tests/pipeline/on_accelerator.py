@@ -27,8 +27,8 @@ from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.inputs import input_hashes
 from compressor.pipeline.prepare import prepare
 from compressor.pipeline.record import Clock
+from compressor.walk import Walk
 from compressor.walk.checkpoint import STATE
-from compressor.walk.walk import Walk
 from tests import accelerator
 from tests.core.toy import toy_batches
 from tests.pico import make_pico

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from compressor.passes.numerics.moments import InputStats
     from compressor.storage.grids import Grid, GridSpec
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -151,7 +151,7 @@ def shared_loudness(block: BlockView, sharing: Sharing, loudness: torch.Tensor) 
 
 def fold(block: BlockView, sharing: Sharing, maker: str, scale: torch.Tensor) -> None:
     """Multiply the columns of a sharing's weights by `scale` [width], and divide the outputs of its maker by it."""
-    from compressor.model.skeleton import submodule
+    from compressor.model.modules import submodule
 
     for path in sharing.paths:
         slots.write(block.module, path, slots.read(block.module, path) * scale)

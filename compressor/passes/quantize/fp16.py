@@ -12,7 +12,7 @@ from compressor.passes.base import Needs, Options, PassFamily, Target
 if TYPE_CHECKING:
     from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
-    from compressor.walk.walk import BlockView, Change
+    from compressor.walk import BlockView, Change
 
 
 class HalfOptions(Options):
@@ -44,7 +44,7 @@ class Fp16:
         import torch
 
         from compressor.errors import ModelError
-        from compressor.walk.walk import Change
+        from compressor.walk import Change
 
         lost = whole = 0.0
         for path, parameter in block.module.named_parameters():

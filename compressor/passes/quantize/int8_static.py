@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compressor.passes.quantize._int8.ranges import ChannelRanges
     from compressor.passes.quantize._int8.smooth import Smoothing
     from compressor.storage.grids import Activations, GridSpec
-    from compressor.walk.walk import Walk
+    from compressor.walk import Walk
 
 
 class Int8StaticOptions(Int8Options):
@@ -67,7 +67,7 @@ class Int8Static(Int8):
 
     def change_tail(self, walk: Walk) -> None:
         """Round the head; the range of its input is that of the last norm's output."""
-        from compressor.model.skeleton import base_of
+        from compressor.model.modules import base_of
         from compressor.passes.surgery.observe import unpadded
 
         super().change_tail(walk)

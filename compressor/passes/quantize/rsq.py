@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
-    from compressor.walk.walk import BlockView, Walk
+    from compressor.walk import BlockView, Walk
 
 
 class RsqOptions(GptqOptions):
@@ -87,26 +87,23 @@ class Rsq(Gptq):
         super().change_tail(walk)
 
     def prepare_block(self, block: BlockView) -> None:
-        """Rotate a block and forget the importance of the tokens of the one before."""
+        """Rotate a block, and see how important the tokens are that reach it."""
+        from compressor.passes.quantize._weights.concentration import concentration, scaled
         from compressor.passes.surgery.stream import rotate_block
 
-        self._importance = {}
         if self.frame is not None:
             rotate_block(block, self.frame)
             block.seal()
+        self._importance = {}
+        if self.options.importance == "none":
+            return
+        for k in range(len(block)):
+            drawn = concentration(block, block.current_in(k), k)
+            self._importance[k] = scaled(drawn, self.options.least_importance, block.token_mask(k)).square()
 
     def token_weights(self, block: BlockView, k: int) -> torch.Tensor | None:
         """Return the squares of the factors of the tokens of batch k, [batch, tokens]."""
-        from compressor.passes.quantize._weights.concentration import concentration, scaled
-
-        if self.options.importance == "none":
-            return None
-        if k not in self._importance:
-            factors = scaled(
-                concentration(block, block.current_in(k), k), self.options.least_importance, block.token_mask(k)
-            )
-            self._importance[k] = factors.square()
-        return self._importance[k]
+        return self._importance.get(k)
 
 
 METHOD = Rsq

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from compressor.passes.numerics.moments import Moments
     from compressor.passes.structure._slice.sensitivity import Sites
     from compressor.storage.tensors import Entry
-    from compressor.walk.walk import BlockView, Change, Walk
+    from compressor.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
 
@@ -174,7 +174,7 @@ class SliceGPT:
     def change_block(self, block: BlockView) -> Change:
         """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
         from compressor.passes.structure._slice.block import BlockSlicer
-        from compressor.walk.walk import Change
+        from compressor.walk import Change
 
         layer = self._planned.shapes.layers[block.index]
         slicer = BlockSlicer(
@@ -188,7 +188,7 @@ class SliceGPT:
 
     def change_tail(self, walk: Walk) -> None:
         """Narrow the final norm and the heads; a tied head stays the embedding, the norm's weight is fitted to it."""
-        from compressor.model.skeleton import optional_submodules
+        from compressor.model.modules import optional_submodules
         from compressor.passes.structure._slice.block import reader_fit
 
         norm, site = _final_norm(walk), self._site(2 * walk.count, walk.source.family)
@@ -221,7 +221,7 @@ class SliceGPT:
 
     def _tie(self, walk: Walk, norm: Any, head: Any, moments: Moments | None) -> None:
         """Let the head be the embedding again; the norm's weight takes over its own scale, in narrow coordinates."""
-        from compressor.model.skeleton import base_of, optional_submodules, set_weight
+        from compressor.model.modules import base_of, optional_submodules, set_weight
 
         site, scale = self._site(2 * walk.count, walk.source.family), norm.weight.double()
         embedding: Any = optional_submodules(base_of(walk.model), walk.source.family.embeddings)[0]
@@ -246,7 +246,7 @@ def _site_name(index: int) -> str:
 
 
 def _final_norm(walk: Walk) -> Any:
-    from compressor.model.skeleton import base_of
+    from compressor.model.modules import base_of
 
     return base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
 

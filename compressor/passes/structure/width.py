@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from compressor.architectures import StackShapes
     from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
-    from compressor.walk.walk import BlockView, Change, Walk
+    from compressor.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
 
@@ -101,7 +101,7 @@ class Width:
     def change_block(self, block: BlockView) -> Change:
         """Narrow the FFN of one block."""
         from compressor.passes.structure._width import narrowing
-        from compressor.walk.walk import Change
+        from compressor.walk import Change
 
         width = self._widths[block.index]
         figures = narrowing.narrow(block, width, self.options)

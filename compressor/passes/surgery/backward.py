@@ -9,8 +9,8 @@ import torch
 from compressor.passes.surgery.observe import unpadded
 
 if TYPE_CHECKING:
+    from compressor.walk import Walk
     from compressor.walk.activations import ActivationStore
-    from compressor.walk.walk import Walk
 
 
 def keep_inputs(walk: Walk, note: str, every: int = 1) -> list[ActivationStore]:

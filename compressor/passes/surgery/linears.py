@@ -48,7 +48,7 @@ def linear_paths(family: Family) -> tuple[str, ...]:
 
 def block_names(source: ModelFolder) -> list[str]:
     """Return the module names of all linear modules of all blocks, in the order in which they are computed."""
-    from compressor.model.skeleton import base_prefix
+    from compressor.model.modules import base_prefix
 
     prefix = f"{base_prefix(source.skeleton())}{source.family.blocks}"
     return [f"{prefix}.{i}.{path}" for i in range(len(source.shapes.layers)) for path in linear_paths(source.family)]

@@ -10,7 +10,7 @@ from torch import nn
 from compressor.walk.calls import first_input, recorded
 
 if TYPE_CHECKING:
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 
 
 def unpadded(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

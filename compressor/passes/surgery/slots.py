@@ -106,7 +106,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _store(holder: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    from compressor.model.skeleton import set_weight
+    from compressor.model.modules import set_weight
 
     if holder.weight.shape == weight.shape and not holder.weight.is_meta:
         holder.weight.data = weight

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import Family
-    from compressor.walk.walk import BlockView, Walk
+    from compressor.walk import BlockView, Walk
 else:
     torch = lazy("torch")
 
@@ -29,7 +29,7 @@ def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: P
     Where a reader has no bias, the norm's shift becomes 1 and every reader makes its own of it: what stands in front of
     the shift has mean zero, so a row may gain any constant c, which adds k·c and nothing else.
     """
-    from compressor.model.skeleton import set_weight
+    from compressor.model.modules import set_weight
 
     scale: torch.Tensor = norm.weight.double()
     shift: torch.Tensor | None = getattr(norm, "bias", None)
@@ -51,7 +51,7 @@ def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: P
 
 def set_stem(walk: Walk, site: Projection) -> None:
     """Let embeddings, positions, patches and class tokens write in the coordinates of `site`."""
-    from compressor.model.skeleton import base_of, optional_submodules, set_weight
+    from compressor.model.modules import base_of, optional_submodules, set_weight
 
     base, family = base_of(walk.model), walk.source.family
     for module in optional_submodules(base, family.embeddings):
@@ -84,7 +84,7 @@ def rotate_block(block: BlockView, site: Projection) -> None:
 
 def rotate_tail(walk: Walk, site: Projection) -> None:
     """Let the heads read in the coordinates of `site`."""
-    from compressor.model.skeleton import base_of, optional_submodules
+    from compressor.model.modules import base_of, optional_submodules
 
     norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
     set_readers(norm, optional_submodules(walk.model, walk.source.family.heads), site.matrix, site)

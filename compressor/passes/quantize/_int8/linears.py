@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compressor.passes.quantize._weights.sharings import Halves
     from compressor.passes.quantize._weights.weight_only import QuantizationError
     from compressor.storage.grids import Activations, Grid, GridSpec
-    from compressor.walk.walk import BlockView, Change, Walk
+    from compressor.walk import BlockView, Change, Walk
 
 else:
     torch = lazy("torch")
@@ -155,7 +155,7 @@ class Int8(Quantizer):
         """Quantize one block."""
         from compressor.passes.quantize._weights.sharings import Halves
         from compressor.passes.quantize._weights.weight_only import QuantizationError
-        from compressor.walk.walk import Change
+        from compressor.walk import Change
 
         error, smoothed = QuantizationError(), 0
         halves = Halves(block, dense=False)
@@ -214,7 +214,7 @@ class Int8(Quantizer):
 
     def _ranges(self, block: BlockView, halves: Halves, sharing: Sharing) -> ChannelRanges | None:
         """Return the ranges of a sharing's input: calibrated, else as its norm tells, else None."""
-        from compressor.model.skeleton import submodule
+        from compressor.model.modules import submodule
         from compressor.passes.quantize._int8.ranges import ChannelRanges
         from compressor.passes.quantize._int8.smooth import norm_before
 
@@ -263,7 +263,7 @@ def _weight_only(weight: torch.Tensor) -> Grid:
 
 def embedding_names(source: ModelFolder) -> list[str]:
     """Return the module names of the embedding tables (tokens, positions, token types), each once."""
-    from compressor.model.skeleton import base_prefix
+    from compressor.model.modules import base_prefix
 
     model = source.skeleton()
     prefix = base_prefix(model)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.model.folder import ModelFolder
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -95,7 +95,7 @@ def round_inputs(values: torch.Tensor) -> torch.Tensor:
 
 def worst(source: ModelFolder, losses: Sequence[torch.Tensor], share: float) -> set[str]:
     """Return the names of the modules whose groups lose most per weight, up to `share` of the blocks' weights."""
-    from compressor.model.skeleton import base_prefix
+    from compressor.model.modules import base_prefix
 
     model = source.skeleton()
     prefix = f"{base_prefix(model)}{source.family.blocks}"

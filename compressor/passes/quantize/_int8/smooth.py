@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compressor.architectures import Family
     from compressor.passes.quantize._int8.ranges import ChannelRanges
     from compressor.storage.grids import Grid
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -104,7 +104,7 @@ def find_factors(
 
 def fold(block: BlockView, sharing: Sharing, factors: torch.Tensor) -> bool:
     """Let what makes the input of a sharing make factors ⊙ input; return whether the block has such a place."""
-    from compressor.model.skeleton import submodule
+    from compressor.model.modules import submodule
 
     if sharing.norm is not None:
         norm = submodule(block.module, sharing.norm)
@@ -121,7 +121,7 @@ def fold(block: BlockView, sharing: Sharing, factors: torch.Tensor) -> bool:
 
 def _row_slot(block: BlockView) -> str | None:
     """Return the path of the reader in whose output the writer's input is linear, channel by channel."""
-    from compressor.model.skeleton import submodule
+    from compressor.model.modules import submodule
 
     ffn = block.family.ffn
     if any(slot.parts > 1 for slot in ffn.readers):

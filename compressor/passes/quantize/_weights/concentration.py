@@ -11,7 +11,7 @@ from compressor._lazy import lazy
 if TYPE_CHECKING:
     import torch
 
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 

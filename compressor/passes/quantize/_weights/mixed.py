@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from compressor.model.folder import ModelFolder
     from compressor.storage.grids import GridSpec
+    from compressor.walk import BlockView, Walk
     from compressor.walk.activations import ActivationStore
-    from compressor.walk.walk import BlockView, Walk
 else:
     torch = lazy("torch")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.passes.numerics.rotation import Projection
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 

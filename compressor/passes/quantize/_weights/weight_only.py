@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compressor.passes.numerics.rotation import Projection
     from compressor.passes.quantize._weights.sharings import Halves
     from compressor.storage.grids import Grid, GridSpec
-    from compressor.walk.walk import BlockView, Change, Walk
+    from compressor.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
 
@@ -198,7 +198,7 @@ class WeightOnly(Quantizer):
     def change_block(self, block: BlockView) -> Change:
         """Quantize one block: modules that share an input together, on what the ones before have made of it."""
         from compressor.passes.quantize._weights.sharings import Halves
-        from compressor.walk.walk import Change
+        from compressor.walk import Change
 
         self.prepare_block(block)
         error = QuantizationError()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.architectures import LayerShape
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -63,7 +63,7 @@ class BlockSlicer:
             shortcuts: whether the coordinates differ, so that shortcut matrices carry the stream on.
             damping: of the fits.
         """
-        from compressor.model.skeleton import ShortcutBlock
+        from compressor.model.blocks import ShortcutBlock
 
         self.block, self.layer, self.damping = block, layer, damping
         self.before, self.middle, self.after = sites
@@ -200,7 +200,7 @@ class BlockSlicer:
 
     def _channels(self, normed: torch.Tensor) -> torch.Tensor:
         """Return the FFN channels [tokens, channels] of normed tokens [tokens, k]."""
-        from compressor.model.skeleton import run_ffn
+        from compressor.model.blocks import run_ffn
 
         block = self.block
         return first_input(block.module, block.family.ffn.writer, lambda: run_ffn(block.module, block.family, normed))

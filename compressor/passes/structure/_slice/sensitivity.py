@@ -24,8 +24,8 @@ from compressor.walk.calls import recorded, run_block
 if TYPE_CHECKING:
     import torch
 
+    from compressor.walk import Walk
     from compressor.walk.activations import ActivationStore
-    from compressor.walk.walk import Walk
 else:
     torch = lazy("torch")
 
@@ -113,7 +113,7 @@ def _tail_gradient(
     walk: Walk, inputs: dict[str, Any], hidden: torch.Tensor, found: Sites, generator: Any
 ) -> torch.Tensor:
     """Return the loss's gradient at the last block's output, [batch, tokens, d]; samples go one by one, for memory."""
-    from compressor.model.skeleton import base_of
+    from compressor.model.modules import base_of
 
     norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
     gradients = []

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from compressor.walk import Walk
     from compressor.walk.activations import ActivationStore
-    from compressor.walk.walk import Walk
 else:
     torch = lazy("torch")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.passes.numerics.moments import Moments
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.passes.structure._width.options import WidthOptions
-    from compressor.walk.walk import BlockView
+    from compressor.walk import BlockView
 else:
     torch = lazy("torch")
 
@@ -39,7 +39,7 @@ def narrow(block: BlockView, width: int, options: WidthOptions) -> dict[str, flo
     if not options.reconstruct:
         return _narrow_only(block, width, options)
     refit = options.refit and block.index > 0 and block.family.residual != "parallel"
-    few = _every(block, REFIT_TOKENS_PER_INPUT, block.layer.residual[0])
+    few = _every(block.current_in(0), len(block), REFIT_TOKENS_PER_INPUT, block.layer.residual[0])
     if refit:
         _refit_readers(block, few, attention=True)
     figures = _advance_attention(block, few if refit else 0)
@@ -53,10 +53,9 @@ def narrow(block: BlockView, width: int, options: WidthOptions) -> dict[str, flo
     return figures
 
 
-def _every(block: BlockView, tokens_per_input: int, inputs: int) -> int:
-    """Return n such that every n-th batch holds about `tokens_per_input` tokens per input of a map."""
-    stream = block.current_in(0)
-    tokens = stream.shape[0] * stream.shape[1] * len(block)
+def _every(stream: torch.Tensor, batches: int, tokens_per_input: int, inputs: int) -> int:
+    """Return n such that every n-th of batches like `stream` has about `tokens_per_input` tokens per input of a map."""
+    tokens = stream.shape[0] * stream.shape[1] * batches
     return max(1, tokens // max(tokens_per_input * inputs, LEAST_TOKENS))
 
 
@@ -72,17 +71,17 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
     paths = family.attention.readers if attention else family.ffn.reader_paths
     norm = family.attention.norm if attention else family.ffn.norm
     width = block.layer.residual[0 if attention else 1]
-    moments = Moments(width, width, block.current_in(0).device)
+    device = slots.read(block.module, paths[0]).device
+    moments = Moments(width, width, device)
     for k in range(0, len(block), every):
         mask = block.token_mask(k)
-        dense, current = block.dense_in(k), block.current_in(k)
-        if not attention:
-            dense, current = block.dense_middle(k), block.current_middle(k)
+        dense = block.dense_in(k) if attention else block.dense_middle(k)
+        current = block.current_in(k) if attention else block.current_middle(k)
         wanted = reader_signal(block, block.dense, dense, norm)
         given = reader_signal(block, block.module, current, norm)
         moments.add(unpadded(given, mask), unpadded(wanted, mask))
     has_bias = all(slots.read_bias(block.module, path) is not None for path in paths)
-    same = torch.eye(width, dtype=torch.float64, device=block.current_in(0).device)
+    same = torch.eye(width, dtype=torch.float64, device=device)
     found = fit(moments, damping=REFIT_DAMPING, bias=has_bias, prior=same)
     compose(block.module, paths, found.weight, found.bias)
 
@@ -141,7 +140,7 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
     error = _fit_writer(block, _writer_moments(block, sample), options, width if narrower else None)
     figures = {"kept_channels": float(width)}
     if options.refine and narrower:
-        every = _every(block, REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
+        every = _every(block.current_middle(0), len(block), REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
         figures["refined_error"], moments = refine_readers(block, replace(sample, batches=sample.batches[::every]))
         error = _fit_writer(block, moments if every == 1 else _writer_moments(block, sample), options)
     targets.clear()

@@ -25,8 +25,8 @@ from compressor.walk.calls import observing
 if TYPE_CHECKING:
     import torch
 
+    from compressor.walk import BlockView
     from compressor.walk.activations import ActivationStore
-    from compressor.walk.walk import BlockView
 else:
     torch = lazy("torch")
 

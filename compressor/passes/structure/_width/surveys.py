@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from compressor.passes.structure._width.options import WidthOptions
-    from compressor.walk.walk import BlockView, Walk
+    from compressor.walk import BlockView, Walk
 else:
     torch = lazy("torch")
 
