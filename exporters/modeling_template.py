@@ -122,13 +122,12 @@ def _matched(features: torch.Tensor, keep: int, protect: int) -> tuple[torch.Ten
     likeness[:, :, : protect // 2] = -torch.inf
     nearest, partner = likeness.max(-1)
     nearest[:, : (protect + 1) // 2] = -torch.inf
-    order = nearest.argsort(dim=-1, descending=True)
-    count = features.shape[1] - keep
-    gone, stays = order[:, :count], order[:, count:] * 2
-    odd = torch.arange(likeness.shape[2], device=features.device).expand(features.shape[0], -1) * 2 + 1
-    kept = torch.cat([stays, odd], dim=1).sort(dim=1).values
-    target = partner.gather(1, gone) * 2 + 1
-    return kept, gone * 2, (kept[:, None, :] < target[:, :, None]).sum(-1)
+    even = nearest.topk(features.shape[1] - keep, dim=-1).indices.sort(dim=-1).values
+    gone, target = even * 2, partner.gather(1, even) * 2 + 1
+    places = torch.arange(keep, device=features.device)
+    before = gone - torch.arange(gone.shape[1], device=features.device)
+    kept = places + (before[:, None, :] <= places[None, :, None]).sum(-1)
+    return kept, gone, target - (gone[:, None, :] < target[:, :, None]).sum(-1)
 
 
 def _merge(

@@ -17,7 +17,7 @@ from compressor.architectures import Family
 from compressor.errors import ModelError
 from compressor.model.blocks import adopt, ffn_half, past_attention
 from compressor.model.blueprint import Blueprint, Reduction
-from compressor.model.token_merge import COMBINATIONS, picked
+from compressor.model.token_merge import COMBINATIONS
 from compressor.model.token_scores import SCORES, Seen
 from compressor.model.token_select import SELECTS, Choice
 
@@ -28,18 +28,14 @@ class TokenTrack:
 
     Attributes:
         sizes: how many of the first tokens each token stands for, [batch, tokens, 1].
-        positions: where each token stood at first, [batch, tokens]; one that took others up has its own.
     """
 
     sizes: Tensor
-    positions: Tensor
 
     @classmethod
     def start(cls, hidden: Tensor) -> TokenTrack:
         """Return the track of tokens [batch, tokens, width] of which none has gone."""
-        batch, tokens = hidden.shape[:2]
-        positions = torch.arange(tokens, device=hidden.device).expand(batch, -1)
-        return cls(torch.ones(batch, tokens, 1, dtype=hidden.dtype, device=hidden.device), positions)
+        return cls(torch.ones_like(hidden[..., :1]))
 
 
 class Tracks:
@@ -114,7 +110,7 @@ class ReducedBlock(nn.Module):
         """Return the stream between attention and FFN [batch, tokens, width] and the track after a choice."""
         assert self.reduction is not None
         stream, sizes = COMBINATIONS[self.reduction.dropped](choice, stream, track.sizes)
-        return stream, TokenTrack(sizes, picked(track.positions, choice.kept))
+        return stream, TokenTrack(sizes)
 
     def _choose(self, keys: Tensor) -> Choice:
         assert self.reduction is not None

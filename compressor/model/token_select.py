@@ -45,19 +45,25 @@ def bipartite(features: Tensor, keep: int, protect: int) -> Choice:
         likeness = likeness + _barrier(odd.shape[1], protect // 2, features)
     nearest, partner = likeness.max(-1)
     nearest = nearest + _barrier(even.shape[1], (protect + 1) // 2, features)
-    order = nearest.argsort(dim=-1, descending=True)
-    gone = order[:, : features.shape[1] - keep]
-    stays = order[:, features.shape[1] - keep :] * 2
-    odd_places = torch.arange(odd.shape[1], device=features.device).expand(features.shape[0], -1) * 2 + 1
-    kept = torch.cat([stays, odd_places], dim=1).sort(dim=1).values
-    target = partner.gather(1, gone) * 2 + 1
-    return Choice(kept, gone * 2, (kept[:, None, :] < target[:, :, None]).sum(-1))
+    gone = nearest.topk(features.shape[1] - keep, dim=-1, sorted=False).indices.sort(dim=-1).values
+    return _joined(gone * 2, partner.gather(1, gone) * 2 + 1, keep)
+
+
+def _joined(gone: Tensor, target: Tensor, keep: int) -> Choice:
+    """Return the choice in which tokens `gone` [batch, gone], by rising place, join those at places `target`.
+
+    The i-th token that goes stands before the j-th that stays if gone_i − i ≤ j, so no sort of all tokens is needed.
+    """
+    places = torch.arange(keep, device=gone.device)
+    before = gone - torch.arange(gone.shape[1], device=gone.device)
+    kept = places + (before[:, None, :] <= places[None, :, None]).sum(-1)
+    return Choice(kept, gone, target - (gone[:, None, :] < target[:, :, None]).sum(-1))
 
 
 def _barrier(count: int, protect: int, like: Tensor) -> Tensor:
-    """Return −∞ for the first `protect` of `count` tokens and 0 for the others."""
+    """Return what takes the first `protect` of `count` tokens below any cosine, and leaves the others as they are."""
     places = torch.arange(count, device=like.device)
-    return torch.where(places < protect, -torch.inf, 0.0).to(like.dtype)
+    return torch.where(places < protect, -4.0, 0.0).to(like.dtype)
 
 
 SELECTS: Mapping[str, Callable[[Tensor, int, int], Choice]] = {"bipartite": bipartite}

@@ -1,4 +1,4 @@
-"""A pass that cuts the last FFN channels, and data to calibrate it on: the smallest thing that runs the block walk."""
+"""Passes that cut FFN channels and that gate FFNs, and data to calibrate on: the smallest that run the block walk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from compressor.data.kinds import Batches
-from compressor.model.blueprint import Blueprint
+from compressor.model.blueprint import Blueprint, GateSpec
 from compressor.model.folder import ModelFolder
-from compressor.model.modules import set_weight
+from compressor.model.modules import base_prefix, set_weight
 from compressor.passes.base import Findings, Needs, Target
 from compressor.walk import BlockView, Change, Walk
 
@@ -72,3 +72,22 @@ class Cut:
         scale = 1 + 1e-6 * float(sum(middle.double().sum() for middle in middles))
         set_weight(writer, writer.weight[:, : self.keep] * scale)
         return Change(replace(block.layer, intermediate_size=self.keep), {"kept_channels": float(self.keep)})
+
+
+class Gate:
+    """Lets the writer of every FFN leave out inputs of at most `threshold`."""
+
+    name = "gate"
+    family = "activation"
+    needs = Needs()
+
+    def __init__(self, threshold: float = 0.05) -> None:
+        self.gate = GateSpec(threshold)
+
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        prefix, writer = base_prefix(source.skeleton()) + source.family.blocks, source.family.ffn.writer
+        names = [f"{prefix}.{index}.{writer}" for index in range(len(source.shapes.layers))]
+        return replace(source.blueprint, gates=dict.fromkeys(names, self.gate))
+
+    def change_block(self, block: BlockView) -> Change:
+        return Change(block.layer, gates={block.family.ffn.writer: self.gate})
