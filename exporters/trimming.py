@@ -8,7 +8,7 @@ _EVERY = 16 * 1024 * 1024
 
 
 class PeriodicTrim:
-    """Gives the heap back whenever another 16 MiB were read: tensors come and go, and leave holes in it."""
+    """Returns free memory to the system after every 16 MiB read: tensors that come and go fragment the heap."""
 
     def __init__(self) -> None:
         """Start with nothing read."""

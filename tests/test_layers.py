@@ -4,7 +4,7 @@ The layers are the wings and, inside `passes`, its rooms:
 
 * numerics: tensor mathematics with no model in sight, so nothing of `model`, `data` or `walk` either;
 * surgery: reads and writes of modules, by that mathematics;
-* base: what a pass is;
+* base and preset: what a pass is, and a method that fixes options of another;
 * the families: methods and their parts; no family imports another, what two of them need goes to the first two rooms;
 * the list of methods (`passes` itself), which looks into every family, and apply, which runs a pass.
 """
@@ -42,7 +42,7 @@ WINGS: tuple[str, ...] = (
 RANK = {name: rank for rank, name in enumerate(WINGS)}
 
 FAMILIES = ("structure", "tokens", "activation", "quantize")
-ROOMS = {"numerics": 0, "surgery": 1, "base": 2, **dict.fromkeys(FAMILIES, 3), "": 4, "apply": 4}
+ROOMS = {"numerics": 0, "surgery": 1, "base": 2, "preset": 2, **dict.fromkeys(FAMILIES, 3), "": 4, "apply": 4}
 """Of `passes`, with their ranks; the folder itself is called ""."""
 FORBIDDEN_TO_NUMERICS = {"model", "data", "walk"}
 
@@ -153,6 +153,21 @@ def test_numerics_knows_no_model(repository: Path) -> None:
         if _top(imported) in FORBIDDEN_TO_NUMERICS
     ]
     assert wrong == []
+
+
+def test_no_two_modules_need_each_other(repository: Path) -> None:
+    """Not through others either, and not in type comments alone; a package's face may show its parts and be read."""
+    files = dict(_files(repository))
+    reached = {
+        module: {name for name, _ in _imports(module, path) if name in files and not f"{module}.".startswith(f"{name}.")}
+        for module, path in files.items()
+    }
+    for middle in files:  # transitive closure (Warshall)
+        for module in files:
+            if middle in reached[module]:
+                reached[module] = reached[module] | reached[middle]
+    circles = sorted(module for module in files if module in reached[module])
+    assert circles == []
 
 
 def test_exceptions_are_still_needed(repository: Path) -> None:

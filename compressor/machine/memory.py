@@ -44,7 +44,7 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the system where the C library keeps it (glibc): in fragments it piles up."""
+    """Return freed memory to the system; glibc keeps it otherwise, and as fragments it adds up."""
     trim = _trim()
     if trim is not None:
         trim(0)

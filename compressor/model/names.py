@@ -15,7 +15,7 @@ from compressor.storage.tensors import FLOATS, Entry
 
 
 def codes_as_weight(stored: str) -> str:
-    """Return the stored name of the weight that codes stand for; renaming rules know weights alone."""
+    """Return the stored name of the weight that codes stand for; transformers' renaming rules know no codes."""
     stem, _, leaf = stored.rpartition(".")
     return f"{stem}.weight" if leaf == PACKED else stored
 

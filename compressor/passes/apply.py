@@ -99,7 +99,7 @@ def apply_pass(
     config = config_for(source, final, section(final.grids, method.name) if final.grids else None)
     folder = shards.finish(config, [OUTSIDE, *(block_key(i) for i in range(walk.count))])
     del walk
-    trim_heap()  # an export, or the next pass, starts from what is in use
+    trim_heap()  # so that an export or the next pass does not start with free pages of this one
     return open_model(folder, task=source.task), changes
 
 
@@ -108,7 +108,7 @@ def _surveyed(method: Surveys, walk: Walk, planned: Blueprint, shards: ShardWrit
     if FINDINGS not in shards.done:
         found = method.survey(walk, planned)
         shards.save(FINDINGS, {"every": found.every}, found.tensors, findings=True)
-        trim_heap()  # what a survey leaves behind is not what a block fits
+        trim_heap()  # return what the survey has freed
     shutil.rmtree(shards.folder / PARKED, ignore_errors=True)
     return Findings(_Stored(shards.read(FINDINGS), walk.device), shards.note(FINDINGS)["every"])
 

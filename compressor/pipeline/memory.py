@@ -59,7 +59,7 @@ def _ends_memory(prepared: Prepared) -> int:
     outside = _FLOAT * shapes.hidden_size * vocabulary * (1 if blueprint.tied or not has_head else 2)
     if not has_head:
         return outside
-    # A tail that is narrowed is in float64 for a while, beside what it was and will be.
+    # While a tail is narrowed, its old and new weights and float64 copies are held together.
     tail = outside + 2 * _DOUBLE * shapes.hidden_size * vocabulary
     surveyed = outside + _LOGITS * _FLOAT * _tokens(prepared)[0] * vocabulary
     if prepared.evaluation is None:

@@ -280,7 +280,7 @@ def _bounds_of(section: Any) -> dict[str, Bound]:
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
-    """Return the problems with one per place: what is unreadable (which comes first) is not also of the wrong type."""
+    """Keep the first problem of each place: a value that cannot be read is not also reported as of the wrong type."""
     kept: dict[tuple[str, int | None], Problem] = {}
     for problem in problems:
         kept.setdefault((problem.where, problem.line), problem)

@@ -1,4 +1,4 @@
-"""Parts of a recipe that are valid each by itself and cannot go together; what of this needs no model to be seen."""
+"""Contradictions between parts of a recipe that are each valid, as far as they show without the model."""
 
 from __future__ import annotations
 

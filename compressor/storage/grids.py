@@ -150,7 +150,7 @@ def group_range(weight: torch.Tensor, spec: GridSpec) -> tuple[torch.Tensor, tor
     outputs, inputs = weight.shape
     groups = spec.groups(inputs)
     missing = groups * (spec.group_size or inputs) - inputs
-    # The last entry stands in for those that a short last group lacks.
+    # A short last group is padded with its last entry, which changes neither end of its range.
     padded = torch.cat([weight, weight[:, -1:].expand(-1, missing)], dim=1).float().reshape(outputs, groups, -1)
     return padded.amin(2), padded.amax(2)
 

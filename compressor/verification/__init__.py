@@ -119,7 +119,7 @@ def verify(job: Job) -> Verdict:
 
 
 def run_fresh(job: Job, *, timeout: float | None = None) -> Verdict:
-    """Verify in a process of its own, so that nothing of the compressing process can lend a hand.
+    """Verify in a fresh process, so that nothing in the compressing process can influence the result.
 
     Raises:
         CompressorError: what `verify` raises, with its exit code; `ResourceError` when the process was killed for
@@ -178,7 +178,7 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
 
 
 def _imitates(runner: Runner | None, precision: str) -> bool:
-    """Tell whether PyTorch runs it by rounding floats: its speed says nothing of a runtime with integer products."""
+    """Tell whether PyTorch imitates integer products with floats, so that its speed says nothing of a real runtime."""
     return isinstance(runner, TorchRunner) and precision in ("int8-dynamic", "int8-static")
 
 

@@ -1,7 +1,7 @@
 """Whether `model.ort` is what its `model.onnx` converts to: the same weights, and the same outputs on the probes.
 
-All that is known of an artifact is checked on the ONNX graph; here the format that runs is tied to it. Unlike a second
-conversion and a comparison of bytes, this holds on another processor too.
+All other checks look at the ONNX graph; these tie `model.ort`, which is what runs, to it. They hold on any processor,
+unlike a comparison of bytes with a second conversion.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_ort(weights: StoredWeights, runner: Runner, threads: int) -> list[Chec
 
 
 def _check_weights(weights: StoredWeights) -> Check:
-    """Compare the weights that conversion leaves under their names; those that it folds show in the outputs."""
+    """Compare the weights that keep their names; an error in those that conversion folds shows in the outputs."""
     kept, wrong = 0, []
     for name, raw in _initializers(weights.folder / ORT_MODEL):
         original = weights.initializer(name)

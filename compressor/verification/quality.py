@@ -100,7 +100,7 @@ def _check(group: str, name: str, value: float | None, limits: Mapping[str, floa
 
 
 def check_sanity(quality: Quality, data: EvalData, bounds: Bounds) -> list[Check]:
-    """Check what holds for every model that works: finite outputs that depend on the input and prefer something."""
+    """Check what every working model has: finite outputs that depend on the input and are not all equally likely."""
     checks = [
         yes("quality.finite", quality.finite, "outputs on the evaluation data hold NaN or infinity"),
         yes("quality.varies", quality.varies, "the output is the same for every input"),
@@ -119,7 +119,7 @@ def check_sanity(quality: Quality, data: EvalData, bounds: Bounds) -> list[Check
 def worse_than_dense(values: Mapping[str, float]) -> bool:
     """Tell whether quality is below dense beyond noise; NaN counts as worse.
 
-    What only differs from dense counts as worse, unless every figure of the task itself is better.
+    Outputs that differ from dense count as worse, unless every metric of the task itself is clearly better.
     """
     tasks = {"perplexity_increase": 1e-3, "spearman_drop": 1e-3, "accuracy_drop": 1e-3}
     judged = [values[name] < -limit for name, limit in tasks.items() if name in values]

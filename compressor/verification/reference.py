@@ -83,7 +83,7 @@ GATES = {
     "bfloat16": Gate(relative=3e-2, agreement=0.9),
     "int8-dynamic": Gate(cosine=(0.99, 0.98), agreement=0.9),
     "int8-static": Gate(cosine=(0.99, 0.97), agreement=0.9),
-    # Inputs are rounded as those of int4 are, and near ties fall alike; what computes wrongly fails the exact gate.
+    # Inputs are rounded as for int4, so near ties are lost as often; a wrong computation fails `parity.exact`.
     "int8-weights": Gate(cosine=(0.999, 0.99), agreement=0.93),
     "int4": Gate(cosine=(0.99, 0.97), agreement=0.93),
 }

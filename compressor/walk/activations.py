@@ -57,9 +57,9 @@ class ActivationStore:
         return torch.from_numpy(np.fromfile(item.file, dtype=np.float32).reshape(item.shape))
 
     def __setitem__(self, index: int, value: torch.Tensor) -> None:
-        """Replace the activations of a batch, in place if they keep their shape: what was read before changes too.
+        """Replace the activations of a batch; those of the same shape are overwritten where they are.
 
-        What stays alive then stays where it is, and the heap closes up behind what comes and goes around it.
+        Overwriting in place avoids fragmenting the heap.
 
         Raises:
             ResourceError: they do not fit the budget and the disk is full.

@@ -129,7 +129,7 @@ def input_of(module: nn.Module, path: str, hidden: torch.Tensor, call: Call) -> 
 
 
 class Recorder(nn.Module):
-    """Stands where a block was; notes how it is called, and hands the hidden states on."""
+    """Takes a block's place: records each call and returns the hidden states unchanged."""
 
     def __init__(self, note: Callable[[torch.Tensor, Call], None]) -> None:
         """Call `note` with the hidden states and the rest of the call."""
@@ -143,7 +143,7 @@ class Recorder(nn.Module):
 
 
 class Injector(nn.Module):
-    """Stands where a block was and gives known hidden states, whatever comes in."""
+    """Takes a block's place: returns the hidden states that it was made with, whatever its input."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         """Give `hidden` [batch, tokens, width] at every call."""

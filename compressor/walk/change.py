@@ -1,17 +1,13 @@
-"""What a pass does to one block, and the parts of a pass that the walk calls."""
+"""What a pass does to one block."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 from compressor.architectures import LayerShape
 from compressor.model.blueprint import GateSpec, Reduction
 from compressor.storage.grids import GridSpec
-
-if TYPE_CHECKING:
-    from compressor.walk.view import BlockView
-    from compressor.walk.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -46,21 +42,3 @@ class Change:
             None if data["reduction"] is None else Reduction(**data["reduction"]),
             {path: GateSpec(**gate) for path, gate in data["gates"].items()},
         )
-
-
-class ChangesBlocks(Protocol):
-    """What every pass does."""
-
-    def change_block(self, block: BlockView) -> Change:
-        """Change `block.module` in place and say what changed."""
-
-
-@runtime_checkable
-class ChangesEnds(Protocol):
-    """What a pass does that also changes what stands before the first block and behind the last."""
-
-    def change_stem(self, walk: Walk) -> None:
-        """Change the modules before the first block, in place on `walk.model`."""
-
-    def change_tail(self, walk: Walk) -> None:
-        """Change the modules after the last block, in place on `walk.model`."""

@@ -73,7 +73,7 @@ class ShardWriter:
     ) -> None:
         """Write one finished part under module names, in the dtype of the source, and note it as done.
 
-        Tensors of which an entry is given lie on disk and are read one at a time.
+        A tensor that lies on disk is given as its `Entry` and read when its turn comes.
 
         A weight with a grid is stored in float32, and the grid's tensors beside it; `grids` has the modules' names.
 

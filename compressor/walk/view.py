@@ -23,7 +23,7 @@ class BlockView:
     Attributes:
         index: position of the block; `count` is how many there are.
         module: the block, to be changed in place; float32.
-        dense: the same block with its weights as they came (the same object while nothing may change it).
+        dense: the block with the weights that the pass received; the same object where the dense stream is not needed.
         layer: its widths before the change.
         grids: by path in the block: the grids on which a pass has put weights, which are then kept in float32.
     """
@@ -93,11 +93,11 @@ class BlockView:
         return self._streams.scratch()
 
     def put_dense(self, k: int, out: torch.Tensor) -> None:
-        """State the dense stream at this block's output, if the pass has computed it anyway."""
+        """Store the dense stream at this block's output; `finish` computes it for batches where the pass has not."""
         self._streams.dense.put(k, out, self._depth(Point.OUTPUT))
 
     def put_current(self, k: int, out: torch.Tensor) -> None:
-        """State the current stream at this block's output.
+        """Store the current stream at this block's output; `finish` computes it for batches where the pass has not.
 
         It must come from `to_middle` and `from_middle` of the changed, sealed block, so that a resumed run computes
         the same bits.
@@ -105,11 +105,11 @@ class BlockView:
         self._streams.current.put(k, out, self._depth(Point.OUTPUT))
 
     def put_dense_middle(self, k: int, middle: torch.Tensor) -> None:
-        """Keep what `to_middle` made of `dense_in(k)` in its place, to go on from there."""
+        """Overwrite `dense_in(k)` with its `to_middle`, from which `finish` goes on."""
         self._streams.dense.put(k, middle, self._depth(Point.MIDDLE))
 
     def put_current_middle(self, k: int, middle: torch.Tensor) -> None:
-        """Keep what `to_middle` makes of `current_in(k)`, to the bit, in its place; all before it must be sealed."""
+        """Overwrite `current_in(k)` with its exact `to_middle`; the attention half must be sealed before."""
         self._streams.current.put(k, middle, self._depth(Point.MIDDLE))
 
     def dense_middle(self, k: int) -> torch.Tensor:
@@ -141,9 +141,9 @@ class BlockView:
         return seen if seen.dim() == 3 else seen.reshape(*hidden.shape[:2], -1)  # OPT joins batch and tokens
 
     def middle_of_heads(self, heads: torch.Tensor, k: int) -> torch.Tensor:
-        """Return what `to_middle` makes of `current_in(k)`, to the bit, from the input of attention's output matrix.
+        """Return exactly `to_middle` of `current_in(k)`, given the input of attention's output matrix.
 
-        For `pre` families; attention itself does not run again.
+        For `pre` families only. It saves a second run of attention.
         """
         current = self.current_in(k)
         carried = past_attention(self.module, current)
@@ -167,7 +167,7 @@ class BlockView:
 
     def finish(self) -> None:
         """Advance both streams for the batches that the pass did not advance itself."""
-        trim_heap()  # the matrices of its fits have left holes that activations do not fill
+        trim_heap()  # return what the fits have freed before activations are allocated
         streams = self._streams
         for k in range(len(self)):
             if streams.flows_dense:

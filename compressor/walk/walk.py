@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from compressor.storage.grids import Grid
 from compressor.storage.tensors import Entry, park
 from compressor.walk.activations import ActivationStore, Budget
 from compressor.walk.calls import Call, Injector, Recorder, Stop, replaced
-from compressor.walk.change import Change, ChangesBlocks, ChangesEnds
+from compressor.walk.change import Change
 from compressor.walk.checkpoint import ShardWriter
 from compressor.walk.streams import Point, Stream, Streams, depth_of, is_finite
 from compressor.walk.view import BlockView
@@ -49,12 +49,30 @@ def block_key(index: int) -> str:
     return f"block-{index:04d}"
 
 
+class ChangesBlocks(Protocol):
+    """What every pass does."""
+
+    def change_block(self, block: BlockView) -> Change:
+        """Change `block.module` in place and say what changed."""
+
+
+@runtime_checkable
+class ChangesEnds(Protocol):
+    """What a pass does that also changes what stands before the first block and behind the last."""
+
+    def change_stem(self, walk: Walk) -> None:
+        """Change the modules before the first block, in place on `walk.model`."""
+
+    def change_tail(self, walk: Walk) -> None:
+        """Change the modules after the last block, in place on `walk.model`."""
+
+
 class Walk:
     """A model, streamed block by block over calibration batches.
 
     Attributes:
         source: the model as it came.
-        model: its skeleton; blocks have weights only while they are walked, the stem and the tail only while none is.
+        model: its skeleton. Blocks have weights only while walked, stem and tail only before and after that.
         streams: the activations and the arguments of the blocks.
         every: the walk uses every n-th batch of the calibration data.
         grids: by module name: grids on which a pass has put weights outside the blocks (embedding, head).
@@ -72,7 +90,7 @@ class Walk:
     ) -> None:
         """Load the stem and tail of `source`; activations beyond `cache_bytes` spill to a folder in `work`."""
         if not gc.get_freeze_count():
-            gc.freeze()  # what the libraries made at import is not looked at again, so collecting per block is cheap
+            gc.freeze()  # the collector then skips the libraries' objects, so collecting per block is cheap
         self.source, self.batches, self.work = source, batches, work
         self.device = torch.device(device)
         self.advance = advance
@@ -123,7 +141,7 @@ class Walk:
         return self.streams.token_masks
 
     def start(self, stream: Stream, every: int | None = None) -> None:
-        """Run the stem over every n-th batch (None: `self.every`); note how blocks are called and the first inputs."""
+        """Run the stem over every n-th batch (None: `self.every`); store first inputs and all calls of blocks."""
         every = every or self.every
         self.streams.calls, self.streams.token_masks = [], []
         for k, inputs in enumerate(itertools.islice(self.batches, 0, None, every)):
@@ -164,7 +182,7 @@ class Walk:
         return replaced(base_of(self.model).get_submodule(parent), name, blocks)
 
     def park(self, name: str, tensor: torch.Tensor) -> Entry:
-        """Put a finding of a survey on disk and return where it lies: kept per block, it would grow with depth."""
+        """Write one finding of a survey to disk, return its entry: one per block in memory would grow with depth."""
         return park(self.work / PARKED, name, tensor)
 
     @contextmanager
@@ -192,7 +210,7 @@ class Walk:
         """Release block `index`, and the pages of the checkpoint that it was read from."""
         release(self.blocks[index])
         self.source.weights.close()
-        gc.collect()  # hooks that end a forward pass leave cycles behind, which hold activations
+        gc.collect()  # a forward pass that a hook has ended leaves reference cycles that hold activations
         trim_heap()
 
     def _view(self, index: int, module: nn.Module, dense: nn.Module) -> BlockView:
@@ -212,7 +230,7 @@ class Walk:
                 block = self.open_block(index)
                 view = self._view(index, block, block)
                 yield view
-                if keep or index + 1 < self.count:  # nobody reads what the last block makes
+                if keep or index + 1 < self.count:  # the last block's output is read only with `keep`
                     view.finish()
                 self.close_block(index)
                 self.advance(f"{note} {index + 1} of {self.count}")
@@ -288,7 +306,7 @@ class Walk:
         return built_block(block, self.source.family, planned, index, Tracks())
 
     def _outside(self, tied: bool) -> dict[str, torch.Tensor]:
-        """Return the parameters outside the blocks; those of a tied head are the embedding's and left out."""
+        """Return the parameters outside the blocks; a tied head is left out, as its weight is the embedding's."""
         heads = self.source.family.heads if tied else ()
         return {
             name: parameter

@@ -19,12 +19,12 @@ PortNames = tuple[list[str], list[str]]
 class TracedBlock:
     """The nodes of a block: all between two marks that read what enters it, its own inputs or its weights.
 
-    What they read beside is the same for all blocks.
+    Whatever else they read is shared by all blocks.
 
     Attributes:
         leave: the mark behind the block.
-        digests: of every value of the block: equal for values that are made alike.
-        results: those of the values that leave the block.
+        digests: for every value of the block a hash of how it is computed.
+        results: the digests of the values that leave the block.
     """
 
     def __init__(self, enter: ir.Node, leave: ir.Node, prefix: str, ports: PortNames) -> None:
@@ -111,7 +111,7 @@ def _given(value: ir.Value | None) -> ir.Value:
 
 
 def _digest(node: ir.Node, inside: Mapping[ir.Value, str], outside: dict[ir.Value, str]) -> str:
-    """Return what a node computes from what, as a hash; `outside` remembers what was found outside of the block."""
+    """Return a hash of a node's operation and inputs; `outside` caches the hashes of values outside of the block."""
     if (size := _dynamic_size(node)) is not None:
         return size
     read = []

@@ -32,7 +32,7 @@ _BATCH, _LENGTH, _PAST = 2, 3, 5  # all different: the tracer takes equal sizes 
 
 
 class _Decoder(nn.Module):
-    """A decoder with its inputs and outputs laid flat."""
+    """Wraps a decoder so that its key-value caches are plain inputs and outputs."""
 
     def __init__(self, model: nn.Module, attention: TracedAttention) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def _length_of(mask: Tensor) -> Tensor:
 def _positions(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the positions of the new tokens, the last of those that the mask counts.
 
-    The past cannot tell them: its length is that of the buffer when past and present share one.
+    They cannot be derived from the cache: where past and present share a buffer, its length is the buffer's.
     """
     counted = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     end = _length_of(attention_mask)

@@ -1,8 +1,7 @@
 """Writes a graph and its weights as one file while holding one weight at a time.
 
-The protobuf library makes a whole message out of a whole message, which takes the weights three times. The wire format
-asks for no more than the length of a message ahead of it (protobuf.dev, "Encoding"), and lengths are known before any
-weight is read.
+The protobuf library holds graph, message and bytes at once: three times the weights. The wire format only asks for the
+length of a message in front of it (protobuf.dev, "Encoding"), and lengths are known before any weight is read.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def write_inline(model: ir.Model, path: Path, seen: Callable[[int], None]) -> No
 
 @contextmanager
 def _described(values: list[ir.Value], tensors: list[Any]) -> Iterator[None]:
-    """Within, the values have the tensors' names, types and shapes, and nothing behind them."""
+    """While entered, the values have name, type and shape of their tensors, but no data."""
     try:
         for value, tensor in zip(values, tensors, strict=True):
             value.const_value = ir.ExternalTensor(

@@ -1,8 +1,8 @@
 """Graph passes from the graph that torch traced to the graph that ONNX Runtime runs well.
 
-In the order of `tidy`: weights are stored the way their products read them; the heads' there-and-back reshapes around
-GroupQueryAttention go; constants are folded; three projections become one; a residual sum and the norm behind it become
-one operator.
+In the order of `tidy`: weights are stored in the layout that their products read; reshapes to heads and back around
+GroupQueryAttention are removed; constants are folded; three projections become one; a residual sum and the norm behind
+it become one operator.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _scalar(value: ir.Value | None) -> float | None:
 
 
 def drop_head_reshapes(graph: ir.Graph) -> None:
-    """Remove what splits heads for the model and joins them again for GroupQueryAttention, which wants them joined."""
+    """Remove the reshapes that split heads for the model and join them again for GroupQueryAttention."""
     for node in by_type(graph, "GroupQueryAttention"):
         for index in range(3):
             value = node.inputs[index]

@@ -1,4 +1,4 @@
-"""Products with quantized weights: codes packed straight from the torch-side grid, so its rounding is the artifact's.
+"""Products with quantized weights: codes are packed from the grid on which PyTorch put the weights.
 
 A weight that lies on a grid is first *marked*: its product becomes a `GridProduct` node, whose codes [outputs, inputs],
 scales and zero points can be joined with those of its neighbours like any weight. `lower` then writes what runs:
@@ -236,7 +236,7 @@ def _gather_blocks(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, str]:
     inputs, outputs = node.attributes["K"].as_int(), node.attributes["N"].as_int()
     bits, size = node.attributes["bits"].as_int(), node.attributes["group_size"].as_int()
     packed, scale, zero = _block_tensors(graph, node, inputs, outputs)
-    # One copy serves the head too: blocks are laid flat when the session starts.
+    # A tied head reads the same codes in blocks; ONNX Runtime folds this reshape when the session starts.
     width = -(-inputs // size) * size * bits // 8
     shape = _constant(graph, "grid.flat_rows", np.asarray([outputs, width], np.int64))
     rows = new_node(node, "Reshape", [packed, shape]).outputs[0]

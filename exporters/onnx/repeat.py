@@ -1,4 +1,4 @@
-"""Of blocks that are alike two are traced, and the others are copied from them.
+"""Two blocks of each kind are traced; the others are copies of their nodes.
 
 A trace takes time and megabytes of records for every block. So a model is traced with the first and the last block of
 each kind alone, and one whose weights have other shapes; if their nodes agree, the others get copies of these. If not,
@@ -41,7 +41,7 @@ class Block:
     Attributes:
         path: its name in the model.
         module: the block.
-        kind: all from which its nodes come, but its place and the shapes of its weights.
+        kind: equal for two blocks if only their index and the shapes of their weights differ.
         shapes: of its weights.
         keeps_width: whether the hidden states that leave it are as wide as those that enter it.
     """
@@ -108,7 +108,7 @@ def _identity(value: Any) -> Any:
 
 
 def repeats(blocks: Sequence[Block]) -> list[int]:
-    """Return for each block the one whose nodes are copied for it: itself where it must be traced."""
+    """Return for each block the index of the block that is traced in its place; its own if it is traced itself."""
     kinds: dict[str, list[int]] = {}
     for index, block in enumerate(blocks):
         kinds.setdefault(block.kind, []).append(index)
@@ -149,9 +149,9 @@ def trace_repeating(
 
 @contextmanager
 def _only(model: nn.Module, blocks: list[Block], likes: list[int]) -> Iterator[None]:
-    """Let hidden states pass by all blocks that are copies, and mark where they enter and leave the others."""
+    """While entered, blocks that become copies do nothing, and the traced ones stand between marks."""
     holder, name = _holder(model)
-    # Each passing module is one of its own: in a list with repeated ones torch loses the names of all others.
+    # One placeholder per block: torch loses the names of all others where a list holds a module twice.
     modules = [
         block.module if like == index else Recorder(lambda hidden, call: None)
         for index, (block, like) in enumerate(zip(blocks, likes, strict=True))

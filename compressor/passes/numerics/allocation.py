@@ -145,7 +145,7 @@ def greedy(budget: WidthBudget, losses: Sequence[Sequence[float]]) -> list[int]:
     queue = [(slopes[0][0], i, 0) for i, slopes in enumerate(segments) if slopes]
     heapq.heapify(queue)
     excess = sum(widths) - budget.total
-    # A first cut to the multiple is due for every block whose width is not one; it costs what it costs.
+    # A block whose width is no multiple is first cut to one, whatever that costs.
     for i, (width, most) in enumerate(zip(widths, budget.most, strict=True)):
         widths[i] = most
         excess -= width - most

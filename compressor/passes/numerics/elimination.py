@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-# A group is at most this share of the channels left: larger ones would remove channels that stand in for each other.
+# A group is at most this share of the channels left: a larger one would remove channels that could replace each other.
 GROUP_SHARE = 1 / 64
-# What is gone stays in the matrices, unread, until it is this share of them: to copy them costs more than to carry it.
+# Removed channels stay in the matrices, unused, until they are this share of them: copying more often costs more time.
 GONE_SHARE = 1 / 8
 # Matrices are packed in strips of so many rows.
 _STRIP = 128
@@ -68,11 +68,11 @@ def damped(gram: torch.Tensor, damping: float) -> torch.Tensor:
 
 
 def damp(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Make λI + `gram` of `gram`, as `damped` does, in place where it is float64 and contiguous; return it."""
+    """Return `gram` + λI as `damped` does, computed in place if `gram` is float64 and contiguous."""
     check_finite(gram)
     out = gram.to(torch.float64).contiguous()
     mean = out.diagonal().mean()
-    # A map that never sees a signal is as good without any channel: the identity then stands in for λI.
+    # Where all inputs are zero, any channel can go: the identity in place of λI keeps the matrix invertible.
     out.diagonal().add_(damping * mean if float(mean) > 0 else torch.ones_like(mean))
     return out
 
@@ -127,7 +127,7 @@ def eliminate(
     Raises:
         ModelError: the second moments are not finite, or singular in spite of damping.
     """
-    trim_heap()  # activations that have streamed past left holes, which would stay beside what is made here
+    trim_heap()  # return what activations have freed before large matrices are allocated
     channels = weight.shape[1]
     matrix = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     state = _State(matrix, invert(damp(gram, damping)))
@@ -139,7 +139,7 @@ def eliminate(
 
 
 class _State:
-    """What is left of a map in the course of an elimination.
+    """A map during an elimination: the channels that are left, and the order and losses of the others.
 
     Attributes:
         count: how many channels are left.
@@ -152,7 +152,7 @@ class _State:
         self.inverse = inverse_gram  # [columns, columns]
         self.channels = torch.arange(self.count, device=target.device)  # which channel a column is of
         self.gone = torch.zeros(self.count, dtype=torch.bool, device=target.device)
-        # Made once: small tensors between large ones that come and go would keep the heap from closing up.
+        # Allocated once, at full length: small tensors between large temporary ones fragment the heap.
         self.order = torch.empty_like(self.channels)
         self.losses = torch.empty(self.count, dtype=torch.float64, device=target.device)
 
@@ -184,7 +184,7 @@ class _State:
 def packed(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return matrix[rows][:, columns], both ascending, in the memory of `matrix`, which is contiguous.
 
-    What is written never lies behind what is still to be read, so a strip at a time is all the memory it takes.
+    Packed entries never overwrite entries that are still to be read, so one strip is all the extra memory.
     """
     flat, width = matrix.view(-1), len(columns)
     for start in range(0, len(rows), _STRIP):

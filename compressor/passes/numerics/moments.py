@@ -64,7 +64,7 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
         """Start with nothing seen of `inputs` signals h and `outputs` targets y."""
-        trim_heap()  # activations that have streamed past left holes which whole matrices do not fit
+        trim_heap()  # return what activations have freed before large matrices are allocated
         self.count = 0.0
         # Only what lies on or below the diagonal counts.
         self._gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
@@ -125,7 +125,7 @@ class Moments:
 
 
 def _mirror(square: torch.Tensor) -> torch.Tensor:
-    """Copy what lies below the diagonal above it, in place, strip by strip: no second matrix comes to be."""
+    """Copy the lower triangle to the upper one in place, strip by strip, without a second matrix."""
     for start in range(0, len(square), _SLICE):
         end = start + _SLICE
         corner = square[start:end, start:end]
@@ -177,7 +177,7 @@ def fit(
     seen = moments.centred() if bias else moments
     gram, cross = seen.gram, seen.cross
     check_finite(gram)
-    # Inputs that never move have no second moments about their mean: the floor then leaves the prior as it is.
+    # Constant inputs have no variance: with the floor as λ their weights stay at the prior.
     floor = _RESOLUTION * moments.input_energy.mean() if bias and damping else 0.0
     scale = max(damping * gram.diagonal().mean(), floor)
     means = moments.input_mean
@@ -193,7 +193,7 @@ def fit(
 
 
 def _solved(gram: torch.Tensor, scale: torch.Tensor | float, wanted: torch.Tensor) -> torch.Tensor:
-    """Return wanted · (gram + scale·I)⁻¹; `gram` is overwritten: it may be as large as all else."""
+    """Return wanted · (gram + scale·I)⁻¹; `gram` is overwritten, as a copy could double the peak memory."""
     gram.diagonal().add_(scale)
     lower = factor(gram)
     if lower is None:
@@ -214,7 +214,7 @@ class InputStats:
 
     Attributes:
         count: sum of the tokens' weights.
-        group: channels of a block.
+        group: channels that share a range.
     """
 
     def __init__(self, width: int, group: int, device: torch.device | str = "cpu") -> None:

@@ -80,7 +80,7 @@ class SharedBasis:
     """
 
     def __init__(self, covariances: list[torch.Tensor], gradients: list[torch.Tensor], damping: float = 1e-6):
-        """Take over C and G of every site, [d, d] float64 each, and leave both lists empty: nothing is larger here.
+        """Take C and G of every site, [d, d] float64 each, out of both lists, so that they are not held twice.
 
         `damping` keeps BᵀCB invertible, as a share of the mean diagonal of C.
         """
@@ -103,7 +103,7 @@ class SharedBasis:
             cb, ab = covariance @ basis, sensitive @ basis
             factor, failed = torch.linalg.cholesky_ex(basis.T @ cb)
             if int(failed):
-                return math.inf  # a step of the search made the columns dependent: it goes back
+                return math.inf  # dependent columns: infinity makes the line search step back
             inner = torch.cholesky_solve(basis.T @ ab, factor)  # (BᵀCB)⁻¹·BᵀCGCB
             kept += float(inner.trace())
             if slope is not None:
@@ -114,12 +114,12 @@ class SharedBasis:
         """Return an orthonormal basis [d, k] that loses less than `basis`: at most `steps` of L-BFGS from there."""
         if self._total <= 0 or basis.shape[0] == basis.shape[1]:
             return basis
-        trim_heap()  # a survey's activations have left holes that these matrices do not fit
+        trim_heap()  # return what the survey has freed before large matrices are allocated
         point = basis.double().clone(memory_format=torch.contiguous_format).requires_grad_(True)
         search = torch.optim.LBFGS([point], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
         def closure() -> float:
-            trim_heap()  # what the search keeps lies between what an evaluation drops
+            trim_heap()  # each evaluation leaves free pages between the vectors that the search keeps
             slope = torch.zeros_like(point, requires_grad=False)
             value = self._lost(point.detach(), slope)
             point.grad = slope
@@ -218,7 +218,7 @@ def fit_scale(
         prior: [k].
         damping: λ over the mean diagonal of the system.
     """
-    # Softmax does not see what all logits have in common.
+    # Softmax ignores a constant that is added to all logits: the fit need not match it.
     head = head.double() - head.double().mean(0)
     wanted = wanted.double() - wanted.double().mean(0)
     system = (head.T @ head) * gram

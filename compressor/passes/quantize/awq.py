@@ -113,9 +113,9 @@ class Awq(WeightOnly):
 
 
 def maker_of(block: BlockView, sharing: Sharing) -> str | None:
-    """Return the path of the module whose outputs can be divided so that the input of a sharing is; None without one.
+    """Return the path of the module (the maker) whose outputs can be divided to divide a sharing's input, or None.
 
-    Attention's writer may read each channel of its maker several times.
+    With grouped queries, attention's writer reads each channel of its maker several times.
     """
     family = block.family
     ffn = family.ffn

@@ -24,10 +24,10 @@ def rotatable(family: Family) -> bool:
 
 
 def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
-    """Let readers behind a norm read the narrow stream by way of `matrix` [d, k]; they take its scale and shift in.
+    """Multiply readers behind a norm by `matrix` [d, k], so that they read the narrow stream; fold scale and shift in.
 
-    Where a reader has no bias, the norm's shift becomes 1 and every reader makes its own of it: what stands in front of
-    the shift has mean zero, so a row may gain any constant c, which adds k·c and nothing else.
+    The shift goes into the readers' biases. Where a reader has none, the norm's shift becomes 1 for all of them, and a
+    constant c is added to each row of a reader: normed tokens have mean zero before the shift, so c adds just k·c.
     """
     from compressor.model.modules import set_weight
 

@@ -250,7 +250,7 @@ class Int8(Quantizer):
         spared = any(block.name_of(path) not in self._specs.keys() - self._spared for path in sharing.paths)
         if choice == "fold" or self.target.format == "safetensors" or ratio > WORTHWHILE or spared:
             return nothing
-        # The first factor is 1, so that scales alone tell all of them.
+        # The first factor is 1, so that the others can be read back from the grid's scales.
         return Smoothing(factors / factors[0], explicit=True)
 
 

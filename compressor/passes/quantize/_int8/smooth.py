@@ -42,7 +42,7 @@ class Smoothing:
 
     Attributes:
         factors: t [inputs], powers of two.
-        explicit: whether the graph must multiply the input by them; else the block makes it so, or they are ones.
+        explicit: whether the graph must multiply the input by them; else they are folded into the block, or all 1.
     """
 
     factors: torch.Tensor
@@ -103,7 +103,7 @@ def find_factors(
 
 
 def fold(block: BlockView, sharing: Sharing, factors: torch.Tensor) -> bool:
-    """Let what makes the input of a sharing make factors ⊙ input; return whether the block has such a place."""
+    """Fold `factors` into the module that produces a sharing's input; return whether there is such a module."""
     from compressor.model.modules import submodule
 
     if sharing.norm is not None:

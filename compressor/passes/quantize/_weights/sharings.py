@@ -63,7 +63,7 @@ def collect(
 
 
 class Halves:
-    """Runs the two halves of a block piece by piece, and takes the streams from one half to the next."""
+    """Runs a block up to each sharing in turn, and advances the streams to the middle between attention and FFN."""
 
     def __init__(self, block: BlockView, *, dense: bool, frame: Projection | None = None) -> None:
         """Begin at the block's input.
@@ -108,7 +108,7 @@ class Halves:
     def wanted(self, sharing: Sharing, k: int) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the path of each module, and what its weight should add: the dense output, its own bias taken off.
 
-        A writer should also make up for what the changed stream that it is added to lacks of the dense one.
+        For a writer the difference between the dense and the changed stream, to which it adds, is included.
         """
         block = self.block
         inputs = self.input_of(block.dense, sharing, k)

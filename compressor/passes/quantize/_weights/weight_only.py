@@ -142,7 +142,7 @@ class WeightOnly(Quantizer):
 
     @staticmethod
     def _chosen(levels: list[dict[str, GridSpec]], assigned: list[int]) -> dict[str, GridSpec]:
-        """Return the specs of the modules that are quantized; the level beyond the last is to stay as it is."""
+        """Return the specs of the modules that are quantized; level `len(levels)` stands for "not quantized"."""
         pairs = zip(levels[0], assigned, strict=True)
         return {name: levels[level][name] for name, level in pairs if level < len(levels)}
 
@@ -237,7 +237,7 @@ class WeightOnly(Quantizer):
                 for path, wanted in halves.wanted(sharing, k):
                     stats.want(path, unpadded(wanted, mask), unpadded(inputs, mask), weights)
         assert stats is not None
-        trim_heap()  # the activations have left holes that the matrices of a solver do not fit
+        trim_heap()  # return what activations have freed before a solver allocates matrices
         return stats
 
     def _quantize_module(self, block: BlockView, path: str, stats: InputStats | None, error: QuantizationError) -> None:

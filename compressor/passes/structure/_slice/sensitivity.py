@@ -166,7 +166,7 @@ def _block_gradients(walk: Walk, index: int, inputs: ActivationStore, found: Sit
 def _note_site(
     found: Sites, group: int, norm: Any, stream: torch.Tensor, gradient: torch.Tensor | None, centre: bool
 ) -> None:
-    """Add one batch to a group: tokens whose gradient is not zero, which leaves out padding and what nobody reads."""
+    """Add one batch to a group: tokens whose gradient is not zero, so neither padding nor unused outputs."""
     if gradient is None:
         raise ModelError("a norm of the model takes no part in its output: the family's table does not fit it")
     tokens, slopes = unpadded(stream, None), unpadded(gradient, None)

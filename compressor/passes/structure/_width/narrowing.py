@@ -66,7 +66,7 @@ def _weights(stream: torch.Tensor) -> torch.Tensor:
 
 
 def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
-    """Let attention's or the FFN's readers see the best linear guess of what the dense block's readers see."""
+    """Refit readers of attention or FFN to read the dense block's input, as predicted from the current one."""
     family = block.family
     paths = family.attention.readers if attention else family.ffn.reader_paths
     norm = family.attention.norm if attention else family.ffn.norm
@@ -100,7 +100,7 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
             heads, mask = input_of(block.module, path, current, block.call(k)), block.token_mask(k)
             if block.family.residual == "pre":
                 kept[k] = heads
-            # With norms behind the sums the middle is normed; the sum before it is what attention writes to.
+            # In post-norm families attention writes to the sum before the norm, so the middle is of no use here.
             wanted = unpadded(dense_in + written - current, mask)
             moments.add(
                 unpadded(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(unpadded(dense_in, mask))

@@ -31,7 +31,7 @@ else:
     torch = lazy("torch")
 
 CG_STEPS = 2
-# Where the error is least depends on the gradient, which all batches make; part of them settles the curvature.
+# The gradient decides where the minimum is and needs all batches; a part of them is enough for the curvature.
 CURVATURE_SHARE = 2
 # λ over the mean diagonal of E[w z zᵀ]. Rows have many free numbers for the tokens there are: less damping fits noise.
 DAMPING = 0.1
@@ -77,7 +77,7 @@ def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
         error = found
     factors.clear()
     residuals.clear()
-    assert seen is not None  # the last reader is followed by none
+    assert seen is not None  # set in the last turn, where `after` is None
     return error / first if first > 0 else 1.0, seen
 
 
@@ -96,7 +96,7 @@ def _look(
     moments: Moments | None = None,
 ) -> float:
     """Return the weighted squared error; store what the FFN misses of its target and, for the reader at `path`, s."""
-    trim_heap()  # what was alive together in the step before leaves holes that fit nothing of this one
+    trim_heap()  # return what the last step has freed before this one allocates
     return sum(_look_at(block, sample, path, k, factors, residuals, moments) for k in sample.batches)
 
 
@@ -176,7 +176,7 @@ class _Problem:
             loud += (s.square() * w).sum(0)
             total += (self.residuals[k].to(s.device) @ self.writer).mul_(s * w).T @ self._read(k)
         scale = (loud / self.tokens).float() * self.writer.square().sum(0)
-        # A channel that is silent in the sample has no equation of its own; it then stays where it is.
+        # A channel that is zero in the whole sample keeps its weights; the floor keeps the division defined.
         return total / self.tokens, scale.clamp_min(1e-9 * float(scale.max()) + 1e-30)[:, None]
 
     def _product(self, direction: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

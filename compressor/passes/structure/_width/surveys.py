@@ -24,7 +24,7 @@ else:
 
 # Fisher traces are one number per block: this many tokens settle them.
 SENSITIVITY_TOKENS = 2048
-# Curves only share channels out between blocks: part of the data that settles the refit is enough.
+# Loss curves only decide how many channels each block keeps: part of the data that a refit needs is enough.
 CURVE_SHARE = 3
 
 
