@@ -110,9 +110,19 @@ class _ReducedBlock(_Block):
             handle.remove()
         if self._reduction is not None:
             keys = seen[0].reshape(*hidden_states.shape[:2], -1, self._head_dim).mean(2)
-            stream, sizes = _merge(stream, sizes, *_matched(keys, self._reduction["keep"], self._reduction["protect"]))
+            features = keys if self._reduction["score"] == "mean_key" else _hashed(keys)
+            chosen = _matched(features, self._reduction["keep"], self._reduction["protect"])
+            stream, sizes = _merge(stream, sizes, *chosen)
         self._sizes[:] = [sizes]
         return self._written(stream)
+
+
+def _hashed(keys: torch.Tensor) -> torch.Tensor:
+    """Return numbers that have nothing to do with the tokens, [batch, tokens, 8]."""
+    batch, tokens = keys.shape[:2]
+    places = torch.arange(1, tokens * 8 + 1, device=keys.device).reshape(1, tokens, 8)
+    hashed = (places * 2654435761) % 4294967296 // 65536
+    return (hashed.to(keys.dtype) / 32768 - 1).expand(batch, -1, -1)
 
 
 def _matched(features: torch.Tensor, keep: int, protect: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -199,8 +209,8 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     blocks, sizes = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
     reductions = {entry["block"]: entry for entry in stack["tokens"]}
     for entry in reductions.values():
-        known = (entry["score"], entry["select"], entry["dropped"]) == ("mean_key", "bipartite", "merge")
-        if not known:
+        how = (entry["select"], entry["dropped"])
+        if entry["score"] not in ("mean_key", "random") or how != ("bipartite", "merge"):
             raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
     for index in range(len(blocks)):
         before = [entry for block, entry in reductions.items() if block < index]

@@ -158,9 +158,9 @@ def test_numerics_knows_no_model(repository: Path) -> None:
 def test_no_two_modules_need_each_other(repository: Path) -> None:
     """Not through others either, and not in type comments alone; a package's face may show its parts and be read."""
     files = dict(_files(repository))
+    reached = {module: {name for name, _ in _imports(module, path) if name in files} for module, path in files.items()}
     reached = {
-        module: {name for name, _ in _imports(module, path) if name in files and not f"{module}.".startswith(f"{name}.")}
-        for module, path in files.items()
+        module: {name for name in names if not f"{module}.".startswith(f"{name}.")} for module, names in reached.items()
     }
     for middle in files:  # transitive closure (Warshall)
         for module in files:

@@ -100,6 +100,12 @@ def layer_dimensions(model: ModelFolder) -> list[dict[str, int]]:
     return found
 
 
+def recorded_layers(model: ModelFolder) -> list[dict[str, Any]]:
+    """Return what compression.json records of every block: its dimensions, with all widths of its residual stream."""
+    layers = zip(layer_dimensions(model), model.shapes.layers, strict=True)
+    return [{**sizes, "residual": list(layer.residual)} for sizes, layer in layers]
+
+
 def layers_before_and_after(before: ModelFolder, after: ModelFolder) -> list[dict[str, Any]]:
     """Return for every block its index and each of its dimensions, as NAME_before and NAME_after."""
     entries = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.errors import CompressorError
 from compressor.measure.benchmark import file_bytes
-from compressor.model.cost import count_flops, default_length
+from compressor.model.cost import count_flops, default_length, recorded_layers
 from compressor.model.folder import ModelFolder, open_model
 from compressor.storage.artifact import runtime_model
 from compressor.verification import MANIFEST
@@ -51,15 +51,8 @@ def _layers(model: ModelFolder) -> list[dict[str, Any]]:
     skeleton = model.skeleton()
     blocks = base_of(skeleton).get_submodule(model.family.blocks)
     return [
-        {
-            "index": index,
-            "intermediate_size": layer.intermediate_size,
-            "num_attention_heads": layer.num_attention_heads,
-            "num_key_value_heads": layer.num_key_value_heads,
-            "residual": list(layer.residual),
-            "parameters": sum(int(p.numel()) for p in block.parameters()),
-        }
-        for index, (layer, block) in enumerate(zip(model.shapes.layers, blocks.children(), strict=True))
+        {"index": index, **recorded, "parameters": sum(int(p.numel()) for p in block.parameters())}
+        for index, (recorded, block) in enumerate(zip(recorded_layers(model), blocks.children(), strict=True))
     ]
 
 

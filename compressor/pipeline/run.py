@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from compressor.data.kinds import Batches, EvalData, TextData
 from compressor.data.reading import model_batches
 from compressor.machine.progress import Progress
 from compressor.measure.streamed import measure_streamed
-from compressor.model.cost import Cost
+from compressor.model.cost import Cost, recorded_layers
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
 from compressor.pipeline.artifact import export_model, grid_records
@@ -178,7 +177,6 @@ def _export(
     result = export_model(compressed, folder, prepared.recipe.export, dtype)
     (folder / "recipe.yaml").write_text(prepared.recipe.text, encoding="utf-8")
     write_probes(compressed.path, folder / REFERENCE)
-    layers = [{**asdict(layer), "residual": list(layer.residual)} for layer in compressed.shapes.layers]
     seal(
         folder,
         {
@@ -187,7 +185,7 @@ def _export(
             STEP: quantization_step(entries),
             "task": compressed.task,
             "parameters": compressed.parameters,
-            "layers": layers,
+            "layers": recorded_layers(compressed),
             "model": prepared.model_id,
             "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
             "inputs": hashes,

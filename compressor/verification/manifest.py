@@ -109,6 +109,7 @@ def check_shapes(folder: Path, manifest: Mapping[str, Any], weights: StoredWeigh
 
 
 def _check_config(folder: Path, manifest: Mapping[str, Any], weights: StoredWeights) -> list[Check]:
+    from compressor.model.cost import recorded_layers
     from compressor.model.folder import open_model
 
     model = open_model(folder)
@@ -126,7 +127,7 @@ def _check_config(folder: Path, manifest: Mapping[str, Any], weights: StoredWeig
     ]
     layers = manifest.get("layers")
     if isinstance(layers, list):
-        differing = _differing_layers(layers, model.shapes.layers)
+        differing = _differing_layers(layers, recorded_layers(model))
         checks.append(
             yes("shapes.layers", not differing, f"{MANIFEST} and config.json differ at layer {', '.join(differing)}")
         )
@@ -147,15 +148,14 @@ def _module_disagreements(model: Any) -> list[str]:
     return []
 
 
-def _differing_layers(stated: list[Any], real: Any) -> list[str]:
+def _differing_layers(stated: list[Any], real: list[dict[str, Any]]) -> list[str]:
     if len(stated) != len(real):
         return [f"count ({len(stated)} against {len(real)})"]
     differing = []
     for index, (entry, layer) in enumerate(zip(stated, real, strict=True)):
-        for key in ("intermediate_size", "num_attention_heads", "num_key_value_heads", "residual"):
-            value = getattr(layer, key)
-            if isinstance(entry, dict) and key in entry and entry[key] != (list(value) if key == "residual" else value):
-                differing.append(f"{index} ({key} {entry[key]} against {value})")
+        for key in entry if isinstance(entry, dict) else ():
+            if entry[key] != layer.get(key):
+                differing.append(f"{index} ({key} {entry[key]} against {layer.get(key)})")
     return differing
 
 

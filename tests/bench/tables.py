@@ -245,9 +245,36 @@ def recipes_table(recipes: Results) -> str:
     return table(head, rows)
 
 
+def tokens_table(tokens: Results) -> str:
+    """Return what token reduction costs and brings; the ideal speed-up is that of the operations."""
+    batches = tokens["settings"].get("batches", ())
+    head = ("model", "pass", "FLOPs", "accuracy", "agreement", "ideal", *(f"batch {n}" for n in batches), "verdict")
+    rows = []
+    for row in tokens["rows"]:
+        if "error" in row:
+            rows.append((row["model"], f"`{row['pass']}`", f"failed: {row['error']}", *[""] * (len(head) - 3)))
+            continue
+        ours, dense, flops = row["metrics"], row["dense_metrics"], row["ratios"]["flops"]
+        speeds = [f"{p['speedup']:.2f} × ({p['speedup'] * flops:.0%})" for p in row.get("phases", ())]
+        rows.append(
+            (
+                row["model"],
+                f"`{row['pass']}`",
+                f"{flops:.3f} ×",
+                f"{dense['accuracy']:.1%} → {ours['accuracy']:.1%}",
+                f"{ours['top1']:.1%}",
+                f"{1 / flops:.2f} ×",
+                *(speeds or ["–"] * len(batches)),
+                row["verdict"] + (f": {'; '.join(row['failed'])}" if row["failed"] else ""),
+            )
+        )
+    return table(head, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "quality": ("Quality, size and speed", quality_table),
     "quantize": ("Quantization, beside others", quantize_table),
+    "tokens": ("Token reduction", tokens_table),
     "memory": ("Memory over depth", memory_table),
     "speed": ("Realised speed", speed_table),
     "export": ("Export", export_table),

@@ -121,6 +121,27 @@ def test_shapes_survive_config_json(pico: Pico) -> None:
     assert read_blueprint(config, family_of(config)) == blueprint
 
 
+def test_sections_of_version_1_still_load(pico: Pico, tmp_path: Path) -> None:
+    """Written by hand as earlier releases wrote it: one stack, widths alone, modelling file's keys beside them."""
+    source = open_model(pico("llama"))
+    model = source.with_blueprint(source.blueprint.with_shapes(source.shapes.with_widths([8, 16, 24])))
+    write_random(model, tmp_path)
+    config = json.loads((source.path / "config.json").read_text())
+    layers = [
+        {"intermediate_size": width, "num_attention_heads": 6, "num_key_value_heads": 2, "residual": [48, 48, 48]}
+        for width in (8, 16, 24)
+    ]
+    section = {"version": 1, "hidden_size": 48, "shortcuts": False, "layers": layers, "paths": {}, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "compression": section}))
+    reopened = open_model(tmp_path)
+    assert reopened.blueprint == model.blueprint
+    with torch.no_grad():
+        assert torch.isfinite(reopened.load()(**inputs_for(source.task))[0]).all()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "compression": {**section, "version": 3}}))
+    with pytest.raises(ModelError, match="not of version 1 or 2"):
+        open_model(tmp_path)
+
+
 def broken(pico: Pico, tmp_path: Path, family: str = "llama", **config: Any) -> Path:
     folder = tmp_path / "model"
     shutil.copytree(pico(family), folder)

@@ -13,7 +13,7 @@ it costs in quality is measured on the artifact. It covers image models with nor
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,9 @@ class TomeOptions(Options):
     """Options of `tome`."""
 
     r: int = Field(gt=0, description="Tokens merged away in every block; at most half of those that are left.")
+    score: Literal["mean_key", "random"] = Field(
+        "mean_key", description="What makes tokens alike: their keys; random pairs any, to see what the keys are worth."
+    )
     proportional: bool = Field(
         True, description="A merged token draws as much attention as all that it stands for (log-size bias)."
     )
@@ -70,7 +73,7 @@ class Tome:
             if gone == 0:
                 break
             tokens -= gone
-            reductions.append(Reduction(block, tokens, "mean_key", "bipartite", "merge", bias, protect))
+            reductions.append(Reduction(block, tokens, self.options.score, "bipartite", "merge", bias, protect))
         if not reductions:
             raise ModelError(f"{self.name}: an image has {tokens} tokens, too few to merge any")
         self._planned = replace(source.blueprint, reductions=tuple(reductions))
