@@ -129,6 +129,15 @@ def results() -> dict[str, Any]:
         "cli": {"rows": [{"command": "compressor --help", "seconds": 0.4, "cpu_seconds": 0.2}]},
         "recipes": {"rows": [{**rows[0], "recipe": "demo/sample", "total_seconds": 30.0}]},
         "quantize": {"rows": _quantized(), "settings": [SETTING]},
+        "tokens": {
+            "settings": {"batches": [1, 8]},
+            "rows": [
+                {**_run("tome: {r: 8}", 40.0, 0.75), "metrics": {"accuracy": 0.8, "top1": 0.95},
+                 "dense_metrics": {"accuracy": 0.81},
+                 "phases": [{"batch": n, "speedup": 1.2, "speedup_quartiles": [1.1, 1.3]} for n in (1, 8)]},
+                {"model": "ViT-tiny", "pass": "tome: {r: 99}", "error": "ModelError: no"},
+            ],
+        },
     }  # fmt: skip
     return {name: {**made[name], "environment": ENVIRONMENT} for name in TABLES}
 
@@ -143,6 +152,7 @@ def test_every_benchmark_has_a_table_without_gaps(results: dict[str, Any]) -> No
     assert "* llama-wt2: calibration on 512 samples of 256 tokens, evaluation on all." in page
     assert "Not measured: ViT-tiny: it is not here." in page
     assert "failed: ModelError: no" in page and "failed: ValueError: no" in page
+    assert "| 0.750 × | 81.0% → 80.0% | 95.0% | 1.33 × | 1.20 × (90%) | 1.20 × (90%) |" in page
 
 
 def test_goals_are_judged_by_what_was_measured(results: dict[str, Any]) -> None:
