@@ -56,8 +56,8 @@ def _joined(gone: Tensor, target: Tensor, keep: int) -> Choice:
     """
     places = torch.arange(keep, device=gone.device)
     before = gone - torch.arange(gone.shape[1], device=gone.device)
-    kept = places + (before[:, None, :] <= places[None, :, None]).sum(-1)
-    return Choice(kept, gone, target - (gone[:, None, :] < target[:, :, None]).sum(-1))
+    kept = places + (before.unsqueeze(1) <= places.unsqueeze(1)).sum(-1)
+    return Choice(kept, gone, target - (gone.unsqueeze(1) < target.unsqueeze(2)).sum(-1))
 
 
 def _barrier(count: int, protect: int, like: Tensor) -> Tensor:
