@@ -49,13 +49,13 @@ from compressor.verification.quality import (
     check_weight_only,
     derived,
 )
-from compressor.verification.reference import GATES, check_determinism, check_reference, write_reference
+from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
 from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
 
 __all__ = [
-    "GATES",
+    "TOLERANCES",
     "MANIFEST",
     "REFERENCE",
     "Check",

@@ -59,7 +59,7 @@ IMAGE_CASES = (Case("single", 1), Case("batch", 3))
 
 
 @dataclass(frozen=True)
-class Gate:
+class Tolerance:
     """How far an artifact may be from its reference at one precision (EXPORT.md, verification defaults).
 
     Attributes:
@@ -77,15 +77,15 @@ class Gate:
     greedy: bool = False
 
 
-GATES = {
-    "float32": Gate(absolute=1e-4, greedy=True),
-    "float16": Gate(relative=5e-3, agreement=0.99),
-    "bfloat16": Gate(relative=3e-2, agreement=0.9),
-    "int8-dynamic": Gate(cosine=(0.99, 0.98), agreement=0.9),
-    "int8-static": Gate(cosine=(0.99, 0.97), agreement=0.9),
+TOLERANCES = {
+    "float32": Tolerance(absolute=1e-4, greedy=True),
+    "float16": Tolerance(relative=5e-3, agreement=0.99),
+    "bfloat16": Tolerance(relative=3e-2, agreement=0.9),
+    "int8-dynamic": Tolerance(cosine=(0.99, 0.98), agreement=0.9),
+    "int8-static": Tolerance(cosine=(0.99, 0.97), agreement=0.9),
     # Inputs are rounded as for int4, so near ties are lost as often; a wrong computation fails `parity.exact`.
-    "int8-weights": Gate(cosine=(0.999, 0.99), agreement=0.93),
-    "int4": Gate(cosine=(0.99, 0.97), agreement=0.93),
+    "int8-weights": Tolerance(cosine=(0.999, 0.99), agreement=0.93),
+    "int4": Tolerance(cosine=(0.99, 0.97), agreement=0.93),
 }
 
 
@@ -139,14 +139,15 @@ def write_reference(runner: Runner, path: Path, *, seed: int = 0) -> None:
 
 
 def check_reference(runner: Runner, path: Path, precision: str = "float32", *, group: str = "parity") -> list[Check]:
-    """Compare an artifact with its reference at the gate of its precision; `group` names the checks."""
+    """Compare an artifact with its reference at the tolerance of its precision; `group` names the checks."""
     try:
         tensors, facts = _read(path)
-        gate = GATES[precision]
+        tolerance = TOLERANCES[precision]
     except ModelError as error:
         return [failed(f"{group}.reference", error)]
     except KeyError:
-        return [yes(f"{group}.precision", False, f"precision {precision!r} is unknown; there are {', '.join(GATES)}")]
+        known = ", ".join(TOLERANCES)
+        return [yes(f"{group}.precision", False, f"precision {precision!r} is unknown; there are {known}")]
     if facts["task"] != runner.task:
         return [yes(f"{group}.task", False, f"the reference is for {facts['task']}, the artifact for {runner.task}")]
     checks: list[Check] = []
@@ -156,13 +157,13 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         if case.padding == "left" and not runner.left_padding:
             continue  # documented limit of GroupQueryAttention: such graphs take right padding only
         try:
-            checks += _check_case(runner, case, tensors, gate, group, winners)
+            checks += _check_case(runner, case, tensors, tolerance, group, winners)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             checks.append(failed(f"{group}.{case.name}", error))
     if winners:  # of all probes together: a short one has too few tokens for a share
         share = float(np.concatenate(winners).astype(np.float64).mean())
-        checks.append(bounded(f"{group}.argmax", share, least=gate.agreement, why="other tokens or classes win"))
-    if runner.task == "text-generation" and gate.greedy:
+        checks.append(bounded(f"{group}.argmax", share, least=tolerance.agreement, why="other tokens or classes win"))
+    if runner.task == "text-generation" and tolerance.greedy:
         try:
             checks.append(_check_greedy(runner, tensors, f"{group}.greedy"))
         except Exception as error:
@@ -185,7 +186,7 @@ def check_determinism(runner: Runner, path: Path) -> Check:
 
 
 def _check_case(
-    runner: Runner, case: Case, tensors: dict[str, NDArray[Any]], gate: Gate, group: str, winners: list[Any]
+    runner: Runner, case: Case, tensors: dict[str, NDArray[Any]], tolerance: Tolerance, group: str, winners: list[Any]
 ) -> list[Check]:
     """Compare one probe; whether each token's winner is the reference's goes to `winners`."""
     prefix = f"{case.name}.input."
@@ -202,18 +203,18 @@ def _check_case(
     checks = []
     error = _max_error(found, wanted)
     unit = TASKS[runner.task].output
-    if gate.absolute is not None:
+    if tolerance.absolute is not None:
         why = "the artifact does not compute what the exported model computed"
-        checks.append(bounded(f"{name}.max_abs", error, most=gate.absolute * scale, unit=unit, why=why))
-    if gate.relative is not None:
+        checks.append(bounded(f"{name}.max_abs", error, most=tolerance.absolute * scale, unit=unit, why=why))
+    if tolerance.relative is not None:
         relative = error / max(float(np.abs(wanted.values).max()), 1e-6)
-        checks.append(bounded(f"{name}.max_relative", relative, most=gate.relative))
-    if gate.cosine is not None:
+        checks.append(bounded(f"{name}.max_relative", relative, most=tolerance.relative))
+    if tolerance.cosine is not None:
         cosine = _cosine(found.values, wanted.values)
-        checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=gate.cosine[0]))
-        checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=gate.cosine[1]))
+        checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0]))
+        checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
     if unit == "logit":
-        tie = 2 * (gate.absolute or 0.0) * scale
+        tie = 2 * (tolerance.absolute or 0.0) * scale
         equal = (found.argmax == wanted.argmax) | (wanted.margin <= tie)
         winners.append(equal if np.isfinite(found.values).all() else np.full(equal.shape, np.nan))
     return checks

@@ -15,7 +15,7 @@ from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.runner import Array
 from compressor.measure.torch_runner import TorchRunner
 from compressor.verification import REFERENCE, write_reference
-from compressor.verification.reference import GATES, check_determinism, check_reference
+from compressor.verification.reference import TOLERANCES, check_determinism, check_reference
 from compressor.verification.verdict import Check
 from tests.verification.conftest import export
 
@@ -79,7 +79,7 @@ def test_half_precision_has_its_own_gate(pico: Callable[..., Path], tmp_path: Pa
     assert "parity.batch.max_abs" in failing(check_reference(runner, folder / REFERENCE, "float32"))
 
 
-@pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("precision", TOLERANCES)
 def test_every_gate_refuses_another_model(precision: str, pico: Callable[..., Path], artifact: Path) -> None:
     found = failing(check_reference(TorchRunner(pico("llama", seed=3)), artifact / REFERENCE, precision))
     assert len({name.split(".")[1] for name in found} & {"prefill", "batch", "padding", "decode"}) == 4

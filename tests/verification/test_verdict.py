@@ -18,7 +18,7 @@ from compressor.errors import CompressorError, DataError, ModelError, UsageError
 from compressor.exporters.ort import convert
 from compressor.measure.evaluation import Quality
 from compressor.measure.torch_runner import TorchRunner
-from compressor.verification import GATES, Check, Job, Verdict, _imitates, run_fresh, verify
+from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense
@@ -102,9 +102,9 @@ def test_an_artifact_that_is_slower_and_worse_is_explained() -> None:
 
 def test_pytorch_speed_is_judged_unless_it_imitates_integer_products(pico: Callable[..., Path]) -> None:
     runner = TorchRunner(pico("bert"))
-    judged = {p for p in GATES if not _imitates(runner, p)}
-    assert judged == set(GATES) - {"int8-dynamic", "int8-static"}
-    assert not any(_imitates(None, p) for p in GATES)
+    judged = {p for p in TOLERANCES if not _imitates(runner, p)}
+    assert judged == set(TOLERANCES) - {"int8-dynamic", "int8-static"}
+    assert not any(_imitates(None, p) for p in TOLERANCES)
 
 
 def test_another_model_that_is_better_at_its_task_is_not_worse() -> None:

@@ -162,14 +162,14 @@ class SliceGPT:
         if findings.every > 1:
             self.notes = [f"fits use one calibration batch in {findings.every}: tokens_per_channel asks for no more"]
 
-    def _site(self, index: int, family: Family) -> Projection:
+    def _frame_at(self, index: int, family: Family) -> Projection:
         """Return the coordinates of the stream at a norm: 2i and 2i + 1 are block i's, the last is the final norm."""
         name = "basis" if "basis" in self._bases else _site_name(index)
         return Projection.of(self._bases[name], centre=family.norm == "layer")
 
     def change_stem(self, walk: Walk) -> None:
         """Write embeddings, positions and class tokens in the narrow coordinates."""
-        set_stem(walk, self._site(0, walk.source.family))
+        set_stem(walk, self._frame_at(0, walk.source.family))
 
     def change_block(self, block: BlockView) -> Change:
         """Narrow one block; with `refit`, fit its four groups of matrices in the order in which they compute."""
@@ -179,7 +179,7 @@ class SliceGPT:
         layer = self._planned.shapes.layers[block.index]
         slicer = BlockSlicer(
             block,
-            [self._site(2 * block.index + i, block.family) for i in range(3)],
+            [self._frame_at(2 * block.index + i, block.family) for i in range(3)],
             layer,
             shortcuts=self._planned.shapes.shortcuts,
             damping=self.options.damping,
@@ -191,16 +191,16 @@ class SliceGPT:
         from compressor.model.modules import optional_submodules
         from compressor.passes.structure._slice.block import reader_fit
 
-        norm, site = _final_norm(walk), self._site(2 * walk.count, walk.source.family)
+        norm, frame = _final_norm(walk), self._frame_at(2 * walk.count, walk.source.family)
         heads = optional_submodules(walk.model, walk.source.family.heads)
-        matrix, moments = site.matrix, None
+        matrix, moments = frame.matrix, None
         if self.options.refit:
-            found, moments = reader_fit(self._tail_pairs(walk, len(heads)), site, self.options.damping)
+            found, moments = reader_fit(self._tail_pairs(walk, len(heads)), frame, self.options.damping)
             matrix = found.weight
         if self._planned.tied:
             self._tie(walk, norm, heads[0], moments)
         else:
-            set_readers(norm, heads, matrix, site)
+            set_readers(norm, heads, matrix, frame)
 
     def _tail_pairs(self, walk: Walk, heads: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Yield dense and narrow normed tokens of the last block's output."""
@@ -223,19 +223,19 @@ class SliceGPT:
         """Let the head be the embedding again; the norm's weight takes over its own scale, in narrow coordinates."""
         from compressor.model.modules import base_of, optional_submodules, set_weight
 
-        site, scale = self._site(2 * walk.count, walk.source.family), norm.weight.double()
+        frame, scale = self._frame_at(2 * walk.count, walk.source.family), norm.weight.double()
         embedding: Any = optional_submodules(base_of(walk.model), walk.source.family.embeddings)[0]
         # √(k/d)·E·P is tied, so the norm makes up for the factor twice: for the stream and for the head.
-        squares = site.matrix.square()
-        diagonal = (scale @ squares) / squares.sum(0) / site.scale**2
+        squares = frame.matrix.square()
+        diagonal = (scale @ squares) / squares.sum(0) / frame.scale**2
         shift = getattr(norm, "bias", None)
-        narrow_shift = None if shift is None else (shift.double() / site.scale @ site.matrix).float()
+        narrow_shift = None if shift is None else (shift.double() / frame.scale @ frame.matrix).float()
         if moments is not None:
             wanted = fold_scale(slots.read(head, ""), scale)
             found = fit_scale(
-                embedding.weight, wanted, moments.gram, moments.cross.T, diagonal * site.scale, self.options.damping
+                embedding.weight, wanted, moments.gram, moments.cross.T, diagonal * frame.scale, self.options.damping
             )
-            diagonal = found / site.scale
+            diagonal = found / frame.scale
         head.weight = embedding.weight
         set_weight(norm, diagonal.float(), narrow_shift)
         head.in_features = embedding.embedding_dim

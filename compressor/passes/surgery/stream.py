@@ -23,7 +23,7 @@ def rotatable(family: Family) -> bool:
     return family.residual == "pre" and not family.norm_offset and family.attention.layout == "separate"
 
 
-def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: Projection) -> None:
+def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, frame: Projection) -> None:
     """Multiply readers behind a norm by `matrix` [d, k], so that they read the narrow stream; fold scale and shift in.
 
     The shift goes into the readers' biases. Where a reader has none, the norm's shift becomes 1 for all of them, and a
@@ -45,46 +45,46 @@ def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, site: P
             else:
                 weight = weight + (wanted - weight.sum(1))[:, None] / weight.shape[1]
         slots.write(reader, "", weight, shifted)
-    kept = None if shift is None else torch.full((site.width,), 0.0 if folds else 1.0, device=scale.device)
-    set_weight(norm, site.norm_weight().to(scale.device).float(), kept)
+    kept = None if shift is None else torch.full((frame.width,), 0.0 if folds else 1.0, device=scale.device)
+    set_weight(norm, frame.norm_weight().to(scale.device).float(), kept)
 
 
-def set_stem(walk: Walk, site: Projection) -> None:
-    """Let embeddings, positions, patches and class tokens write in the coordinates of `site`."""
+def set_stem(walk: Walk, frame: Projection) -> None:
+    """Let embeddings, positions, patches and class tokens write in the coordinates of `frame`."""
     from compressor.model.modules import base_of, optional_submodules, set_weight
 
     base, family = base_of(walk.model), walk.source.family
     for module in optional_submodules(base, family.embeddings):
         weight: Any = module.weight.data
         if isinstance(module, torch.nn.Embedding):
-            set_weight(module, site.stream(weight.double()).float())
+            set_weight(module, frame.stream(weight.double()).float())
             continue
         bias = getattr(module, "bias", None)
-        written = site.writer(weight.flatten(1)).float().reshape(site.width, *weight.shape[1:])
-        set_weight(module, written, None if bias is None else site.stream(bias.double()).float())
+        written = frame.writer(weight.flatten(1)).float().reshape(frame.width, *weight.shape[1:])
+        set_weight(module, written, None if bias is None else frame.stream(bias.double()).float())
     for path in family.embedding_biases:
         parent, _, name = path.rpartition(".")
         holder = base.get_submodule(parent)
         vector = getattr(holder, name, None)
         if vector is not None:
-            setattr(holder, name, torch.nn.Parameter(site.stream(vector.data.double()).float(), requires_grad=False))
+            setattr(holder, name, torch.nn.Parameter(frame.stream(vector.data.double()).float(), requires_grad=False))
 
 
-def rotate_block(block: BlockView, site: Projection) -> None:
-    """Let a block read and write in the coordinates of `site`; norms' scales go into the readers."""
+def rotate_block(block: BlockView, frame: Projection) -> None:
+    """Let a block read and write in the coordinates of `frame`; norms' scales go into the readers."""
     attention, ffn = block.family.attention, block.family.ffn
     halves = ((attention.norm, attention.readers, attention.output), (ffn.norm, ffn.reader_paths, ffn.writer))
     for norm, readers, writer in halves:
         parts = [block.module.get_submodule(path) for path in readers]
-        set_readers(block.module.get_submodule(norm), parts, site.matrix, site)
+        set_readers(block.module.get_submodule(norm), parts, frame.matrix, frame)
         bias = slots.read_bias(block.module, writer)
-        rotated = None if bias is None else site.stream(bias.double())
-        slots.write(block.module, writer, site.writer(slots.read(block.module, writer)), rotated)
+        rotated = None if bias is None else frame.stream(bias.double())
+        slots.write(block.module, writer, frame.writer(slots.read(block.module, writer)), rotated)
 
 
-def rotate_tail(walk: Walk, site: Projection) -> None:
-    """Let the heads read in the coordinates of `site`."""
+def rotate_tail(walk: Walk, frame: Projection) -> None:
+    """Let the heads read in the coordinates of `frame`."""
     from compressor.model.modules import base_of, optional_submodules
 
     norm = base_of(walk.model).get_submodule(str(walk.source.family.final_norm))
-    set_readers(norm, optional_submodules(walk.model, walk.source.family.heads), site.matrix, site)
+    set_readers(norm, optional_submodules(walk.model, walk.source.family.heads), frame.matrix, frame)

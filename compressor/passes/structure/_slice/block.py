@@ -32,14 +32,14 @@ else:
 
 
 def reader_fit(
-    pairs: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]], site: Projection, damping: float
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]], frame: Projection, damping: float
 ) -> tuple[LinearFit, Moments]:
     """Fit the map M [d, k] from narrow to dense normed tokens; pairs are (dense [n, d], narrow [n, k], weights)."""
-    wide, narrow = site.matrix.shape
-    moments = Moments(narrow, wide, site.matrix.device)
+    wide, narrow = frame.matrix.shape
+    moments = Moments(narrow, wide, frame.matrix.device)
     for dense, current, weights in pairs:
-        moments.add(current / site.scale, dense, weights)
-    return fit(moments, damping=damping, prior=site.matrix), moments
+        moments.add(current / frame.scale, dense, weights)
+    return fit(moments, damping=damping, prior=frame.matrix), moments
 
 
 class BlockSlicer:
@@ -48,7 +48,7 @@ class BlockSlicer:
     def __init__(
         self,
         block: BlockView,
-        sites: Sequence[Projection],
+        frames: Sequence[Projection],
         layer: LayerShape,
         *,
         shortcuts: bool,
@@ -58,7 +58,7 @@ class BlockSlicer:
 
         Args:
             block: the block.
-            sites: coordinates of the stream at its input, between its halves, and at its output.
+            frames: coordinates of the stream at its input, between its halves, and at its output.
             layer: widths after.
             shortcuts: whether the coordinates differ, so that shortcut matrices carry the stream on.
             damping: of the fits.
@@ -66,7 +66,7 @@ class BlockSlicer:
         from compressor.model.blocks import ShortcutBlock
 
         self.block, self.layer, self.damping = block, layer, damping
-        self.before, self.middle, self.after = sites
+        self.before, self.middle, self.after = frames
         self.centre = block.family.norm == "layer"
         self.shortcuts: tuple[Any, Any] = (None, None)
         if shortcuts:
@@ -149,7 +149,7 @@ class BlockSlicer:
         gram = (moments.centred() if bias else moments).gram
         return eliminate(whole, gram, keep=keep, damping=self.damping).kept(keep, whole.shape[1])
 
-    def _fit_readers(self, norm_path: str, paths: Sequence[str], site: Projection, streams: Iterable[Any]) -> float:
+    def _fit_readers(self, norm_path: str, paths: Sequence[str], frame: Projection, streams: Iterable[Any]) -> float:
         norm = self._part(norm_path)
         eps = norm_eps(norm)
 
@@ -158,8 +158,8 @@ class BlockSlicer:
                 both = (normed(unpadded(x, mask), eps, centre=self.centre) for x in (dense, current))
                 yield (*both, None)  # type: ignore[misc]
 
-        found, _ = reader_fit(pairs(), site, self.damping)
-        set_readers(norm, [self._part(path) for path in paths], found.weight, site)
+        found, _ = reader_fit(pairs(), frame, self.damping)
+        set_readers(norm, [self._part(path) for path in paths], found.weight, frame)
         return found.error
 
     def _projected(
