@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--only",
         metavar="REGEX",
-        help="rows of quality and quantize (`model: pass`) and memory (`method-blocks`); all if absent",
+        help="rows of quality and quantize (`model: pass`), memory (`method-blocks`), tokens, recipes; all if absent",
     )
     add("--scratch", type=Path, help="where models and artifacts of the run lie")
     add("--figures", type=Path, help="where results go; docs/figures, or scratch with --quick")
