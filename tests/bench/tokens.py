@@ -17,7 +17,6 @@ PASSES = (
     "tome: {r: 13}",
     "tome: {r: 13, proportional: false}",
     "tome: {r: 13, score: random}",
-    "tome: {r: 13} + int8-dynamic: {}",
 )
 BATCHES = (1, 8)
 

@@ -81,6 +81,7 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("int8-static", "llama", {"sensitive": 0.3}),
     ("int8-static", "opt", {"smooth": 0.5, "method": "entropy"}),
     ("int8-static", "vit", {"method": "percentile"}),
+    ("tome", "vit", {"r": 3}),
     ("fp16", "llama", {}),
     ("bf16", "bert", {}),
 ]
