@@ -280,9 +280,10 @@ class Walk:
             change = Change.from_json(shards.note(key))
             release(block)
             resize_block(block, self.source.family, change.layer, planned.shapes.head_dim)
-            view.install(self._built(block, index, planned, change))
-            names = [prefix + name for name, _ in view.module.named_parameters()]
-            materialise(view.module, shards.read(key, names), prefix=prefix, device=self.device)
+            built = self._built(block, index, planned, change)
+            names = [prefix + name for name, _ in built.named_parameters()]
+            materialise(built, shards.read(key, names), prefix=prefix, device=self.device)
+            view.install(built)
         else:
             change = changer.change_block(view)
             view.install(self._built(view.module, index, planned, change))
