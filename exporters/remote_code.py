@@ -44,16 +44,18 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
     skeleton = model.skeleton()
     source = (Path(__file__).resolve().parent / "modeling_template.py").read_text(encoding="utf-8")
     for stock, found in (("PreTrainedModel as Base", skeleton), ("PretrainedConfig as BaseConfig", model.config)):
-        _, _, alias = stock.partition(" as ")
-        own = f"from transformers import {type(found).__name__} as {alias}"
-        source = source.replace(f"from transformers import {stock}", own)
+        alias = stock.rpartition(" ")[2]
+        imported = f"from transformers import {type(found).__name__} as {alias}"
+        source = source.replace(f"from transformers import {stock}", imported)
     config["compression"].update(paths=paths_of(model.family), head_dim=model.shapes.head_dim)
-    config["auto_map"] = {TASKS[model.task].auto_class: f"{MODULE}.CompressedModel"}
+    name, auto_map = "CompressedModel", {}
     if not model.blueprint.computes_as_stock:
         kind = f"{OWN_TYPE}{config['model_type'].removeprefix(OWN_TYPE)}"
-        source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"')
-        config["model_type"], config["architectures"] = kind, [f"{OWN_CLASS}{type(skeleton).__name__}"]
-        config["auto_map"]["AutoConfig"] = f"{MODULE}.CompressedConfig"
+        name = f"{OWN_CLASS}{type(skeleton).__name__}"
+        source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"').replace("CompressedModel", name)
+        config["model_type"], config["architectures"] = kind, [name]
+        auto_map["AutoConfig"] = f"{MODULE}.CompressedConfig"
+    config["auto_map"] = {TASKS[model.task].auto_class: f"{MODULE}.{name}", **auto_map}
     file = out / f"{MODULE}.py"
     file.write_text(source, encoding="utf-8")
     return file
