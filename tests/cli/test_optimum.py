@@ -32,8 +32,9 @@ def optimum(repository: Path, tmp_path: Path) -> Callable[..., subprocess.Comple
     tree = ast.parse((repository / "hatch_build.py").read_text(encoding="utf-8"))
     tables = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "SUBCOMMAND"]
     ((source, target),) = ast.literal_eval(tables[0]).items()
-    (tmp_path / "site" / target).parent.mkdir(parents=True)
-    shutil.copyfile(repository / source, tmp_path / "site" / target)
+    if not any((Path(folder) / target).is_file() for folder in sys.path):  # optimum would find, and add, it twice
+        (tmp_path / "site" / target).parent.mkdir(parents=True)
+        shutil.copyfile(repository / source, tmp_path / "site" / target)
     path = os.pathsep.join([str(repository), str(tmp_path / "site")])
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "80", "NO_COLOR": "1"}
 
