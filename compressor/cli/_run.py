@@ -11,6 +11,7 @@ import typer
 from compressor._api import artifact_folder, open_recipe
 from compressor.cli._output import emit_json, results, working
 from compressor.errors import VerificationError
+from compressor.machine.fresh import prepare_server
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.", show_default=False)
@@ -52,7 +53,8 @@ def run(
     parsed = open_recipe(recipe, sets or [])
     target = artifact_folder(parsed, model, out)
     with working(quiet=quiet) as progress:
-        progress.stage("start")
+        prepare_server()
+        progress.stage("load libraries")
         from compressor import pipeline
 
         report = pipeline.run(parsed, model=model, out=target, resume=resume, progress=progress)

@@ -24,6 +24,9 @@ _QUIET_SECONDS = 2.0
 class Progress(Protocol):
     """Where a run reports how far it is."""
 
+    def expect(self, stages: int) -> None:
+        """Say how many stages follow; they are then numbered."""
+
     def stage(self, name: str, total: int | None = None) -> None:
         """Begin a stage of `total` steps, or of an unknown number; it ends the one before."""
 
@@ -37,6 +40,9 @@ class Progress(Protocol):
 class NullProgress:
     """Says nothing."""
 
+    def expect(self, stages: int) -> None:
+        """Ignore the number."""
+
     def stage(self, name: str, total: int | None = None) -> None:
         """Ignore the stage."""
 
@@ -45,6 +51,22 @@ class NullProgress:
 
     def info(self, message: str) -> None:
         """Ignore the message."""
+
+
+class _Numbers:
+    """Numbers the stages, once it is known how many there are."""
+
+    def __init__(self) -> None:
+        self._expected = self._numbered = 0
+
+    def expect(self, stages: int) -> None:
+        """Say how many stages follow."""
+        self._expected, self._numbered = stages, 0
+
+    def titled(self, name: str) -> str:
+        """Return the name of the stage that begins now, `[2/6] width` where its number is known."""
+        self._numbered += 1
+        return f"[{self._numbered}/{self._expected}] {name}" if self._numbered <= self._expected else name
 
 
 class _Stage:
@@ -73,13 +95,14 @@ class _Stage:
         return (now - self.begun) / self.done * (self.total - self.done)
 
 
-class PlainProgress:
-    """Writes lines such as `[  12.3s  512 MB] prune 3/12: block 2, 41s left`."""
+class PlainProgress(_Numbers):
+    """Writes lines such as `[  12.3s  512 MB] [2/6] prune 3/12: block 2, 41s left`."""
 
     def __init__(
         self, stream: TextIO, *, clock: Clock = time.monotonic, memory: Callable[[], int] | None = None
     ) -> None:
         """Write to `stream`; `clock` (seconds) and `memory` (bytes) are replaced in tests."""
+        super().__init__()
         self._stream = stream
         self._clock = clock
         self._memory = memory or process_memory
@@ -91,6 +114,7 @@ class PlainProgress:
     def stage(self, name: str, total: int | None = None) -> None:
         """Write the stage's name."""
         self.close()
+        name = self.titled(name)
         self._stage = _Stage(name, total, self._clock())
         self._write(f"{name}: {total} steps" if total else name)
 
@@ -129,7 +153,7 @@ class PlainProgress:
         self._stream.flush()
 
 
-class RichProgress:
+class RichProgress(_Numbers):
     """Redraws one line on a terminal; a finished stage leaves a line with its duration behind."""
 
     def __init__(self, console: Console) -> None:
@@ -137,6 +161,7 @@ class RichProgress:
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
+        super().__init__()
         self._console = console
         self._stage: _Stage | None = None
         self._bar: RichBar = Bar(
@@ -158,6 +183,7 @@ class RichProgress:
         from rich.markup import escape
 
         self._end_stage()
+        name = self.titled(name)
         self._stage = _Stage(name, total, time.monotonic())
         self._bar.reset(self._task, total=total, description=escape(name), **self._fields(""))
 

@@ -24,7 +24,7 @@ from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
 from compressor.storage.artifact import runtime_model
-from compressor.verification import Job, Verdict, run_fresh
+from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.manifest import read_manifest
 
 
@@ -80,7 +80,7 @@ def verify(
         raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
     with _comparable(against, artifact, progress) as dense:
-        progress.stage("verify")
+        progress.stage("verify", total=VERIFY_STEPS)
         request, metrics = _evaluation_data(artifact, data, with_recipe=dense is not None)
         manifest = _manifest(artifact)
         job = Job(
@@ -94,7 +94,7 @@ def verify(
             timing=timing and dense is not None,
             flops=_flops(dense, artifact, request),
         )
-        verdict = run_fresh(job)
+        verdict = run_fresh(job, advance=progress.advance)
     return _verification_report(artifact, manifest, verdict)
 
 

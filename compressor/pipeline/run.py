@@ -25,7 +25,7 @@ from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_pl
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.grids import precision_of
-from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
+from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
 
@@ -58,8 +58,16 @@ def run(
         progress.stage("load")
         prepared = prepare(recipe, model)
         hashes = input_hashes(prepared)
+    progress.expect(_stages(prepared))
     with locked(work_folder(out), resume=resume) as work:
         return _run(prepared, hashes, out, work, progress, clock)
+
+
+def _stages(prepared: Prepared) -> int:
+    """Return how many stages follow the loading: calibration, the passes, two exports, verification."""
+    calibrates = bool(prepared.passes) and prepared.uses_calibration
+    compares = prepared.recipe.export.format != "safetensors"
+    return calibrates + len(prepared.passes) + compares + 2
 
 
 def _run(
@@ -71,9 +79,9 @@ def _run(
         dense_folder = _export_dense(prepared, hashes, work, progress)
         artifact = _export(prepared, compressed, entries, hashes, work, progress)
     with clock.stage("verify"):
-        progress.stage("verify")
+        progress.stage("verify", total=VERIFY_STEPS)
         costs = count_costs(prepared, compressed)
-        verdict = run_fresh(_job(prepared, artifact, dense_folder, costs))
+        verdict = run_fresh(_job(prepared, artifact, dense_folder, costs), advance=progress.advance)
     place = _place(out, verdict)
     report = run_report(prepared, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
@@ -140,10 +148,10 @@ def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progre
     export = prepared.recipe.export
     if export.format == "safetensors":
         return prepared.source.path
+    progress.stage("export dense")
     folder, mark = work / "dense", work / DENSE_MARK
     basis = dense_basis(prepared, hashes)
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == basis and folder.is_dir()):
-        progress.stage("export dense")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         export_dense(prepared.source, folder, export)

@@ -16,7 +16,7 @@ from typing import Any
 from compressor.data.kinds import EvalData
 from compressor.data.reading import load_data
 from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
-from compressor.machine.fresh import Ended, run_module
+from compressor.machine.fresh import Ended, run_preloaded
 from compressor.machine.memory import peak_memory
 from compressor.measure.benchmark import Timing, compare, file_bytes
 from compressor.measure.evaluation import Quality, check_metrics, measure
@@ -58,6 +58,7 @@ __all__ = [
     "TOLERANCES",
     "MANIFEST",
     "REFERENCE",
+    "VERIFY_STEPS",
     "Check",
     "Job",
     "Verdict",
@@ -69,8 +70,16 @@ __all__ = [
 ]
 
 
-def verify(job: Job) -> Verdict:
+VERIFY_STEPS = 4
+"""How often `verify` tells that it has got further."""
+
+
+def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verdict:
     """Verify an artifact in this process.
+
+    Args:
+        job: what is verified, and against what.
+        advance: told what has been done: files, outputs, quality, speed.
 
     Returns:
         The verdict; failed checks are in it, not raised.
@@ -86,12 +95,14 @@ def verify(job: Job) -> Verdict:
         raise ModelError(f"{job.artifact}: no such artifact folder")
     dense = _open_dense(job)
     checks, runner, manifest = _check_artifact(job)
+    advance("files and weights")
     precision = str(manifest.get("precision", "float32"))
     quality: Quality | None = None
     values: dict[str, float] = {}
     if runner is not None:
         checks += _check_parity(job, runner, precision)
         checks.append(check_determinism(runner, job.artifact / REFERENCE))
+    advance("outputs")
     comparable = runner is not None and _right_task(job, runner, dense, checks)
     if job.data is not None and runner is not None and comparable:
         data = load_data(job.data, runner.task, job.dense or job.artifact)
@@ -99,7 +110,9 @@ def verify(job: Job) -> Verdict:
         checks += found
     elif job.data is not None:
         checks.append(yes("quality.measured", False, "quality was not measured: see graph and files"))
+    advance("quality")
     timing, found = _time(job, comparable)
+    advance("speed")
     checks += found
     report = _figures(job, quality, timing)
     values = {**_quality_values(quality), **_cost_values(report, timing)}
@@ -118,8 +131,13 @@ def verify(job: Job) -> Verdict:
     )
 
 
-def run_fresh(job: Job, *, timeout: float | None = None) -> Verdict:
+def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str], None] = lambda done: None) -> Verdict:
     """Verify in a fresh process, so that nothing in the compressing process can influence the result.
+
+    Args:
+        job: what is verified, and against what.
+        timeout: seconds after which the process is ended.
+        advance: as of `verify`.
 
     Raises:
         CompressorError: what `verify` raises, with its exit code; `ResourceError` when the process was killed for
@@ -131,8 +149,12 @@ def run_fresh(job: Job, *, timeout: float | None = None) -> Verdict:
         resolved["dense"] = str(job.dense.resolve()) if job.dense else None
         request.write_text(json.dumps(resolved), encoding="utf-8")
         try:
-            done = run_module(
-                "compressor.verification", str(request), str(answer), threads=job.threads, timeout=timeout
+            done = run_preloaded(
+                "compressor.verification",
+                *(str(request), str(answer)),
+                threads=job.threads,
+                timeout=timeout,
+                heard=advance,
             )
         except TimeoutError as error:
             raise VerificationError(f"verification did not end within {timeout:.0f} s") from error

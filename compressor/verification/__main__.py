@@ -1,5 +1,6 @@
 """The fresh process: `python -m compressor.verification JOB.json OUT.json`.
 
+On stdout a line says what has been done.
 OUT.json receives the verdict, or `{"error": {message, hint, exit_code}}`; the process ends with the exit code.
 """
 
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     request, answer = Path(arguments[0]), Path(arguments[1])
     data: dict[str, Any]
     try:
-        verdict = verify(_read_job(request))
+        verdict = verify(_read_job(request), advance=lambda done: print(done, flush=True))
         data, code = verdict.to_json(), verdict.exit_code
     except CompressorError as error:
         data = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}

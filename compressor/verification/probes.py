@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from compressor.errors import CompressorError, ModelError, ResourceError
-from compressor.machine.fresh import run_module
+from compressor.machine.fresh import run_preloaded
 from compressor.measure.torch_runner import TorchRunner
 from compressor.verification.reference import write_reference
 
@@ -20,7 +20,7 @@ def write_probes(model: Path, target: Path) -> None:
         ModelError: stock transformers, or our loader for per-layer shapes, refuses the model.
         ResourceError: the process was killed for want of memory.
     """
-    done = run_module("compressor.verification.probes", str(model), str(target))
+    done = run_preloaded("compressor.verification.probes", str(model), str(target))
     if done.code == -9:
         raise ResourceError("the process that runs the compressed model was killed, most likely for want of memory")
     if done.code == ModelError.exit_code:

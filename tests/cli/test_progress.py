@@ -46,6 +46,16 @@ def test_plain_lines():
     ]
 
 
+def test_stages_are_numbered_once_their_number_is_known():
+    stream = io.StringIO()
+    progress = PlainProgress(stream, clock=Clock(), memory=lambda: 0)
+    progress.stage("load")
+    progress.expect(2)
+    for name in ("prune", "verify", "one more"):
+        progress.stage(name)
+    assert [line[19:] for line in stream.getvalue().splitlines()] == ["load", "[1/2] prune", "[2/2] verify", "one more"]
+
+
 def test_plain_lines_are_few_and_the_last_step_shows():
     stream, clock = io.StringIO(), Clock()
     progress = PlainProgress(stream, clock=clock, memory=lambda: 0)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from compressor.errors import CompressorError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
+from compressor.machine.fresh import run_preloaded
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.cost import count_flops, stored_bytes
 from compressor.model.folder import ModelFolder, open_model
@@ -118,28 +119,9 @@ def test_reloads_in_a_fresh_process(pico: Pico, name: str, family: str, tmp_path
         here = model.load()(**inputs)[0].numpy()
     np.savez(tmp_path / "inputs.npz", **{key: value.numpy() for key, value in inputs.items()})
     loader = "load" if "compression" in (tmp_path / "config.json").read_text() else "stock"
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path), source.task, loader], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_preloaded("tests.contract.reloading", str(tmp_path), source.task, loader)
+    assert done.code == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here)
-
-
-FRESH = """
-import sys, numpy, torch
-folder, task, loader = sys.argv[1:]
-if loader == "load":
-    import compressor
-    model = compressor.load(folder)
-else:
-    import transformers
-    names = {"text-generation": "AutoModelForCausalLM", "image-classification": "AutoModelForImageClassification"}
-    model = getattr(transformers, names.get(task, "AutoModel")).from_pretrained(folder).eval()
-    assert not any(module.startswith("compressor") for module in sys.modules)
-inputs = {key: torch.from_numpy(value) for key, value in numpy.load(folder + "/inputs.npz").items()}
-with torch.no_grad():
-    numpy.save(folder + "/out.npy", model(**inputs)[0].numpy())
-"""
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)
