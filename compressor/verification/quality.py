@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from compressor.data.kinds import EvalData, LabelData
 from compressor.errors import UsageError, did_you_mean
-from compressor.measure.evaluation import Quality
+from compressor.measure.scores import Quality
 from compressor.recipe import BOUNDS
 from compressor.verification.verdict import Bounds, Check, bounded, yes
 

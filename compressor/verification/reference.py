@@ -20,8 +20,9 @@ from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
-from compressor.measure.evaluation import F64, log_softmax
 from compressor.measure.runner import Array, Runner, read_config
+from compressor.measure.scores import log_softmax
+from compressor.measure.statistics import F64
 from compressor.verification.verdict import Check, bounded, failed, yes
 
 COLUMNS = 1024

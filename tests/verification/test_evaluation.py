@@ -17,8 +17,10 @@ import scipy.stats
 from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.measure.evaluation import embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
+from compressor.measure.evaluation import embed, evaluate, measure, pooling_of
 from compressor.measure.runner import Array
+from compressor.measure.scores import log_softmax
+from compressor.measure.statistics import ranks, spearman
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import METRICS
 
@@ -98,7 +100,7 @@ def test_text_metrics_match_scipy() -> None:
 
 def test_scores_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(FakeRunner(noise=0.3), text(), FakeRunner())
-    monkeypatch.setattr("compressor.measure.evaluation._CHUNK", 3 * VOCAB)
+    monkeypatch.setattr("compressor.measure.scores._CHUNK", 3 * VOCAB)
     monkeypatch.setattr("compressor.measure.evaluation.LOGIT_BUDGET", 2 * 9 * VOCAB)
     runner = FakeRunner(noise=0.3)
     parts = measure(runner, text(), FakeRunner())
@@ -235,10 +237,11 @@ def test_pooling_ignores_padding() -> None:
 
 
 def test_evaluate_reports_what_is_asked() -> None:
-    assert list(evaluate(FakeRunner(), text(), ["perplexity"])) == ["perplexity"]
-    assert list(evaluate(FakeRunner(), text(), [], FakeRunner())) == ["perplexity", "kl", "top1"]
+    assert list(evaluate(FakeRunner(), text(), ["perplexity"]).ours) == ["perplexity"]
+    assert list(evaluate(FakeRunner(), text(), [], FakeRunner()).ours) == ["perplexity", "kl", "top1"]
     encoder = FakeRunner("feature-extraction")
-    assert list(evaluate(encoder, SentenceData(sentences(0), 7), ["cosine"], encoder)) == ["cosine", "cosine_min"]
+    found = evaluate(encoder, SentenceData(sentences(0), 7), ["cosine"], encoder)
+    assert list(found.ours) == ["cosine", "cosine_min"]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +284,7 @@ def test_perplexity_of_a_real_model(data_root: Path) -> None:
     ids = np.asarray(tokenizer(source)["input_ids"], dtype=np.int64)
     windows = ids[: len(ids) // 256 * 256].reshape(-1, 256)[:16]
     runner = TorchRunner(folder)
-    found = evaluate(runner, TextData(windows), ["perplexity"])["perplexity"]
+    found = evaluate(runner, TextData(windows), ["perplexity"]).ours["perplexity"]
     with torch.inference_mode():
         batch = torch.from_numpy(windows)
         loss = runner._model(input_ids=batch, labels=batch).loss
@@ -308,7 +311,7 @@ def test_scores_of_real_models(
     folder = minilm if model == "minilm" else data_root / model
     runner = TorchRunner(folder)
     request = DataRequest(str(data_root / data), (), samples, 128, 0, "evaluation")
-    assert low < evaluate(runner, load_data(request, runner.task, folder), [metric])[metric] < high
+    assert low < evaluate(runner, load_data(request, runner.task, folder), [metric]).ours[metric] < high
 
 
 def test_real_models_agree_with_themselves_across_runtimes(pico: Callable[..., Path], artifact: Path) -> None:

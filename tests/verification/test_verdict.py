@@ -16,7 +16,7 @@ from compressor.data.kinds import Batches, LabelData
 from compressor.data.reading import DataRequest
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
 from compressor.exporters.ort import convert
-from compressor.measure.evaluation import Quality
+from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
