@@ -1,16 +1,21 @@
 """Quality of a model on data, alone and beside the dense model: the same code for PyTorch and ONNX Runtime.
 
-Both models see each batch together and only sums are kept, so memory does not grow with the data. A NaN or an infinity
-in an output makes every metric that depends on it NaN: a bound compared with NaN fails, it never passes by accident.
+Both models see the same batches and only figures of each sample are kept, so memory does not grow with the vocabulary.
+A NaN or an infinity in an output makes every metric that depends on it NaN: a bound compared with NaN fails, it never
+passes by accident. Which data allow which metric is stated in `compressor.architectures.tasks`.
 
 | metric | meaning | data |
 |---|---|---|
 | `perplexity` | exp of the mean negative log-likelihood of the T-1 predicted tokens of every window | text |
-| `kl` | mean KL(dense || ours) per token (text) or sample (labels), nats | text, labels |
+| `kl` | mean KL(dense || ours), nats per token, sample (labels) or label (label sets) | text, labels, label sets |
 | `top1` | share of equal most likely tokens or classes, ours and dense | text, labels |
 | `cosine`, `cosine_min` | similarity of the embeddings of ours and dense, mean and minimum | pairs, sentences, text |
-| `spearman` | rank correlation of pair similarity and gold score | pairs |
+| `spearman` | rank correlation of pair similarity, or of the output, with the gold score | pairs, values |
+| `pearson` | linear correlation of the output with the gold score | values |
+| `rank` | rank correlation of our outputs and dense's | values |
+| `relative_error` | root mean square difference of our outputs and dense's over the spread of dense's | values |
 | `accuracy` | share of right classes | labels |
+| `f1` | F1 of all labels and samples together (micro), a label holding at a sigmoid above 0.5 | label sets |
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ from pathlib import Path
 import numpy as np
 
 from compressor.architectures.tasks import TASKS
-from compressor.data.kinds import EvalData, Inputs, LabelData, PairData, TextData
+from compressor.data.kinds import EvalData, Inputs, PairData, TextData
 from compressor.data.reading import model_batches
 from compressor.errors import DataError, ModelError, UsageError, did_you_mean
+from compressor.measure.heads import HeadData, measure_head
 from compressor.measure.runner import Runner
 from compressor.measure.scores import Quality, Scores, quality_of
 from compressor.measure.statistics import F64, Correlation, Ratio, Statistic
@@ -99,8 +105,8 @@ def measure(runner: Runner, data: EvalData, reference: Runner | None = None) -> 
         )
     if runner.task == "text-generation" and isinstance(data, TextData):
         return _measure_text(runner, data, reference)
-    if runner.task in ("image-classification", "text-classification") and isinstance(data, LabelData):
-        return _measure_labels(runner, data, reference)
+    if TASKS[runner.task].classifies and isinstance(data, HeadData):
+        return measure_head(runner, data, reference)
     if runner.task == "feature-extraction":
         return _measure_embeddings(runner, data, reference)
     raise DataError(f"{type(data).__name__} does not fit a model for {runner.task} ({runner.folder})")
@@ -126,39 +132,7 @@ def _measure_text(runner: Runner, data: TextData, reference: Runner | None) -> Q
     if reference is not None:
         ours |= {"kl": scores.ratio("kl"), "top1": scores.ratio("agree")}
         dense_ones = {"perplexity": scores.ratio("nll_dense", exponential=True)}
-    return _of_scores(scores, ours, dense_ones, varied, len(data))
-
-
-def _measure_labels(runner: Runner, data: LabelData, reference: Runner | None) -> Quality:
-    scores = Scores()
-    done, varied, first = 0, False, None
-    for batch in data.batches:
-        logits = runner.forward(batch)
-        first = logits[0] if first is None else first
-        varied |= bool((logits != first).any())
-        labels = data.labels[done : done + len(logits)]
-        if len(labels) != len(logits):
-            raise DataError(f"{data.source}: more inputs than its {len(data.labels)} labels")
-        if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-            raise DataError(
-                f"{data.source}: labels reach {int(labels.max())}, the model knows classes 0 to {logits.shape[-1] - 1}"
-            )
-        scores.add(logits, labels, reference.forward(batch) if reference is not None else None, together=False)
-        done += len(logits)
-    if done != len(data.labels):
-        raise DataError(f"{data.source}: {len(data.labels)} labels but {done} inputs")
-    ours: dict[str, Statistic] = {"accuracy": scores.ratio("hits")}
-    dense_ones: dict[str, Statistic] = {}
-    if reference is not None:
-        ours |= {"top1": scores.ratio("agree"), "kl": scores.ratio("kl")}
-        dense_ones = {"accuracy": scores.ratio("hits_dense")}
-    return _of_scores(scores, ours, dense_ones, varied or done == 1, done)
-
-
-def _of_scores(
-    scores: Scores, ours: dict[str, Statistic], dense: dict[str, Statistic], varies: bool, samples: int
-) -> Quality:
-    return quality_of(ours, dense, finite=scores.finite, varies=varies, entropy=scores.entropy, samples=samples)
+    return quality_of(ours, dense_ones, finite=scores.finite, varies=varied, entropy=scores.entropy, samples=len(data))
 
 
 def _measure_embeddings(runner: Runner, data: EvalData, reference: Runner | None) -> Quality:

@@ -93,6 +93,31 @@ class Correlation:
             return np.asarray(np.where(scale > 0, (counts * x * y).sum(axis=1) / scale, math.nan), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Deviation:
+    """The root mean square difference of two outputs over the spread (standard deviation) of the second one.
+
+    Attributes:
+        ours: one output of each sample [N].
+        dense: what it is compared with [N].
+    """
+
+    ours: F64
+    dense: F64
+
+    @property
+    def samples(self) -> int:
+        """Number of samples, N."""
+        return len(self.ours)
+
+    def values(self, counts: F64) -> F64:
+        """Return the figure [R] for every row of counts [R, N]; NaN where the second output is constant."""
+        spread = (counts * _centred(self.dense[None], counts) ** 2).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            square = np.where(spread > 0, counts @ np.square(self.ours - self.dense) / spread, math.nan)
+            return np.asarray(np.sqrt(square), dtype=np.float64)
+
+
 def value_of(statistic: Statistic) -> float:
     """Return a statistic of the samples as they are."""
     return float(statistic.values(np.ones((1, statistic.samples)))[0])

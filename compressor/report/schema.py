@@ -121,7 +121,7 @@ class Figures(_Part):
         bytes: bytes of the weights and the graph on disk.
         flops: floating-point operations of one forward pass over the shape that the run timed.
         metrics: quality by metric name, measured on the exported artifact.
-        samples: windows, pairs, sentences or labelled inputs that quality was measured on (in `compressed`).
+        samples: windows, pairs, sentences or labelled inputs that quality was measured on.
         intervals: [low, high] of metrics, and in `compressed` of their changes from dense (`perplexity_increase`, ...):
             95 % confidence, by bootstrap over the samples.
         latency_ms: median milliseconds by phase (`prefill` and `decode`, or `forward`), measured side by side.

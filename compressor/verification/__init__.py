@@ -267,7 +267,7 @@ def _check_quality(
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         return None, [failed("quality.measured", error)]
-    return quality, check_sanity(quality, data, job.bounds)
+    return quality, check_sanity(quality, job.bounds)
 
 
 def _quality_values(quality: Quality | None) -> dict[str, float]:
@@ -305,12 +305,13 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
     intervals = quality.intervals() if quality else ({}, {})
     latency = timing.latency_ms() if timing else {}
     compressed = _side(job.artifact, quality.ours if quality else {}, intervals[0], latency, job)
-    compressed |= {"flops": job.flops[1] if job.flops else None, "samples": quality.samples if quality else None}
+    samples = quality.samples if quality else None
+    compressed |= {"flops": job.flops[1] if job.flops else None, "samples": samples}
     if job.dense is None:
         return {"dense": {}, "compressed": compressed, "ratios": {}}
     latency = timing.latency_ms("other") if timing else {}
     dense = _side(job.dense, quality.dense if quality else {}, intervals[1], latency, job)
-    dense["flops"] = job.flops[0] if job.flops else None
+    dense |= {"flops": job.flops[0] if job.flops else None, "samples": samples}
     keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
     ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
     ratios["speedup"] = timing.speedup() if timing else {}

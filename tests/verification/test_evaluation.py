@@ -14,7 +14,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, SetData, TextData, ValueData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.measure.evaluation import embed, evaluate, measure, pooling_of
@@ -262,12 +262,23 @@ def test_unfit_data_are_refused() -> None:
         measure(FakeRunner(), text(), FakeRunner("feature-extraction"))
 
 
+class Column(FakeRunner):
+    """A model of one output."""
+
+    def forward(self, inputs: Inputs) -> Array:
+        return super().forward(inputs)[:, :1]
+
+
 def test_every_metric_can_be_measured_somewhere() -> None:
     encoder = FakeRunner("feature-extraction")
     pairs = PairData(["a"] * 7, ["b"] * 7, np.arange(7.0), sentences(1), sentences(2))
     found = set(measure(FakeRunner(), text(), FakeRunner()).ours)
     found |= set(measure(encoder, pairs, encoder).ours)
-    found |= set(measure(FakeRunner("image-classification"), labels()).ours)
+    classifier = FakeRunner("image-classification")
+    found |= set(measure(classifier, labels()).ours)
+    found |= set(measure(classifier, SetData(labels().batches, np.ones((12, VOCAB), np.bool_))).ours)
+    column = Column("text-classification")
+    found |= set(measure(column, ValueData(labels().batches, np.arange(12.0)), column).ours)
     assert found == set(METRICS)
 
 
