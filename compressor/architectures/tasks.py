@@ -9,6 +9,12 @@ from typing import Any, Literal
 from compressor.architectures.family import Family
 from compressor.errors import ModelError
 
+_HEADS = {
+    "labels": ("accuracy", "top1", "kl"),
+    "values": ("spearman", "pearson", "rank", "relative_error"),
+    "label sets": ("f1", "kl"),
+}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -37,9 +43,13 @@ class Task:
     phases: tuple[str, ...] = ("forward",)
     length: int = 64
 
+    @property
+    def classifies(self) -> bool:
+        """Whether its models have a classification head."""
+        return self.metrics is _HEADS
+
 
 _EMBEDDINGS = ("cosine", "cosine_min")
-_LABELS = {"labels": ("accuracy", "top1", "kl")}
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -73,7 +83,7 @@ TASKS: dict[str, Task] = {
             endings=("ForSequenceClassification",),
             inputs="tokens",
             output="logit",
-            metrics=_LABELS,
+            metrics=_HEADS,
         ),
         Task(
             name="image-classification",
@@ -82,7 +92,7 @@ TASKS: dict[str, Task] = {
             endings=("ForImageClassification", "ForImageClassificationWithTeacher"),
             inputs="pixels",
             output="logit",
-            metrics=_LABELS,
+            metrics=_HEADS,
             length=0,
         ),
     )
@@ -113,3 +123,43 @@ def task_of(config: Any, family: Family, task: str = "auto") -> str:
             f"model.task: {task!r} is not covered for {family.name}; allowed: {', '.join(('auto', *family.tasks))}"
         )
     return task
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the outputs of a classification head mean.
+
+    Attributes:
+        kind: the kind of data that it is measured on (see `compressor.data.kinds`): `labels`, one class wins (softmax);
+            `values`, one real number (regression, a reward or a relevance); `label sets`, any number of labels hold,
+            each by a score of its own (sigmoid).
+        names: of the outputs, in order.
+    """
+
+    kind: Literal["labels", "values", "label sets"]
+    names: tuple[str, ...]
+
+
+def head_of(config: Any, task: str) -> Head | None:
+    """Return the head of the model of a transformers `config` loaded for `task`; None for what is no classifier.
+
+    Like transformers' losses, it goes by `problem_type`; without one, a single output is a real number.
+
+    Raises:
+        ModelError: a regression with several outputs.
+    """
+    if not TASKS[task].classifies:
+        return None
+    stated, count = getattr(config, "problem_type", None), int(config.num_labels)
+    names = tuple(str(config.id2label.get(index, index)) for index in range(count))
+    if stated == "multi_label_classification":
+        return Head("label sets", names)
+    if count == 1:
+        return Head("values", names)
+    if stated == "regression":
+        raise ModelError(
+            f"config.json: problem_type is regression with {count} outputs (num_labels); covered is one output",
+            hint="Several labels at once have problem_type multi_label_classification, and classes"
+            " single_label_classification.",
+        )
+    return Head("labels", names)

@@ -27,7 +27,11 @@ class MetricName(StrEnum):
     COSINE = "cosine"
     COSINE_MIN = "cosine_min"
     SPEARMAN = "spearman"
+    PEARSON = "pearson"
+    RANK = "rank"
+    RELATIVE_ERROR = "relative_error"
     ACCURACY = "accuracy"
+    F1 = "f1"
 
 
 def inspect(

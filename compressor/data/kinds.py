@@ -124,4 +124,44 @@ class SentenceData:
         return self.count
 
 
-EvalData: TypeAlias = TextData | PairData | LabelData | SentenceData
+@dataclass(frozen=True)
+class ValueData:
+    """Inputs with real numbers for a model of one output: regression, rewards, the relevance of a pair of texts.
+
+    Attributes:
+        batches: model inputs, in the order of `values`.
+        values: number that belongs to each sample [N].
+        source: where the samples came from, for reports.
+    """
+
+    kind: ClassVar[str] = "values"
+    batches: Batches
+    values: NDArray[np.float64]
+    source: str = ""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.values.shape[0])
+
+
+@dataclass(frozen=True)
+class SetData:
+    """Inputs with any number of labels each, for a model that scores every label by itself.
+
+    Attributes:
+        batches: model inputs, in the order of `holds`.
+        holds: whether a label holds for a sample, bool [N, labels].
+        source: where the samples came from, for reports.
+    """
+
+    kind: ClassVar[str] = "label sets"
+    batches: Batches
+    holds: NDArray[np.bool_]
+    source: str = ""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.holds.shape[0])
+
+
+EvalData: TypeAlias = TextData | PairData | LabelData | ValueData | SetData | SentenceData

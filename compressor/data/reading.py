@@ -12,9 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from compressor.architectures.tasks import Head, head_of
 from compressor.data.images import check_images, load_processor, pixels
-from compressor.data.kinds import Batches, EvalData, Inputs, LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import (
+    Batches,
+    EvalData,
+    Inputs,
+    LabelData,
+    PairData,
+    SentenceData,
+    SetData,
+    TextData,
+    ValueData,
+)
 from compressor.data.tables import Sentences, read_labels, read_sentences
 from compressor.data.texts import DOCUMENT_END, read_documents, read_lines
 from compressor.errors import DataError
@@ -99,8 +111,7 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
     if task == "text-generation":
         data = _windows(path, request, tokenizer)
     else:
-        classes = int(config.num_labels) if task == "text-classification" else None
-        data = _sentences(path, request, tokenizer, classes)
+        data = _sentences(path, request, tokenizer, head_of(config, task))
     _check_ids(data, int(config.vocab_size), request.key, folder)
     return data
 
@@ -204,45 +215,92 @@ def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int
     return sorted(random.Random(request.seed).sample(range(count), wanted))
 
 
-def _sentences(path: Path, request: DataRequest, tokenizer: Any, classes: int | None) -> EvalData:
-    """Read sentences for a classifier of `classes` classes, or for an encoder (None)."""
+def _sentences(path: Path, request: DataRequest, tokenizer: Any, head: Head | None) -> EvalData:
+    """Read sentences for a classifier, which reads both texts of a pair at once, or for an encoder (no head)."""
     if path.suffix in {".csv", ".tsv"}:
-        table = read_sentences(path, request.key, classes)
+        table = read_sentences(path, request.key, head)
     else:
         table = Sentences([(line,) for line in read_lines(path, request.key)], [])
-    chosen = _choose(len(table.texts), request, path, "sentences")
+    table = _chosen(table, _choose(len(table.texts), request, path, "sentences"))
     batch = _tokeniser(tokenizer, request.length)
-    sides = [list(side) for side in zip(*(table.texts[i] for i in chosen), strict=True)]
-    numbers = np.asarray([table.numbers[i] for i in chosen] if table.numbers else [], dtype=np.float64)
+    sides = [list(side) for side in zip(*table.texts, strict=True)]
+    if head is not None:
+        labelled = _labelled(batch(*sides), table, head, request, path)
+        return labelled or SentenceData(batch(*sides), len(table.texts), str(path))
     if len(sides) == 2:
         first, second = sides
+        numbers = np.asarray(table.numbers, dtype=np.float64)
+        _check_differs(numbers, request, path)
         return PairData(first, second, numbers, batch(first), batch(second), str(path))
-    if classes is not None and table.numbers:
-        return LabelData(batch(sides[0]), numbers.astype(np.int64), str(path))
-    return SentenceData(batch(sides[0]), len(chosen), str(path))
+    return SentenceData(batch(sides[0]), len(table.texts), str(path))
 
 
-def _tokeniser(tokenizer: Any, length: int) -> Callable[[Sequence[str]], Batches]:
-    def batches_of(texts: Sequence[str]) -> Batches:
+def _chosen(table: Sentences, rows: Sequence[int]) -> Sentences:
+    numbers = [table.numbers[i] for i in rows] if table.numbers else []
+    sets = [table.sets[i] for i in rows] if table.sets else []
+    return Sentences([table.texts[i] for i in rows], numbers, sets)
+
+
+def _labelled(
+    batches: Batches, table: Sentences, head: Head, request: DataRequest, path: Path
+) -> LabelData | ValueData | SetData | None:
+    """Return samples with what their labels mean for a head; None where the table has no labels.
+
+    Raises:
+        DataError: nothing can be measured on these labels.
+    """
+    if table.sets:
+        holds = np.zeros((len(table.sets), len(head.names)), dtype=np.bool_)
+        for row, labels in zip(holds, table.sets, strict=True):
+            row[list(labels)] = True
+        if request.purpose == "evaluation" and not holds.any():
+            raise DataError(f"{request.key}: {path.name}: no sample has any label, so that F1 is not defined")
+        return SetData(batches, holds, str(path))
+    if not table.numbers:
+        return None
+    numbers = np.asarray(table.numbers, dtype=np.float64)
+    if head.kind == "labels":
+        return LabelData(batches, numbers.astype(np.int64), str(path))
+    _check_differs(numbers, request, path)
+    return ValueData(batches, numbers, str(path))
+
+
+def _check_differs(numbers: NDArray[np.float64], request: DataRequest, path: Path) -> None:
+    """Raise DataError where scores to be evaluated on are all equal: they have no order to compare with."""
+    if request.purpose == "evaluation" and (numbers == numbers[0]).all():
+        raise DataError(
+            f"{request.key}: {path.name}: the scores of all {len(numbers)} samples are {numbers[0]:g}; a correlation"
+            " needs at least two that differ"
+        )
+
+
+def _tokeniser(tokenizer: Any, length: int) -> Callable[..., Batches]:
+    """Return what makes batches of texts, or of two lists whose texts are read together, pair by pair."""
+
+    def batches_of(*sides: Sequence[str]) -> Batches:
+        count = len(sides[0])
+
         def make() -> Iterable[Inputs]:
-            for start in range(0, len(texts), SENTENCE_BATCH):
-                part = list(texts[start : start + SENTENCE_BATCH])
-                encoded = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="np")
+            for start in range(0, count, SENTENCE_BATCH):
+                parts = [list(side[start : start + SENTENCE_BATCH]) for side in sides]
+                encoded = tokenizer(*parts, padding=True, truncation=True, max_length=length, return_tensors="np")
                 yield {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
 
-        return Batches(make, -(-len(texts) // SENTENCE_BATCH))
+        return Batches(make, -(-count // SENTENCE_BATCH))
 
     return batches_of
 
 
-def _images(path: Path, request: DataRequest, folder: Path) -> LabelData:
+def _images(path: Path, request: DataRequest, folder: Path) -> EvalData:
     labels = path / "labels.csv" if path.is_dir() else path
     if not labels.is_file():
         raise DataError(f"{request.key}: {path.name}: images are a folder with labels.csv (file,label)")
-    rows = read_labels(labels, request.key, int(_config(folder).num_labels))
-    rows = [rows[i] for i in _choose(len(rows), request, path, "images")]
+    head = head_of(_config(folder), "image-classification")
+    assert head is not None, "the task has one"
+    table = read_labels(labels, request.key, head)
+    table = _chosen(table, _choose(len(table.texts), request, path, "images"))
     root = labels.parent.resolve()
-    files = [(root / name).resolve() for name, _ in rows]
+    files = [(root / name).resolve() for (name,) in table.texts]
     for file in files:
         if root not in file.parents or not file.is_file():
             raise DataError(f"{request.key}: {labels.name} names {file.name}, which is not an image in its folder")
@@ -254,7 +312,9 @@ def _images(path: Path, request: DataRequest, folder: Path) -> LabelData:
             yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], processor, request.key)}
 
     batches = Batches(make, -(-len(files) // IMAGE_BATCH))
-    return LabelData(batches, np.asarray([label for _, label in rows], dtype=np.int64), str(path))
+    labelled = _labelled(batches, table, head, request, path)
+    assert labelled is not None, "the table of an image folder has labels"
+    return labelled
 
 
 def text_batch(length: int) -> int:

@@ -1,5 +1,8 @@
 """Tables on disk: sentences with scores or labels (.csv, .tsv) and the labels of an image folder.
 
+Which labels a table must hold follows from the model's head: the index of one class, one real number, or a set of
+labels (`compressor.architectures.tasks.Head`).
+
 With a header the columns are found by their names, without one by their order. A table whose columns cannot be told is
 an error. A .csv file is divided by commas, semicolons or tabs, whichever its first rows show; a .tsv file by tabs.
 """
@@ -9,23 +12,28 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from compressor.architectures.tasks import Head
 from compressor.data.texts import read_text
 from compressor.errors import DataError
 
-_FIRST = ("sentence1", "text1", "sentencea", "texta", "question1")
-_SECOND = ("sentence2", "text2", "sentenceb", "textb", "question2")
+_FIRST = ("sentence1", "text1", "sentencea", "texta", "question1", "query", "premise", "prompt")
+_SECOND = (
+    "sentence2", "text2", "sentenceb", "textb", "question2", "passage", "document", "hypothesis", "response",
+)  # fmt: skip
 _SINGLE = ("sentence", "text")
-_NUMBER = ("score", "label", "similarity", "similarityscore")
+_NUMBER = ("score", "label", "similarity", "similarityscore", "value")
+_SETS = ("labels", "label")
 _FILE = ("file", "filename", "image", "path")
 _CLASS = ("label", "class")
-_NAMES = frozenset((*_FIRST, *_SECOND, *_SINGLE, *_NUMBER, *_FILE, *_CLASS))
+_NAMES = frozenset((*_FIRST, *_SECOND, *_SINGLE, *_NUMBER, *_SETS, *_FILE, *_CLASS))
 """Names of columns, in lower case and without spaces, underscores and hyphens."""
 
 _SENTENCE_HINT = (
@@ -33,6 +41,10 @@ _SENTENCE_HINT = (
     " sentence (or text) and label. Without a header the order counts: sentence, sentence, score; or sentence, label."
 )
 _LABEL_HINT = "An image folder's labels.csv has the columns file and label."
+_SET_HINT = (
+    "Several labels at once stand in a column labels, by name or index and divided by spaces, or in a column of 0 and 1"
+    " for each label, named as in the model's config.json (id2label). Either way the table has a header."
+)
 _DELIMITERS = (",", ";", "\t")
 _SNIFFED_ROWS = 50
 
@@ -47,10 +59,12 @@ class Sentences:
     Attributes:
         texts: one sentence or a pair, row by row.
         numbers: score or label of each row; empty where the table has none.
+        sets: the labels of each row, for a model that gives any number of them; empty where the table has none.
     """
 
     texts: list[tuple[str, ...]]
     numbers: list[float]
+    sets: list[tuple[int, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,13 +97,13 @@ class _Table:
         return DataError(f"{self.where}: cannot tell what its {names} hold", hint=hint)
 
 
-def read_sentences(path: Path, key: str, classes: int | None = None) -> Sentences:
+def read_sentences(path: Path, key: str, head: Head | None = None) -> Sentences:
     """Read a .csv or .tsv table of sentences or pairs; `key` is the recipe key that a message names.
 
     Args:
         path: the file.
         key: recipe key.
-        classes: of a classifier, to which the labels of single sentences belong; None allows any number.
+        head: of the classifier that the labels are for; None allows any number.
 
     Raises:
         DataError: the file is no table, its columns cannot be told, or a score or label is not what it must be.
@@ -97,19 +111,33 @@ def read_sentences(path: Path, key: str, classes: int | None = None) -> Sentence
     table = _read(path, key)
     if not table.rows:
         return Sentences([], [])
+    if head is not None and head.kind == "label sets":
+        return _with_sets(table, _text_columns(table), head)
     texts, number = _sentence_columns(table)
-    numbers = []
-    for line, row in table.rows if number is not None else []:
-        value = _number(row[number or 0])
-        if value is None or not math.isfinite(value):
-            raise DataError(
-                f"{table.where} line {line}: the score or label is {row[number or 0]!r:.40}; allowed: finite numbers",
-                hint=_SENTENCE_HINT,
-            )
-        if classes is not None and len(texts) == 1 and value not in range(classes):
-            raise _no_class(table, line, row[number or 0], classes)
-        numbers.append(value)
-    return Sentences([tuple(row[i] for i in texts) for _, row in table.rows], numbers)
+    items = [tuple(row[i] for i in texts) for _, row in table.rows]
+    return Sentences(items, _numbers(table, number, head) if number is not None else [])
+
+
+def read_labels(path: Path, key: str, head: Head) -> Sentences:
+    """Read the table of an image folder: file names, one in each of `texts`, and the labels that a head takes.
+
+    Raises:
+        DataError: the file is no table, its columns cannot be told, or a label is not what it must be.
+    """
+    table = _read(path, key)
+    if not table.rows:
+        return Sentences([], [])
+    if head.kind == "label sets":
+        file = table.find(_FILE)
+        found = _with_sets(table, (file,), head) if file is not None else Sentences([], [])
+        if not found.sets:
+            raise table.unknown(f"An image folder's labels.csv has the column file. {_SET_HINT}")
+        return found
+    names = _CLASS if head.kind == "labels" else (*_CLASS, *_NUMBER)
+    file, label = (table.find(_FILE), table.find(names)) if table.header else (0, 1)
+    if file is None or label is None or (not table.header and table.width != 2):
+        raise table.unknown(_LABEL_HINT)
+    return Sentences([(row[file],) for _, row in table.rows], _numbers(table, label, head))
 
 
 def _sentence_columns(table: _Table) -> tuple[tuple[int, ...], int | None]:
@@ -118,35 +146,76 @@ def _sentence_columns(table: _Table) -> tuple[tuple[int, ...], int | None]:
         if table.width > 3:
             raise table.unknown(_SENTENCE_HINT)
         return tuple(range(max(1, table.width - 1))), table.width - 1 if table.width > 1 else None
+    texts, number = _text_columns(table), table.find(_NUMBER)
+    if len(texts) == 2 and number is None:
+        raise table.unknown(_SENTENCE_HINT)
+    return texts, number
+
+
+def _text_columns(table: _Table) -> tuple[int, ...]:
+    """Return the columns of the sentences, one or two, by their names."""
     first, second, single = table.find(_FIRST), table.find(_SECOND), table.find(_SINGLE)
-    number = table.find(_NUMBER)
-    if first is not None and second is not None and number is not None:
-        return (first, second), number
+    if first is not None and second is not None:
+        return first, second
     if single is None or first is not None or second is not None:
         raise table.unknown(_SENTENCE_HINT)
-    return (single,), number
+    return (single,)
 
 
-def read_labels(path: Path, key: str, classes: int) -> list[tuple[str, int]]:
-    """Read file names and class indices below `classes`.
-
-    Raises:
-        DataError: the file is no table, its columns cannot be told, or a label is no class index.
-    """
-    table = _read(path, key)
-    if not table.rows:
-        return []
-    file, label = (table.find(_FILE), table.find(_CLASS)) if table.header else (0, 1)
-    if file is None or label is None or (not table.header and table.width != 2):
-        raise table.unknown(_LABEL_HINT)
-    found = []
+def _numbers(table: _Table, column: int, head: Head | None) -> list[float]:
+    """Return the numbers of a column: class indices for a head that has classes, else any."""
+    classes = len(head.names) if head is not None and head.kind == "labels" else None
+    numbers = []
     for line, row in table.rows:
-        cell = row[label].strip()
-        # The length too: Python makes no integers of very many digits.
-        if not cell.isdecimal() or len(cell) > 9 or int(cell) >= classes:
-            raise _no_class(table, line, cell, classes)
-        found.append((row[file], int(cell)))
-    return found
+        value = _number(row[column])
+        if value is None or not math.isfinite(value):
+            raise DataError(
+                f"{table.where} line {line}: the score or label is {row[column]!r:.40}; allowed: finite numbers",
+                hint=_SENTENCE_HINT,
+            )
+        if classes is not None and value not in range(classes):
+            raise _no_class(table, line, row[column], classes)
+        numbers.append(value)
+    return numbers
+
+
+def _with_sets(table: _Table, texts: tuple[int, ...], head: Head) -> Sentences:
+    """Return the rows with the labels of each, from one column of lists or from a column of 0 and 1 for each label."""
+    items = [tuple(row[i] for i in texts) for _, row in table.rows]
+    flags = [table.find((_plain(name),)) for name in head.names]
+    if None not in flags:
+        sets = [_flagged(table, line, [row[i] for i in flags if i is not None]) for line, row in table.rows]
+        return Sentences(items, [], sets)
+    column = table.find(_SETS)
+    if column is None:
+        if any(flag is not None for flag in flags):
+            raise table.unknown(_SET_HINT)
+        return Sentences(items, [])
+    known = {name.strip().lower(): index for index, name in enumerate(head.names)}
+    return Sentences(items, [], [_listed(table, line, row[column], known) for line, row in table.rows])
+
+
+def _flagged(table: _Table, line: int, cells: Sequence[str]) -> tuple[int, ...]:
+    """Return which cells of a row are 1."""
+    values = [_number(cell) for cell in cells]
+    if wrong := [cell for cell, value in zip(cells, values, strict=True) if value not in (0, 1)]:
+        raise DataError(f"{table.where} line {line}: {wrong[0]!r:.40} for a label; allowed: 0 and 1", hint=_SET_HINT)
+    return tuple(index for index, value in enumerate(values) if value)
+
+
+def _listed(table: _Table, line: int, cell: str, known: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the labels that a cell lists by name or index; an empty one lists none."""
+    text = cell.strip().strip("[]").strip().lower()
+    if text in known:
+        return (known[text],)
+    parts = [part.strip().strip("'\"") for part in re.split(r"[,;|]" if re.search(r"[,;|]", text) else r"\s", text)]
+    found = set()
+    for part in filter(None, parts):
+        index = known.get(part, int(part) if part.isdecimal() and len(part) < 10 else len(known))
+        if index >= len(known):
+            raise _no_class(table, line, part, len(known))
+        found.add(index)
+    return tuple(sorted(found))
 
 
 def _no_class(table: _Table, line: int, cell: str, classes: int) -> DataError:

@@ -10,8 +10,9 @@ import numpy as np
 from compressor.data.kinds import EvalData, Ids, Inputs, TextData
 from compressor.data.reading import model_batches
 from compressor.errors import UsageError
-from compressor.measure.evaluation import Quality, measure
+from compressor.measure.evaluation import measure
 from compressor.measure.runner import Array, Past
+from compressor.measure.scores import Quality
 from compressor.model.folder import ModelFolder
 from compressor.walk import Walk
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.architectures import Family, StackShapes, family_of
-from compressor.architectures.tasks import task_of
+from compressor.architectures.tasks import Head, head_of, task_of
 from compressor.errors import ModelError
 from compressor.model.blueprint import Blueprint, read_blueprint
 from compressor.model.names import check_entries, codes_as_weight, module_entries
@@ -55,6 +55,15 @@ class ModelFolder:
     def grids(self) -> Mapping[str, GridSpec]:
         """Specs of the grids that quantized weights lie on, by module name; empty for a float model."""
         return self.blueprint.grids
+
+    @property
+    def head(self) -> Head | None:
+        """What the outputs of a classifier mean; None for what is none.
+
+        Raises:
+            ModelError: a regression with several outputs.
+        """
+        return head_of(self.config, self.task)
 
     @cached_property
     def weights(self) -> Checkpoint:
@@ -170,7 +179,9 @@ def open_model(
     family = family_of(config)
     check_activation(config, family)
     store = None if dtype == "auto" else dtype
-    return ModelFolder(folder, config, family, task_of(config, family, task), read_blueprint(config, family), store)
+    task = task_of(config, family, task)
+    head_of(config, task)  # refuses a head that is not covered
+    return ModelFolder(folder, config, family, task, read_blueprint(config, family), store)
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

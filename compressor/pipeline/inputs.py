@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from compressor.architectures.tasks import Head
 from compressor.data.reading import DataRequest, find_data
 from compressor.data.tables import read_labels
 from compressor.passes.apply import fingerprint_environment
@@ -37,20 +38,20 @@ def input_hashes(prepared: Prepared) -> dict[str, str]:
         if request is not None:
             path = find_data(request)
             if source.task == "image-classification":
-                hashes[f"{prefix}{path.name}/"] = _hash_of_images(request, path, int(source.config.num_labels or 0))
+                hashes[f"{prefix}{path.name}/"] = _hash_of_images(request, path, source.head)
             elif path.is_file():
                 hashes[f"{prefix}{path.name}"] = sha256_of(path)
     return hashes
 
 
-def _hash_of_images(request: DataRequest, path: Path, classes: int) -> str:
+def _hash_of_images(request: DataRequest, path: Path, head: Head | None) -> str:
     """Return sha256 over the labels and the images that they name; `path` is their folder or they."""
     labels = path / _LABELS if path.is_dir() else path
-    if not labels.is_file():
+    if head is None or not labels.is_file():
         return ""  # what is wrong with it is said when it is read
     digest = hashlib.sha256(labels.read_bytes())
     root = labels.parent.resolve()
-    for name in sorted({name for name, _ in read_labels(labels, request.key, classes)}):
+    for name in sorted({name for (name,) in read_labels(labels, request.key, head).texts}):
         file = (root / name).resolve()
         if file.is_relative_to(root) and file.is_file():
             digest.update(f"\n{name} {sha256_of(file)}".encode())

@@ -38,6 +38,8 @@ class Evaluation:
         data: what it was measured on, as the caller named it.
         samples: how many windows, pairs, sentences or labelled inputs there were.
         metrics: value by name; NaN where an output of the model was not finite.
+        intervals: (low, high) of a metric: 95 % confidence, by bootstrap over the samples; with a dense model also of
+            the changes from it.
     """
 
     path: str
@@ -45,6 +47,7 @@ class Evaluation:
     data: str
     samples: int
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
 
 
 def verify(
@@ -165,7 +168,8 @@ def evaluate(
     request = DataRequest(data, (Path.cwd(),), samples, tokens, 0, "evaluation")
     loaded = load_data(request, runner.task, folders[0])
     progress.stage("evaluate")
-    return Evaluation(path, runner.task, data, len(loaded), measure(runner, loaded, metrics, reference))
+    found = measure(runner, loaded, metrics, reference)
+    return Evaluation(path, runner.task, data, found.samples, found.ours, found.intervals()[0])
 
 
 @contextlib.contextmanager

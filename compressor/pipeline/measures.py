@@ -16,6 +16,8 @@ _KINDS = {
     "pairs": "sentence pairs with scores",
     "sentences": "sentences without labels",
     "labels": "labelled samples",
+    "values": "samples with scores",
+    "label sets": "samples with sets of labels",
 }
 """Kind of evaluation data -> what it is called in a message."""
 
@@ -40,7 +42,7 @@ def unmeasurable(recipe: Recipe, source: ModelFolder, request: DataRequest | Non
         kind = _kind_of(request, source)
         metrics, what = offered.get(kind, ()), f"{source.task} on {_KINDS[kind]}"
         if not metrics:
-            message = f"holds {_KINDS[kind]}, and {source.task} is measured on {_KINDS[next(iter(offered))]}"
+            message = f"holds {_KINDS[kind]}, and {source.task} is measured on {_KINDS[_richest(source)]}"
             yield recipe.problem(("evaluation", "data"), message)
             return
         for index, metric in enumerate(recipe.evaluation.metrics):
@@ -56,19 +58,24 @@ def unmeasurable(recipe: Recipe, source: ModelFolder, request: DataRequest | Non
 
 def _kind_of(request: DataRequest, source: ModelFolder) -> str:
     """Return the kind of data that is there; only sentences come in several."""
-    richest = next(iter(TASKS[source.task].metrics))
+    head = source.head
     if source.task not in ("feature-extraction", "text-classification"):
-        return richest
+        return _richest(source)
     try:
         path = find_data(request)
     except DataError:
-        return richest
+        return _richest(source)
     if path.suffix not in (".csv", ".tsv"):
         return "sentences"
-    table = read_sentences(path, request.key)
-    if any(len(texts) == 2 for texts in table.texts[:1]):
-        return "pairs"
-    return "labels" if table.numbers and source.task == "text-classification" else "sentences"
+    table = read_sentences(path, request.key, head)
+    if head is not None:
+        return head.kind if table.numbers or table.sets else "sentences"
+    return "pairs" if any(len(texts) == 2 for texts in table.texts[:1]) else "sentences"
+
+
+def _richest(source: ModelFolder) -> str:
+    """Return the kind of data that allows most metrics."""
+    return source.head.kind if source.head is not None else next(iter(TASKS[source.task].metrics))
 
 
 def _given(value: Bounded, task: str, metrics: tuple[str, ...]) -> bool:

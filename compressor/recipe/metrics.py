@@ -51,8 +51,16 @@ METRICS: dict[str, Metric] = {
         brings=("cosine_min",),
     ),
     "cosine_min": Metric("cosine, worst", "higher", "none", meaning="similarity of the worst embedding", ideal=1.0),
-    "spearman": Metric("Spearman", "higher", "difference", meaning="rank correlation with human similarity scores"),
+    "spearman": Metric("Spearman", "higher", "difference", meaning="rank correlation with the scores of the data"),
+    "pearson": Metric("Pearson", "higher", "difference", meaning="linear correlation with the scores of the data"),
+    "rank": Metric(
+        "rank correlation to dense", "higher", "none", meaning="same order of the samples as dense", ideal=1.0
+    ),
+    "relative_error": Metric(
+        "error to dense", "lower", "none", meaning="difference from dense over the spread of dense's outputs", ideal=0.0
+    ),
     "accuracy": Metric("accuracy", "higher", "points", share=True, meaning="share of the labels predicted"),
+    "f1": Metric("F1", "higher", "points", share=True, meaning="labels found and right, of all samples together"),
 }
 """All metrics, in the order in which they are reported."""
 
@@ -95,15 +103,29 @@ BOUNDS: dict[str, Bounded] = {
         "increase",
     ),
     "kl": Bounded(
-        0, math.inf, "Mean KL divergence from the dense model, nats per token (per sample for labels).", "kl"
+        0,
+        math.inf,
+        "Mean KL divergence from the dense model, nats per token (per sample for classes, per label for several).",
+        "kl",
     ),
     "top1": Bounded(0, 1, "Share of most likely tokens or classes equal to the dense model's.", "top1"),
     "cosine": Bounded(-1, 1, "Mean cosine of embeddings with the dense model's.", "cosine"),
     "cosine_min": Bounded(-1, 1, "Smallest cosine of an embedding with the dense model's.", "cosine_min"),
-    "spearman": Bounded(-1, 1, "Rank correlation of pair similarities with the gold scores.", "spearman"),
+    "spearman": Bounded(-1, 1, "Rank correlation of similarities or outputs with the scores of the data.", "spearman"),
     "spearman_drop": Bounded(-2, 2, "Spearman of the dense model minus ours.", "spearman", "drop"),
+    "pearson": Bounded(-1, 1, "Linear correlation of outputs with the scores of the data.", "pearson"),
+    "pearson_drop": Bounded(-2, 2, "Pearson of the dense model minus ours.", "pearson", "drop"),
+    "rank": Bounded(-1, 1, "Rank correlation of outputs with the dense model's, over samples.", "rank"),
+    "relative_error": Bounded(
+        0,
+        math.inf,
+        "Root mean square difference from the dense model over the spread of its outputs.",
+        "relative_error",
+    ),
     "accuracy": Bounded(0, 1, "Share of right classes.", "accuracy"),
     "accuracy_drop": Bounded(-1, 1, "Accuracy of the dense model minus ours, as a share of 1.", "accuracy", "drop"),
+    "f1": Bounded(0, 1, "F1 of all labels and samples together (micro); a label holds at a sigmoid of 0.5.", "f1"),
+    "f1_drop": Bounded(-1, 1, "F1 of the dense model minus ours, as a share of 1.", "f1", "drop"),
     "size_ratio": Bounded(0, math.inf, "Bytes of the model files over those of the dense export."),
     "parameters_ratio": Bounded(0, math.inf, "Parameters over the dense model's."),
     "flops_ratio": Bounded(0, math.inf, "Theoretical operations over the dense model's."),

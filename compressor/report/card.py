@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
 _WHOLE = "---\n{{ card_data }}\n---\n\n{{ body }}"
-_HUB_METRICS = {"perplexity": "perplexity", "accuracy": "accuracy", "spearman": "spearmanr"}
+_HUB_METRICS = {
+    "perplexity": "perplexity",
+    "accuracy": "accuracy",
+    "spearman": "spearmanr",
+    "pearson": "pearsonr",
+    "f1": "f1",
+}
 """Our metrics that model hubs know too, and what they call them."""
 
 

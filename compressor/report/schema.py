@@ -121,6 +121,9 @@ class Figures(_Part):
         bytes: bytes of the weights and the graph on disk.
         flops: floating-point operations of one forward pass over the shape that the run timed.
         metrics: quality by metric name, measured on the exported artifact.
+        samples: windows, pairs, sentences or labelled inputs that quality was measured on.
+        intervals: [low, high] of metrics, and in `compressed` of their changes from dense (`perplexity_increase`, ...):
+            95 % confidence, by bootstrap over the samples.
         latency_ms: median milliseconds by phase (`prefill` and `decode`, or `forward`), measured side by side.
     """
 
@@ -128,6 +131,8 @@ class Figures(_Part):
     bytes: int | None = None
     flops: int | None = None
     metrics: dict[str, float | None] = Field(default_factory=dict)
+    samples: int | None = None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     latency_ms: dict[str, float | None] = Field(default_factory=dict)
 
 

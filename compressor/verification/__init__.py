@@ -19,12 +19,13 @@ from compressor.errors import CompressorError, DataError, ModelError, ResourceEr
 from compressor.machine.fresh import Ended, run_preloaded
 from compressor.machine.memory import peak_memory
 from compressor.measure.benchmark import Timing, compare, file_bytes
-from compressor.measure.evaluation import Quality, check_metrics, measure
+from compressor.measure.evaluation import check_metrics, measure
 from compressor.measure.opening import open_runner
 from compressor.measure.runner import Runner, read_config, task_of
+from compressor.measure.scores import Interval, Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
-from compressor.recipe import METRICS
+from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
@@ -288,7 +289,7 @@ def _check_quality(
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         return None, [failed("quality.measured", error)]
-    return quality, check_sanity(quality, data, job.bounds)
+    return quality, check_sanity(quality, job.bounds)
 
 
 def _quality_values(quality: Quality | None) -> dict[str, float]:
@@ -323,25 +324,32 @@ def _is_onnx(folder: Path) -> bool:
 
 def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[str, dict[str, Any]]:
     """Return report.json's `dense`, `compressed` and `ratios`."""
-    compressed = _side(job.artifact, quality.ours if quality else {}, timing.latency_ms() if timing else {}, job)
-    compressed["flops"] = job.flops[1] if job.flops else None
+    intervals = quality.intervals() if quality else ({}, {})
+    latency = timing.latency_ms() if timing else {}
+    compressed = _side(job.artifact, quality.ours if quality else {}, intervals[0], latency, job)
+    samples = quality.samples if quality else None
+    compressed |= {"flops": job.flops[1] if job.flops else None, "samples": samples}
     if job.dense is None:
         return {"dense": {}, "compressed": compressed, "ratios": {}}
     latency = timing.latency_ms("other") if timing else {}
-    dense = _side(job.dense, quality.dense if quality else {}, latency, job)
-    dense["flops"] = job.flops[0] if job.flops else None
+    dense = _side(job.dense, quality.dense if quality else {}, intervals[1], latency, job)
+    dense |= {"flops": job.flops[0] if job.flops else None, "samples": samples}
     keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
     ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
     ratios["speedup"] = timing.speedup() if timing else {}
     return {"dense": dense, "compressed": compressed, "ratios": ratios}
 
 
-def _side(folder: Path, metrics: dict[str, float], latency: dict[str, float], job: Job) -> dict[str, Any]:
+def _side(
+    folder: Path, metrics: dict[str, float], intervals: dict[str, Interval], latency: dict[str, float], job: Job
+) -> dict[str, Any]:
     from compressor.model.folder import open_model
 
     wanted = {shown for name, facts in METRICS.items() if name in job.metrics for shown in (name, *facts.brings)}
     shown = {name: value for name, value in metrics.items() if not wanted or name in wanted}
-    side: dict[str, Any] = {"bytes": file_bytes(folder), "metrics": shown, "latency_ms": latency}
+    # Changes from dense are listed beside the metric that they follow from.
+    sure = {name: list(pair) for name, pair in intervals.items() if BOUNDS[name].metric in shown}
+    side: dict[str, Any] = {"bytes": file_bytes(folder), "metrics": shown, "intervals": sure, "latency_ms": latency}
     try:
         side["parameters"] = parameter_count(open_model(folder))
     except CompressorError:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from compressor.data.kinds import EvalData, LabelData
 from compressor.errors import UsageError, did_you_mean
-from compressor.measure.evaluation import Quality
-from compressor.recipe import BOUNDS
+from compressor.measure.scores import Quality
+from compressor.recipe import BOUNDS, METRICS
 from compressor.verification.verdict import Bounds, Check, bounded, yes
 
 DEFAULTS: Bounds = {
     "perplexity_increase": {"max": 2.0},
     "top1": {"min": 0.3},
     "cosine": {"min": 0.7},
+    "rank": {"min": 0.7},
+    "relative_error": {"max": 1.0},
 }
 """Floors for garbage: far below any useful model, and replaced by the recipe's own bound of the same name."""
 
@@ -22,6 +23,7 @@ WEIGHT_ONLY: Bounds = {
     "perplexity_increase": {"max": 0.02},
     "kl": {"max": 0.01},
     "top1": {"min": 0.93},
+    "rank": {"min": 0.95},
 }
 """What weights of 4 or 8 bits alone may cost, against dense, where the recipe bounds no quality.
 
@@ -31,7 +33,7 @@ WEIGHT_ONLY: Bounds = {
 STEP = "quantization_step"
 """Key of compression.json: perplexity after the quantize passes over that before them, minus 1 (PyTorch, same text)."""
 
-_JUDGING = ("perplexity", "perplexity_increase", "kl", "top1")
+_JUDGING = ("perplexity", "perplexity_increase", "kl", "top1", "rank", "relative_error")
 _ACCEPT = "what such weights cost; bound it under verify to accept more"
 _MIN_HITS = 10
 _UNIFORM = 0.9999
@@ -99,7 +101,7 @@ def _check(group: str, name: str, value: float | None, limits: Mapping[str, floa
     return bounded(f"{group}.{name}", value, least=limits.get("min"), most=limits.get("max"), unit=unit, why=why)
 
 
-def check_sanity(quality: Quality, data: EvalData, bounds: Bounds) -> list[Check]:
+def check_sanity(quality: Quality, bounds: Bounds) -> list[Check]:
     """Check what every working model has: finite outputs that depend on the input and are not all equally likely."""
     checks = [
         yes("quality.finite", quality.finite, "outputs on the evaluation data hold NaN or infinity"),
@@ -108,11 +110,12 @@ def check_sanity(quality: Quality, data: EvalData, bounds: Bounds) -> list[Check
     if quality.entropy is not None:
         why = "all outcomes are equally likely: the model says nothing"
         checks.append(bounded("quality.entropy", quality.entropy, most=_UNIFORM, why=why))
-    dense = quality.dense.get("accuracy")
-    judged = dense is not None and dense * quality.samples >= _MIN_HITS
-    if isinstance(data, LabelData) and dense is not None and judged and not {"accuracy", "accuracy_drop"} & set(bounds):
-        why = "less than half of the dense model's accuracy is left"
-        checks.append(bounded("quality.accuracy", quality.ours.get("accuracy"), least=dense / 2, why=why))
+    for name in ("accuracy", "f1"):
+        dense = quality.dense.get(name)
+        judged = dense is not None and dense * quality.samples >= _MIN_HITS
+        if dense is not None and judged and not {name, f"{name}_drop"} & set(bounds):
+            why = f"less than half of the dense model's {METRICS[name].label} is left"
+            checks.append(bounded(f"quality.{name}", quality.ours.get(name), least=dense / 2, why=why))
     return checks
 
 
@@ -121,12 +124,13 @@ def worse_than_dense(values: Mapping[str, float]) -> bool:
 
     Outputs that differ from dense count as worse, unless every metric of the task itself is clearly better.
     """
-    tasks = {"perplexity_increase": 1e-3, "spearman_drop": 1e-3, "accuracy_drop": 1e-3}
+    drops = ("perplexity_increase", "spearman_drop", "pearson_drop", "accuracy_drop", "f1_drop")
+    tasks = dict.fromkeys(drops, 1e-3)
     judged = [values[name] < -limit for name, limit in tasks.items() if name in values]
     if judged and all(judged):
         return False
-    limits = {**tasks, "kl": 1e-5}
-    floors = {"cosine": 0.9999, "top1": 0.999}
+    limits = {**tasks, "kl": 1e-5, "relative_error": 1e-2}
+    floors = {"cosine": 0.9999, "top1": 0.999, "rank": 0.9999}
     return any(not values[n] <= limit for n, limit in limits.items() if n in values) or any(
         not values[n] >= floor for n, floor in floors.items() if n in values
     )

@@ -20,8 +20,10 @@ from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
-from compressor.measure.evaluation import F64, log_softmax
 from compressor.measure.runner import Array, Runner, read_config
+from compressor.measure.scores import log_softmax
+from compressor.measure.statistics import F64
+from compressor.verification.outputs import check_order, has_label_sets, same_labels
 from compressor.verification.verdict import Check, bounded, failed, yes
 
 COLUMNS = 1024
@@ -152,17 +154,19 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         return [yes(f"{group}.task", False, f"the reference is for {facts['task']}, the artifact for {runner.task}")]
     checks: list[Check] = []
     winners: list[Any] = []
+    single: list[tuple[Array, Array]] = []
     for entry in facts["cases"]:
         case = Case(**{**entry, "chunks": tuple(entry["chunks"])})
         if case.padding == "left" and not runner.left_padding:
             continue  # documented limit of GroupQueryAttention: such graphs take right padding only
         try:
-            checks += _check_case(runner, case, tensors, tolerance, group, winners)
+            checks += _check_case(runner, case, tensors, tolerance, group, winners, single)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             checks.append(failed(f"{group}.{case.name}", error))
     if winners:  # of all probes together: a short one has too few tokens for a share
         share = float(np.concatenate(winners).astype(np.float64).mean())
         checks.append(bounded(f"{group}.argmax", share, least=tolerance.agreement, why="other tokens or classes win"))
+    checks += check_order(single, precision, group)
     if runner.task == "text-generation" and tolerance.greedy:
         try:
             checks.append(_check_greedy(runner, tensors, f"{group}.greedy"))
@@ -186,9 +190,15 @@ def check_determinism(runner: Runner, path: Path) -> Check:
 
 
 def _check_case(
-    runner: Runner, case: Case, tensors: dict[str, NDArray[Any]], tolerance: Tolerance, group: str, winners: list[Any]
+    runner: Runner,
+    case: Case,
+    tensors: dict[str, NDArray[Any]],
+    tolerance: Tolerance,
+    group: str,
+    winners: list[Any],
+    single: list[tuple[Array, Array]],
 ) -> list[Check]:
-    """Compare one probe; whether each token's winner is the reference's goes to `winners`."""
+    """Compare one probe; whether winners are the reference's goes to `winners`, outputs without one to `single`."""
     prefix = f"{case.name}.input."
     inputs = _restore({name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)})
     wanted = _Rows(**{name: tensors[f"{case.name}.{name}"] for name in _Rows.__dataclass_fields__})
@@ -209,12 +219,17 @@ def _check_case(
     if tolerance.relative is not None:
         relative = error / max(float(np.abs(wanted.values).max()), 1e-6)
         checks.append(bounded(f"{name}.max_relative", relative, most=tolerance.relative))
-    if tolerance.cosine is not None:
+    alone = int(tensors["columns"].size) == 1
+    if alone:
+        single.append((found.values, wanted.values))
+    elif tolerance.cosine is not None:
         cosine = _cosine(found.values, wanted.values)
         checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0]))
         checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
-    if unit == "logit":
-        tie = 2 * (tolerance.absolute or 0.0) * scale
+    tie = 2 * (tolerance.absolute or 0.0) * scale
+    if unit == "logit" and has_label_sets(runner):
+        winners.append(same_labels(found.values, wanted.values, tie))
+    elif unit == "logit" and not alone:
         equal = (found.argmax == wanted.argmax) | (wanted.margin <= tie)
         winners.append(equal if np.isfinite(found.values).all() else np.full(equal.shape, np.nan))
     return checks

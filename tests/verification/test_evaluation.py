@@ -14,11 +14,13 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, SetData, TextData, ValueData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.measure.evaluation import embed, evaluate, log_softmax, measure, pooling_of, ranks, spearman
+from compressor.measure.evaluation import embed, evaluate, measure, pooling_of
 from compressor.measure.runner import Array
+from compressor.measure.scores import log_softmax
+from compressor.measure.statistics import ranks, spearman
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import METRICS
 
@@ -98,7 +100,7 @@ def test_text_metrics_match_scipy() -> None:
 
 def test_scores_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(FakeRunner(noise=0.3), text(), FakeRunner())
-    monkeypatch.setattr("compressor.measure.evaluation._CHUNK", 3 * VOCAB)
+    monkeypatch.setattr("compressor.measure.scores._CHUNK", 3 * VOCAB)
     monkeypatch.setattr("compressor.measure.evaluation.LOGIT_BUDGET", 2 * 9 * VOCAB)
     runner = FakeRunner(noise=0.3)
     parts = measure(runner, text(), FakeRunner())
@@ -235,10 +237,11 @@ def test_pooling_ignores_padding() -> None:
 
 
 def test_evaluate_reports_what_is_asked() -> None:
-    assert list(evaluate(FakeRunner(), text(), ["perplexity"])) == ["perplexity"]
-    assert list(evaluate(FakeRunner(), text(), [], FakeRunner())) == ["perplexity", "kl", "top1"]
+    assert list(evaluate(FakeRunner(), text(), ["perplexity"]).ours) == ["perplexity"]
+    assert list(evaluate(FakeRunner(), text(), [], FakeRunner()).ours) == ["perplexity", "kl", "top1"]
     encoder = FakeRunner("feature-extraction")
-    assert list(evaluate(encoder, SentenceData(sentences(0), 7), ["cosine"], encoder)) == ["cosine", "cosine_min"]
+    found = evaluate(encoder, SentenceData(sentences(0), 7), ["cosine"], encoder)
+    assert list(found.ours) == ["cosine", "cosine_min"]
 
 
 @pytest.mark.parametrize(
@@ -259,12 +262,23 @@ def test_unfit_data_are_refused() -> None:
         measure(FakeRunner(), text(), FakeRunner("feature-extraction"))
 
 
+class Column(FakeRunner):
+    """A model of one output."""
+
+    def forward(self, inputs: Inputs) -> Array:
+        return super().forward(inputs)[:, :1]
+
+
 def test_every_metric_can_be_measured_somewhere() -> None:
     encoder = FakeRunner("feature-extraction")
     pairs = PairData(["a"] * 7, ["b"] * 7, np.arange(7.0), sentences(1), sentences(2))
     found = set(measure(FakeRunner(), text(), FakeRunner()).ours)
     found |= set(measure(encoder, pairs, encoder).ours)
-    found |= set(measure(FakeRunner("image-classification"), labels()).ours)
+    classifier = FakeRunner("image-classification")
+    found |= set(measure(classifier, labels()).ours)
+    found |= set(measure(classifier, SetData(labels().batches, np.ones((12, VOCAB), np.bool_))).ours)
+    column = Column("text-classification")
+    found |= set(measure(column, ValueData(labels().batches, np.arange(12.0)), column).ours)
     assert found == set(METRICS)
 
 
@@ -281,7 +295,7 @@ def test_perplexity_of_a_real_model(data_root: Path) -> None:
     ids = np.asarray(tokenizer(source)["input_ids"], dtype=np.int64)
     windows = ids[: len(ids) // 256 * 256].reshape(-1, 256)[:16]
     runner = TorchRunner(folder)
-    found = evaluate(runner, TextData(windows), ["perplexity"])["perplexity"]
+    found = evaluate(runner, TextData(windows), ["perplexity"]).ours["perplexity"]
     with torch.inference_mode():
         batch = torch.from_numpy(windows)
         loss = runner._model(input_ids=batch, labels=batch).loss
@@ -308,7 +322,7 @@ def test_scores_of_real_models(
     folder = minilm if model == "minilm" else data_root / model
     runner = TorchRunner(folder)
     request = DataRequest(str(data_root / data), (), samples, 128, 0, "evaluation")
-    assert low < evaluate(runner, load_data(request, runner.task, folder), [metric])[metric] < high
+    assert low < evaluate(runner, load_data(request, runner.task, folder), [metric]).ours[metric] < high
 
 
 def test_real_models_agree_with_themselves_across_runtimes(pico: Callable[..., Path], artifact: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from compressor.passes.surgery.observe import unpadded
 
 if TYPE_CHECKING:
+    from compressor.architectures.tasks import Head
     from compressor.walk import Walk
     from compressor.walk.activations import ActivationStore
 
@@ -27,16 +28,27 @@ def keep_inputs(walk: Walk, note: str, every: int = 1) -> list[ActivationStore]:
     return kept
 
 
-def sampled_loss(logits: torch.Tensor, mask: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
-    """Return the summed cross-entropy to labels drawn from the predictions themselves.
+def sampled_loss(
+    logits: torch.Tensor, mask: torch.Tensor | None, generator: torch.Generator, head: Head | None = None
+) -> torch.Tensor:
+    """Return the summed negative log-likelihood of labels drawn from the predictions themselves.
 
-    With such labels the second moment of the gradient is the Fisher information (Martens 2020, section 5).
+    With such labels the second moment of the gradient is the Fisher information (Martens 2020, section 5). Classes and
+    tokens are drawn from a softmax, sets of labels from a sigmoid each, and real numbers from a normal distribution of
+    variance 1 around the output.
 
     Args:
         logits: [batch, tokens, V], or [batch, classes].
         mask: bool [batch, tokens], False at padding; only used for tokens.
         generator: of the labels, on the CPU.
+        head: what the outputs of a classifier mean; None for tokens.
     """
+    if head is not None and head.kind == "values":
+        drawn = logits.detach().cpu() + torch.randn(logits.shape, generator=generator)
+        return (logits - drawn.to(logits)).square().sum() / 2
+    if head is not None and head.kind == "label sets":
+        holds = torch.bernoulli(logits.detach().cpu().sigmoid(), generator=generator).to(logits)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, holds, reduction="sum")
     tokens = unpadded(logits, mask if logits.dim() == 3 else None)
     labels = sampled_labels(tokens, generator).to(tokens.device)
     return torch.nn.functional.cross_entropy(tokens, labels, reduction="sum")

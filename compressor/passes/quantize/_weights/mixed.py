@@ -30,6 +30,7 @@ from compressor.walk.sampling import count_tokens
 if TYPE_CHECKING:
     import torch
 
+    from compressor.architectures.tasks import Head
     from compressor.model.folder import ModelFolder
     from compressor.storage.grids import GridSpec
     from compressor.walk import BlockView, Walk
@@ -137,7 +138,7 @@ def block_losses(
         for (level, index), store in streams.items():
             found = walk.run_tail(inputs, store[k].to(walk.device))
             losses[level][index] += output_distance(
-                found, wanted, mask, logits=walk.source.task != "feature-extraction"
+                found, wanted, mask, logits=walk.source.task != "feature-extraction", head=walk.source.head
             )
     for store in streams.values():
         store.clear()
@@ -145,19 +146,30 @@ def block_losses(
     return [[loss / count for loss in row] for row in losses], shares
 
 
-def output_distance(found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None, *, logits: bool) -> float:
-    """Return the sum over tokens (or images) of KL(wanted ‖ found) in nats, or of 1 − cosine for hidden states.
+def output_distance(
+    found: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None, *, logits: bool, head: Head | None = None
+) -> float:
+    """Return the sum over tokens (or samples) of KL(wanted ‖ found) in nats, or of 1 − cosine for hidden states.
+
+    Of several labels at once, each has one. Of a real number it is that of normal distributions of variance 1 around
+    it: half the squared difference.
 
     Args:
         found: [batch, tokens, width] or [batch, classes].
         wanted: like `found`.
         mask: bool [batch, tokens], False at padding; None counts all.
         logits: whether the outputs are logits.
+        head: what the outputs of a classifier mean; None for tokens.
     """
     mask = mask if found.ndim == 3 else None
     found, wanted = (unpadded(outputs, mask).float() for outputs in (found, wanted))
     if not logits:
         return float((1 - torch.nn.functional.cosine_similarity(found, wanted, dim=-1)).double().sum())
+    if head is not None and head.kind == "values":
+        return float((found - wanted).double().square().sum() / 2)
+    if head is not None and head.kind == "label sets":
+        # Each label against its absence is a softmax over its logit and 0.
+        found, wanted = (torch.stack([outputs, torch.zeros_like(outputs)], dim=-1) for outputs in (found, wanted))
     log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
     return float((log_p.exp() * (log_p - log_q)).double().sum())
 

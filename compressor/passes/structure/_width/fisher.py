@@ -59,7 +59,7 @@ def _output_gradients(walk: Walk, every: int, seed: int) -> None:
                 signs = torch.randint(0, 2, out.shape, generator=generator).to(out) * 2 - 1
                 loss = (out * (signs if mask is None else signs * mask[..., None].to(out))).sum()
             else:
-                loss = sampled_loss(out, mask, generator)
+                loss = sampled_loss(out, mask, generator, walk.source.head)
             walk.dense[k] = torch.autograd.grad(loss, hidden)[0]
 
 

@@ -1,0 +1,68 @@
+"""Probes of classifiers whose outputs have no winner: one real number, or labels each of which holds by itself.
+
+The cosine of two outputs of one column is 1 or -1 and their argmax is always 0: such outputs are held to their order
+over samples and to their difference, measured against how much they differ between samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.measure.runner import Array, Runner, read_config
+from compressor.measure.statistics import Deviation, spearman, value_of
+from compressor.verification.verdict import Check, bounded
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """How far single outputs may be from their reference, over the samples of all probes together.
+
+    Attributes:
+        rank: smallest rank correlation.
+        error: largest root mean square difference over the spread of the reference.
+    """
+
+    rank: float
+    error: float
+
+
+ORDERINGS = {
+    "float16": Ordering(0.99, 0.1),
+    "bfloat16": Ordering(0.95, 0.3),
+    # An error of half the spread leaves a correlation of 0.9.
+    "int8-dynamic": Ordering(0.9, 0.5),
+    "int8-static": Ordering(0.9, 0.5),
+    "int8-weights": Ordering(0.97, 0.25),
+    "int4": Ordering(0.9, 0.5),
+}
+"""By precision; at float32 the probes' own bound on the largest difference is far below any spread."""
+
+
+def check_order(pairs: Sequence[tuple[Array, Array]], precision: str, group: str) -> list[Check]:
+    """Check outputs of one column: pairs of found and wanted values [N, 1], a pair for each probe."""
+    if not pairs or precision not in ORDERINGS:
+        return []
+    found, wanted = (np.concatenate([pair[side] for pair in pairs])[:, 0].astype(np.float64) for side in (0, 1))
+    limits = ORDERINGS[precision]
+    why = f"the {len(found)} probes are ranked differently"
+    error = value_of(Deviation(found, wanted))
+    return [
+        bounded(f"{group}.rank", spearman(found, wanted), least=limits.rank, why=why),
+        bounded(f"{group}.relative_error", error, most=limits.error, why="as a share of the spread between probes"),
+    ]
+
+
+def has_label_sets(runner: Runner) -> bool:
+    """Tell whether each output of a model is a label that holds by itself."""
+    return read_config(runner.folder).get("problem_type") == "multi_label_classification"
+
+
+def same_labels(found: Array, wanted: Array, tie: float) -> NDArray[Any]:
+    """Return, label by label, whether both say alike that it holds [N * C]; within `tie` of 0.5, either is right."""
+    equal = ((found > 0) == (wanted > 0)) | (np.abs(wanted) <= tie)
+    return np.where(np.isfinite(found), equal, np.nan).ravel()
