@@ -150,8 +150,6 @@ class ModelFolder:
         return replace(self, blueprint=blueprint)
 
 
-
-
 def open_model(
     model: str | Path,
     *,

@@ -12,6 +12,7 @@ from typing import Any
 from compressor.data.kinds import Batches, EvalData, TextData
 from compressor.data.reading import model_batches
 from compressor.machine.progress import Progress
+from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
 from compressor.model.cost import Cost, recorded_layers
 from compressor.model.folder import ModelFolder
@@ -54,12 +55,13 @@ def run(
     clock = Clock()
     out = Path(os.path.abspath(out))
     check_target(out)
-    with clock.stage("load"):
-        progress.stage("load")
-        prepared = prepare(recipe, model)
-        hashes = input_hashes(prepared)
-    with locked(work_folder(out), resume=resume) as work:
-        return _run(prepared, hashes, out, work, progress, clock)
+    with fixed_threads(recipe.threads):
+        with clock.stage("load"):
+            progress.stage("load")
+            prepared = prepare(recipe, model)
+            hashes = input_hashes(prepared)
+        with locked(work_folder(out), resume=resume) as work:
+            return _run(prepared, hashes, out, work, progress, clock)
 
 
 def _run(

@@ -109,6 +109,11 @@ class Recipe:
         """The bounds as plain `name -> {min, max}`."""
         return {name: bound.to_json() for name, bound in self.verify.items()}
 
+    @property
+    def threads(self) -> int:
+        """Threads that the passes compute with."""
+        return self.calibration.threads if self.calibration is not None else 1
+
     def resolved(self) -> dict[str, Any]:
         """Return every value that is in effect, defaults and overrides included, as JSON values."""
         return {

@@ -158,6 +158,13 @@ class CalibrationSection(Section):
         default=1_000_000_000,
         description="Bytes of activations kept in memory, as a number or such as 512MB; the rest spills to disk.",
     )
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Threads that the passes compute with. The bytes of the result depend on this number, and never on"
+        " the cores of the machine or on OMP_NUM_THREADS.",
+    )
 
 
 class EvaluationSection(Section):

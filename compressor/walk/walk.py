@@ -238,9 +238,7 @@ class Walk:
             self.dense.clear()
 
     @torch.no_grad()
-    def rewrite(
-        self, changer: ChangesBlocks, planned: Blueprint, shards: ShardWriter, *, dense: bool
-    ) -> list[Change]:
+    def rewrite(self, changer: ChangesBlocks, planned: Blueprint, shards: ShardWriter, *, dense: bool) -> list[Change]:
         """Walk both streams; let `changer` change stem, blocks and tail; save each to `shards` as soon as it is done.
 
         Blocks that `shards` already holds are run, not changed: a killed run goes on where it stopped.
