@@ -26,6 +26,7 @@ from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_pl
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.grids import precision_of
+from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
@@ -185,6 +186,7 @@ def _export(
             "precision": precision_of(compressed.grids, dtype),
             **grid_records(compressed, result, graph=prepared.recipe.export.format != "safetensors"),
             STEP: quantization_step(entries),
+            TARGET: prepared.target.processor,
             "task": compressed.task,
             "parameters": compressed.parameters,
             "layers": recorded_layers(compressed),
