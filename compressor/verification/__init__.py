@@ -368,6 +368,7 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
     keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
     ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
     ratios["speedup"] = timing.speedup() if timing else {}
+    ratios["speedup_interval"] = timing.speedup_interval() if timing else {}
     return {"dense": dense, "compressed": compressed, "ratios": ratios}
 
 
