@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from compressor.architectures.tasks import Head
 from compressor.data.kinds import SentenceData, SetData, ValueData
 from compressor.data.reading import DataRequest, load_data
-from compressor.data.tables import read_labels, read_sentences
+from compressor.data.tables import Sentences, read_labels, read_sentences
 from compressor.errors import DataError
 
 TOXIC = Head("label sets", ("toxic", "Threat to life", "insult"))
@@ -119,3 +120,21 @@ def test_data_on_which_nothing_can_be_measured(
     with pytest.raises(DataError, match=said):
         load_data(request(path), "text-classification", folder)
     assert load_data(request(path, "calibration"), "text-classification", folder)
+
+
+def test_the_tables_of_the_page_on_data_are_read(repository: Path, tmp_path: Path) -> None:
+    page = (repository / "docs" / "data.md").read_text(encoding="utf-8")
+    encoder, reranker, classes, number, lists, flags, images = re.findall(r"^```csv\n(.*?)^```$", page, re.M | re.S)
+    threats = Head("label sets", ("toxic", "threat", "insult"))
+
+    def sentences(content: str, head: Head | None) -> Sentences:
+        return read_sentences(table(tmp_path, content), "k", head)
+
+    assert sentences(encoder, None).numbers == [3.8, 0.1]
+    assert [len(pair) for pair in sentences(reranker, SCORE).texts] == [2, 2]
+    assert sentences(classes, CLASSES).numbers == [1, 0]
+    assert sentences(number, SCORE).numbers == [4.5, -1.25]
+    assert sentences(lists, threats).sets == [(2,), (1, 2), ()]
+    assert sentences(flags, threats).sets == [(0, 2), ()]
+    thousand = Head("labels", tuple(map(str, range(1000))))
+    assert read_labels(table(tmp_path, images), "k", thousand).texts == [("cats/001.jpg",), ("dogs/001.jpg",)]
