@@ -142,8 +142,9 @@ class CalibrationSection(Section):
     """Inputs that show the passes which parts of the model matter."""
 
     data: Line = Field(
-        description="Text (.txt, .jsonl), sentences or pairs (.csv, .tsv), an image folder with labels.csv, or"
-        " demo:train; looked for beside the recipe, then in the working folder."
+        description="Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with"
+        " labels.csv, or demo:train (docs/data.md has the forms); looked for beside the recipe, then in the working"
+        " folder."
     )
     samples: int = Field(
         default=128, ge=1, description="Windows of text, sentences or images; too few there is an error."

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures.tasks import TASKS
 from compressor.measure.runner import Array, Runner, read_config
 from compressor.measure.statistics import Deviation, spearman, value_of
 from compressor.verification.verdict import Check, bounded
@@ -55,6 +56,14 @@ def check_order(pairs: Sequence[tuple[Array, Array]], precision: str, group: str
         bounded(f"{group}.rank", spearman(found, wanted), least=limits.rank, why=why),
         bounded(f"{group}.relative_error", error, most=limits.error, why="as a share of the spread between probes"),
     ]
+
+
+def has_one_output(runner: Runner) -> bool:
+    """Tell whether a classifier has a single output."""
+    if not TASKS[runner.task].classifies:
+        return False
+    config = read_config(runner.folder)
+    return len(config.get("id2label") or range(int(config.get("num_labels", 2)))) == 1
 
 
 def has_label_sets(runner: Runner) -> bool:
