@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from compressor.data.reading import DataRequest
 from compressor.machine.memory import peak_memory
+from compressor.machine.processor import cpu
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import fingerprint_environment
@@ -109,6 +111,7 @@ def run_report(
         checks=verdict.to_json()["checks"],
         passes=entries,
         speedup=verdict.ratios.get("speedup"),
+        speedup_interval=verdict.ratios.get("speedup_interval"),
         seconds=clock.total(),
         peak_memory_bytes=peak_memory(),
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
@@ -136,7 +139,23 @@ def _environment(prepared: Prepared) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "device": compute_device(),
         "target": prepared.target.processor,
         "seed": prepared.calibration.seed if prepared.calibration is not None else None,
+        "calibration": _data(prepared.calibration) if prepared.uses_calibration else None,
+        "evaluation": _data(prepared.evaluation),
     }
+
+
+def _processor() -> dict[str, Any]:
+    found = cpu()
+    features = [name for name, there in (found["features"] or {}).items() if there]
+    return {"name": found["model"], "cores": found["cores"], "features": features}
+
+
+def _data(request: DataRequest | None) -> dict[str, Any] | None:
+    """Return which data was used, how many samples were asked for, and of how many tokens."""
+    if request is None:
+        return None
+    return {"data": request.data, "samples": request.samples, "length": request.length}

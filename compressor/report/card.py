@@ -103,13 +103,23 @@ def _figures(report: Report) -> list[list[str]]:
     for phase in show.phases(report):
         speedup = ratios.speedup.get(phase)
         faster = show.DASH if speedup is None else f"{show.ratio(speedup)} as fast"
+        faster += _within(show.speedup_interval(report, phase))
         times = [show.milliseconds(side.latency_ms.get(phase)) for side in (dense, compressed)]
         rows.append([f"{phase} (measured)", *times, faster])
     for name in show.metric_names(report):
         old, new = dense.metrics.get(name), compressed.metrics.get(name)
-        values = [show.metric_value(name, old), show.metric_value(name, new), show.metric_change(name, old, new)]
+        values = [
+            show.metric_value(name, old) + _within(show.metric_interval(dense, name)),
+            show.metric_value(name, new) + _within(show.metric_interval(compressed, name)),
+            show.metric_change(name, old, new) + _within(show.change_interval(report, name)),
+        ]
         rows.append([show.metric(name).label, *values])
     return rows
+
+
+def _within(interval: str) -> str:
+    """Return a confidence interval behind its figure, nothing where it is not known."""
+    return f" ({interval})" if interval else ""
 
 
 def _code(value: str) -> Markdown:

@@ -137,12 +137,21 @@ class Figures(_Part):
 
 
 class Ratios(_Part):
-    """Compressed over dense; the speed-up is dense over compressed, so more than 1 is faster."""
+    """Compressed over dense; the speed-up is dense over compressed, so more than 1 is faster.
+
+    Attributes:
+        bytes: of the files.
+        parameters: of the models.
+        flops: of a forward pass.
+        speedup: quotient of the median latencies, by phase.
+        speedup_interval: [low, high] of the speed-up by phase: 95 % confidence, by bootstrap over the rounds.
+    """
 
     bytes: float | None = None
     parameters: float | None = None
     flops: float | None = None
     speedup: dict[str, float | None] = Field(default_factory=dict)
+    speedup_interval: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 class Report(_Part):
@@ -253,6 +262,7 @@ def build_report(
     checks: Sequence[Mapping[str, Any]],
     passes: Sequence[Mapping[str, Any]] = (),
     speedup: Mapping[str, float] | None = None,
+    speedup_interval: Mapping[str, Sequence[float]] | None = None,
     seconds: Mapping[str, float] | None = None,
     peak_memory_bytes: int | None = None,
     environment: Mapping[str, Any] | None = None,
@@ -266,6 +276,7 @@ def build_report(
         checks: what was verified (see `Check`); the verdict is `passed` when there is one and none failed.
         passes: what each pass did (see `PassEntry`).
         speedup: measured speed-up by phase; by default the ratio of the two latencies.
+        speedup_interval: both ends of its 95 % confidence interval by phase, where it is known.
         seconds: wall-clock time by stage, with `total`.
         peak_memory_bytes: highest resident memory of the run.
         environment: versions, processor, threads.
@@ -283,7 +294,10 @@ def build_report(
             "passes": passes,
             "dense": dense,
             "compressed": compressed,
-            "ratios": build_ratios(dense, compressed, speedup),
+            "ratios": {
+                **build_ratios(dense, compressed, speedup),
+                "speedup_interval": dict(speedup_interval or {}),
+            },
             "checks": checks,
             "seconds": seconds or {},
             "peak_memory_bytes": peak_memory_bytes,

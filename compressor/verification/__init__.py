@@ -51,6 +51,7 @@ from compressor.verification.quality import (
     check_weight_only,
     derived,
 )
+from compressor.verification.reasons import explained
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
@@ -121,6 +122,8 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     values = {**_quality_values(quality), **_cost_values(report, timing)}
     checks += _judge(job, values, timing, manifest, imitated=_imitates(runner, precision), measured=quality is not None)
     checks += check_gates_met(checks, job.bounds)
+    ours, theirs = (quality.ours, quality.dense) if quality is not None else ({}, {})
+    checks = [explained(check, ours, theirs, job.passes) for check in checks]
     return Verdict(
         checks=tuple(checks),
         **report,
@@ -368,6 +371,7 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
     keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
     ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
     ratios["speedup"] = timing.speedup() if timing else {}
+    ratios["speedup_interval"] = timing.speedup_interval() if timing else {}
     return {"dense": dense, "compressed": compressed, "ratios": ratios}
 
 

@@ -276,7 +276,7 @@ def test_a_plain_export_is_verified_in_full(artifact: Path, text: DataRequest) -
     figures = {"bytes", "metrics", "samples", "intervals", "latency_ms", "parameters", "flops"}
     assert set(verdict.dense) == set(verdict.compressed) == figures
     assert verdict.compressed["samples"] == 8 and verdict.compressed["intervals"]["perplexity_increase"]
-    assert set(verdict.ratios) == {"bytes", "parameters", "flops", "speedup"}
+    assert set(verdict.ratios) == {"bytes", "parameters", "flops", "speedup", "speedup_interval"}
     assert verdict.ratios["flops"] == 0.5
     assert set(verdict.compressed["latency_ms"]) == {"prefill", "decode"}
     assert verdict.timing["footprint"]["ours"]["memory_bytes"] > 0
@@ -286,7 +286,7 @@ def test_missed_bounds_fail(artifact: Path, text: DataRequest) -> None:
     job = Job(artifact, artifact, {"size_ratio": {"max": 0.5}, "kl": {"max": 1e-6}}, text, timing=False)
     verdict = verify(job)
     assert [c.name for c in verdict.failures] == ["bounds.size_ratio"]
-    assert "allowed is at most 0.5" in verdict.failures[0].reason
+    assert "size ratio is 1; 0.5 is allowed." in verdict.failures[0].reason
 
 
 def test_the_process_answers_errors(tmp_path: Path) -> None:
