@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressor.data.kinds import Batches, EvalData, TextData
+from compressor.architectures.tasks import TASKS
+from compressor.data.kinds import Batches, EvalData, Inputs, TextData
 from compressor.data.reading import model_batches
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
@@ -187,7 +188,7 @@ def _export(
     dtype = artifact_dtype(prepared)
     result = export_model(compressed, folder, prepared.recipe.export, dtype)
     (folder / "recipe.yaml").write_text(prepared.recipe.text, encoding="utf-8")
-    write_probes(compressed.path, folder / REFERENCE)
+    write_probes(compressed.path, folder / REFERENCE, _samples(prepared))
     seal(
         folder,
         {
@@ -208,6 +209,17 @@ def _export(
         },
     )
     return folder
+
+
+def _samples(prepared: Prepared) -> Inputs | None:
+    """Return a batch of calibration data for a classifier of text; None where there is none.
+
+    Random tokens make many classifiers give nearly the same answer, which says little of their order or labels.
+    """
+    task = TASKS[prepared.source.task]
+    if prepared.calibration is None or not task.classifies or task.inputs != "tokens":
+        return None
+    return next(iter(model_batches(prepared.load_calibration())))
 
 
 def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:
