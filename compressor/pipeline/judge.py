@@ -19,6 +19,7 @@ from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import open_model
 from compressor.model.source import resolve_path
 from compressor.passes import method_options
+from compressor.pipeline.place import restore_all
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
@@ -79,6 +80,7 @@ def verify(
         DataError: there is no such data.
         VerificationError: the bounds of the artifact's own recipe cannot be read, or the artifact crashed its runtime.
     """
+    restore_all(progress, artifact, against)
     if not artifact.is_dir():
         raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
@@ -126,6 +128,7 @@ def bench(
         UsageError: the models serve different tasks.
         ModelError: a model cannot be loaded.
     """
+    restore_all(progress, artifact, against)
     ours = resolve_path(artifact)
     with _comparable(against, ours, progress) as other:
         progress.stage("time")
@@ -160,6 +163,7 @@ def evaluate(
         ModelError: a model cannot be loaded.
         DataError: the data cannot be used, or the model has fewer positions than `length`.
     """
+    restore_all(progress, path, against)
     progress.stage("load")
     folders = [resolve_path(name) for name in (path, against) if name is not None]
     tokens = min(sample_length(open_model(folder), length, "--length") for folder in folders)

@@ -8,6 +8,7 @@ from typing import Any
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.pipeline.memory import estimate_memory, estimate_seconds
+from compressor.pipeline.place import restore
 from compressor.pipeline.prepare import Prepared, planned_model, prepare
 from compressor.recipe import ExportSection, Recipe
 
@@ -22,6 +23,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     Raises:
         CompressorError: what `prepare` raises.
     """
+    restore(model or recipe.model.id)
     prepared = prepare(recipe, model)
     dtype = artifact_dtype(prepared)
     models = [planned_model(prepared, i) for i in range(len(prepared.blueprints))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -19,10 +18,11 @@ from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
 from compressor.pipeline.artifact import export_model, grid_records
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
+from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
-from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_place, rejected_folder, work_folder
+from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.grids import precision_of
@@ -54,7 +54,8 @@ def run(
         CompressorError: with the exit code for what went wrong; nothing is left at `out`.
     """
     clock = Clock()
-    out = Path(os.path.abspath(out))
+    out = located(out)
+    restore_all(progress, out, model or recipe.model.id)
     check_target(out)
     with fixed_threads(recipe.threads):
         with clock.stage("load"):
@@ -89,7 +90,7 @@ def _run(
     report = run_report(prepared, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
     put_in_place(artifact, place)
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(work)
     return {**report, "artifact": str(place)}
 
 
@@ -154,7 +155,7 @@ def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progre
     progress.stage("export dense")
     folder, mark = work / "dense", work / DENSE_MARK
     basis = dense_basis(prepared, hashes)
-    if not (mark.is_file() and mark.read_text(encoding="utf-8") == basis and folder.is_dir()):
+    if not (mark.is_file() and mark.read_bytes() == basis.encode() and folder.is_dir()):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         export_dense(prepared.source, folder, export)
@@ -224,10 +225,10 @@ def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cos
 
 
 def _place(out: Path, verdict: Verdict) -> Path:
-    if verdict.passed or not out.is_dir():
+    if verdict.passed or not out.is_dir() or not any(out.iterdir()):
         return out
     try:
         kept = json.loads((out / "report.json").read_text(encoding="utf-8")).get("verdict") == "passed"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         kept = True
     return rejected_folder(out) if kept else out

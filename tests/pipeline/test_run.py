@@ -19,7 +19,8 @@ from compressor.errors import DataError, ModelError, RecipeError, UsageError
 from compressor.machine.progress import NullProgress
 from compressor.model.folder import open_model
 from compressor.pipeline import inspect, plan, run
-from compressor.pipeline.work import rejected_folder, work_folder
+from compressor.pipeline.place import rejected_folder
+from compressor.pipeline.work import work_folder
 from compressor.recipe import Recipe
 from compressor.report.schema import check_report
 from compressor.storage.tensors import sha256_of
