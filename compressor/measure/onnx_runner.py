@@ -41,6 +41,7 @@ class OnnxRunner:
         path = runtime_model(self.folder)
         if path is None:
             raise ModelError(f"{self.folder}: no model.onnx there", hint="Export the model to ONNX first.")
+        ort.disable_telemetry_events()  # for a process that had loaded ONNX Runtime before this package
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
