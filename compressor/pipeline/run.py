@@ -124,6 +124,7 @@ def _run_passes(
             target=prepared.target,
             device=device,
             advance=progress.advance,
+            inform=progress.info,
         )
         before = current
         with clock.stage("passes"):
