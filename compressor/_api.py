@@ -239,7 +239,7 @@ def _of_content(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
         parsed = parse_recipe(text, source="recipe", options=method_options(), overrides=overrides)
     except RecipeError as error:
         raise RecipeError([replace(p, line=None) for p in error.problems], source=error.source) from None
-    return replace(parsed, document=Document())
+    return replace(parsed, document=Document(parsed.document.value))
 
 
 def artifact_folder(recipe: Recipe, model: str | None, out: str | Path | None) -> Path:

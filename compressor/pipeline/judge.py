@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.data.reading import DataRequest, find_data, load_data
-from compressor.errors import CompressorError, ModelError, RecipeError, VerificationError
+from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
 from compressor.machine.progress import Progress
 from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import evaluate as measure
@@ -19,6 +19,7 @@ from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import open_model
 from compressor.model.source import resolve_path
 from compressor.passes import method_options
+from compressor.pipeline.as_run import RECIPE
 from compressor.pipeline.place import restore_all
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
@@ -214,7 +215,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _bounds(artifact: Path, file: Path | None, *, with_recipe: bool) -> dict[str, dict[str, float]]:
     """Return the bounds of a file, else those of the artifact's own recipe where it counts, else none."""
-    own = artifact / "recipe.yaml"
+    own = artifact / RECIPE
     if file is not None:
         return {name: bound.to_json() for name, bound in load_bounds(file).items()}
     if not with_recipe or not own.is_file():
@@ -230,7 +231,7 @@ def _evaluation_data(
 ) -> tuple[DataRequest | None, tuple[str, ...]]:
     """Return what to evaluate on, and the metrics: what the user says, else what the artifact's recipe says."""
     section = None
-    own = artifact / "recipe.yaml"
+    own = artifact / RECIPE
     if own.is_file() and (with_recipe or data is not None):
         with contextlib.suppress(RecipeError):  # of another release: its bounds were read, its passes are not needed
             section = load_recipe(own, options=method_options()).evaluation
@@ -240,10 +241,14 @@ def _evaluation_data(
         return None, ()
     with contextlib.suppress(CompressorError):  # verification says what is wrong with the artifact
         length = default_length(open_model(artifact), length)
-    recorded = _manifest(artifact).get("data_folders")
-    folders = [Path(str(folder)) for folder in recorded] if isinstance(recorded, list) else []
-    request = DataRequest(source, (Path.cwd(), artifact, *folders), samples, length, 0, "evaluation")
-    find_data(request)
+    # A recipe as run has paths as one saw them from the working folder, which often is the one that holds the artifact.
+    bases = (Path.cwd(), artifact, artifact.resolve().parent)
+    request = DataRequest(source, bases, samples, length, 0, "evaluation")
+    try:
+        find_data(request)
+    except DataError as error:
+        error.hint = f"{error.hint}. Go to the folder in which the run was started, or give --data PATH."
+        raise
     return request, tuple(section.metrics) if section is not None and data is None else ()
 
 

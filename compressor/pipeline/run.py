@@ -17,6 +17,7 @@ from compressor.model.cost import Cost, recorded_layers
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
 from compressor.pipeline.artifact import export_model, grid_records
+from compressor.pipeline.as_run import RECIPE, SOURCE, public, public_text, public_values, recipe_as_run
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
 from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
@@ -88,7 +89,7 @@ def _run(
         verdict = run_fresh(_job(prepared, artifact, dense_folder, costs), advance=progress.advance)
     place = _place(out, verdict)
     report = run_report(prepared, costs, entries, verdict, clock)
-    report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
+    report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(prepared))
     put_in_place(artifact, place)
     remove_work(work)
     return {**report, "artifact": str(place)}
@@ -188,7 +189,8 @@ def _export(
     folder.mkdir()
     dtype = artifact_dtype(prepared)
     result = export_model(compressed, folder, prepared.recipe.export, dtype)
-    (folder / "recipe.yaml").write_text(prepared.recipe.text, encoding="utf-8")
+    (folder / RECIPE).write_text(recipe_as_run(prepared), encoding="utf-8")
+    (folder / SOURCE).write_text(prepared.recipe.text, encoding="utf-8")
     write_probes(compressed.path, folder / REFERENCE)
     seal(
         folder,
@@ -200,11 +202,10 @@ def _export(
             "task": compressed.task,
             "parameters": compressed.parameters,
             "layers": recorded_layers(compressed),
-            "model": prepared.model_id,
+            "model": public(prepared.model_id),
             "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
             "inputs": hashes,
-            "recipe": prepared.recipe.resolved(),
-            "data_folders": [str(base) for base in prepared.evaluation.bases] if prepared.evaluation else [],
+            "recipe": public_values(prepared),
             "seed": prepared.calibration.seed if prepared.calibration is not None else None,
             "versions": fingerprint_environment(),
         },
