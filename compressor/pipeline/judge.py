@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from compressor.report.schema import build_report
 from compressor.storage.artifact import runtime_model
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.manifest import read_manifest
+from compressor.verification.signature import check_signature
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def verify(
     data: str | None = None,
     threads: int = 1,
     timing: bool = True,
+    key: Path | None = None,
 ) -> dict[str, Any]:
     """Verify an artifact in a fresh process; return the verdict as a version 1 report.
 
@@ -74,8 +76,10 @@ def verify(
         data: held-out data; with `against`, that of the artifact's recipe if None.
         threads: of the runtime.
         timing: whether to measure speed, which takes `against`.
+        key: public key whose owner must have signed the artifact; where that is not so, nothing of it is loaded.
 
     Raises:
+        UsageError: the key cannot be used.
         ModelError: there is no artifact folder, or the dense model cannot be loaded.
         RecipeError: the file of bounds is not valid.
         DataError: there is no such data.
@@ -84,6 +88,9 @@ def verify(
     restore_all(progress, artifact, against)
     if not artifact.is_dir():
         raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
+    signature = (check_signature(artifact, key),) if key is not None else ()
+    if any(not check.passed for check in signature):
+        return _verification_report(artifact, _manifest(artifact), Verdict(signature))
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
     with _comparable(against, artifact, progress) as dense:
         progress.stage("verify", total=VERIFY_STEPS)
@@ -101,7 +108,7 @@ def verify(
             flops=_flops(dense, artifact, request),
         )
         verdict = run_fresh(job, advance=progress.advance)
-    return _verification_report(artifact, manifest, verdict)
+    return _verification_report(artifact, manifest, replace(verdict, checks=(*signature, *verdict.checks)))
 
 
 def bench(

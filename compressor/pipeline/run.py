@@ -31,13 +31,20 @@ from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
+from compressor.verification.signature import open_signer, sign
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""
 
 
 def run(
-    recipe: Recipe, *, out: Path, progress: Progress, model: str | None = None, resume: bool = False
+    recipe: Recipe,
+    *,
+    out: Path,
+    progress: Progress,
+    model: str | None = None,
+    resume: bool = False,
+    sign_with: Path | None = None,
 ) -> dict[str, Any]:
     """Carry out a recipe; return the report, which also lies in the artifact folder.
 
@@ -50,6 +57,7 @@ def run(
         progress: where to report how far the run is.
         model: folder or hub id that takes the place of the recipe's.
         resume: go on from the finished blocks of a run that was stopped.
+        sign_with: private key with which the artifact is signed if it passed; None signs nothing.
 
     Raises:
         CompressorError: with the exit code for what went wrong; nothing is left at `out`.
@@ -58,6 +66,7 @@ def run(
     out = located(out)
     restore_all(progress, out, model or recipe.model.id)
     check_target(out)
+    signer = open_signer(sign_with) if sign_with is not None else None
     with fixed_threads(recipe.threads):
         with clock.stage("load"):
             progress.stage("load")
@@ -65,7 +74,7 @@ def run(
             hashes = input_hashes(prepared)
         progress.expect(_stages(prepared))
         with locked(work_folder(out), resume=resume) as work:
-            return _run(prepared, hashes, out, work, progress, clock)
+            return _run(prepared, hashes, out, work, progress, clock, signer)
 
 
 def _stages(prepared: Prepared) -> int:
@@ -76,7 +85,7 @@ def _stages(prepared: Prepared) -> int:
 
 
 def _run(
-    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock
+    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock, signer: Any
 ) -> dict[str, Any]:
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
@@ -90,6 +99,8 @@ def _run(
     place = _place(out, verdict)
     report = run_report(prepared, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(prepared))
+    if signer is not None and verdict.passed:
+        sign(artifact, signer)
     put_in_place(artifact, place)
     remove_work(work)
     return {**report, "artifact": str(place)}

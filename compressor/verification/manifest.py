@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compressor.errors import ModelError
-from compressor.storage.artifact import BESIDE
+from compressor.storage.artifact import BESIDE, SIGNATURE
 from compressor.storage.tensors import sha256_of
 from compressor.verification.tokens import probe_record
 from compressor.verification.verdict import Check, failed, read_json, yes
@@ -31,7 +31,7 @@ from compressor.verification.weights import StoredWeights, open_weights
 MANIFEST = "compression.json"
 REFERENCE = "verification/reference.safetensors"
 """In a folder of its own: servers take every `*.safetensors` beside config.json for weights."""
-_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "report.xml", "junit.xml", "README.md"}
+_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "report.xml", "junit.xml", "README.md", SIGNATURE}
 """Files that are written after the verdict, or that hold it: they cannot be part of what is sealed."""
 
 
