@@ -90,6 +90,8 @@ def plan(
         from compressor import pipeline
 
         planned = pipeline.plan(parsed, model=model)
+    for note in planned.get("notes", ()):
+        typer.echo(f"note: {note}", err=True)
     if json:
         emit_json(planned)
     else:

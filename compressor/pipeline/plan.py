@@ -48,6 +48,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
             "data": prepared.calibration.data, "samples": prepared.calibration.samples,
             "length": prepared.calibration.length, "seed": prepared.calibration.seed},
         "export": {"format": recipe.export.format, "dtype": dtype, "target": prepared.target.processor},
+        "notes": list(prepared.doubts),
     }  # fmt: skip
 
 

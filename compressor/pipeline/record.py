@@ -105,7 +105,7 @@ def run_report(
     sides = []
     for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
         sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
-    return build_report(
+    report = build_report(
         model={"id": public(prepared.model_id), "parameters": costs[0].parameters, "task": prepared.source.task},
         dense=sides[0],
         compressed=sides[1],
@@ -117,6 +117,7 @@ def run_report(
         peak_memory_bytes=peak_memory(),
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
     )
+    return {**report, "notes": list(prepared.doubts)}
 
 
 def _timing_conditions(verdict: Verdict) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def run(
         with clock.stage("load"):
             progress.stage("load")
             prepared = prepare(recipe, model)
+            for doubt in prepared.doubts:
+                progress.info(f"note: {doubt}")
             hashes = input_hashes(prepared)
         progress.expect(_stages(prepared))
         with locked(work_folder(out), resume=resume) as work:
