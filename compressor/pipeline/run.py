@@ -10,6 +10,7 @@ from typing import Any
 
 from compressor.data.kinds import Batches, EvalData, TextData
 from compressor.data.reading import model_batches
+from compressor.errors import UsageError
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
@@ -71,6 +72,8 @@ def run(
         with clock.stage("load"):
             progress.stage("load")
             prepared = prepare(recipe, model)
+            if prepared.source.path.resolve() == out.resolve():
+                raise UsageError(f"-o {out}: this is the model to compress", hint="Give another folder.")
             for doubt in prepared.doubts:
                 progress.info(f"note: {doubt}")
             hashes = input_hashes(prepared)
