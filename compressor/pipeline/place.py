@@ -185,7 +185,10 @@ def _strangers(folder: Path, listed: frozenset[str]) -> Iterator[str]:
             if path not in known or os.path.islink(os.path.join(root, name)):
                 folders.remove(name)
                 yield f"{path}/"
-        yield from (path for name in files if (path := (here / name).as_posix()) not in listed)
+        for name in files:
+            path, full = (here / name).as_posix(), os.path.join(root, name)
+            if path not in listed or not (os.path.isfile(full) or os.path.islink(full)):
+                yield path
 
 
 def _swap(first: Path, second: Path) -> bool:

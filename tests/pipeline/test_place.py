@@ -39,7 +39,7 @@ def tree(folder: Path) -> dict[str, str]:
             found[path.relative_to(folder).as_posix()] = f"-> {os.readlink(path)}"
         elif path.is_file():
             found[path.relative_to(folder).as_posix()] = path.read_text()
-        elif not any(path.iterdir()):
+        elif not path.is_dir() or not any(path.iterdir()):
             found[path.relative_to(folder).as_posix()] = "empty"
     return found
 
@@ -102,6 +102,11 @@ def _linked_folder(out: Path) -> None:
     (out / "verification").symlink_to("../elsewhere")
 
 
+def _pipe(out: Path) -> None:
+    (artifact(out, "old") / "report.json").unlink()
+    os.mkfifo(out / "report.json")
+
+
 def _rejected_of_somebody(out: Path) -> None:
     artifact(out, "old")
     rejected_folder(out).mkdir()
@@ -134,6 +139,7 @@ def _dangling(out: Path) -> None:
         _own_file_deep,
         _empty_folder,
         _linked_folder,
+        _pipe,
         _rejected_of_somebody,
         _old_of_somebody,
         _work_elsewhere,
