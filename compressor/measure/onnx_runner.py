@@ -55,6 +55,7 @@ class OnnxRunner:
             path = self.folder / ONNX_MODEL  # a `.ort` was optimised when it was made, and takes no such setting
         if path is None:
             raise ModelError(f"{self.folder}: no model.onnx there", hint="Export the model to ONNX first.")
+        ort.disable_telemetry_events()  # for a process that had loaded ONNX Runtime before this package
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -15,9 +15,10 @@ from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import fingerprint_environment
 from compressor.passes.base import Explains, Pass
+from compressor.pipeline.as_run import public
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared
-from compressor.report import build_report
+from compressor.report import build_report, without_paths
 from compressor.verification import Verdict
 from compressor.walk import Change
 
@@ -104,11 +105,11 @@ def run_report(
     sides = []
     for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
         sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
-    return build_report(
-        model={"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task},
+    report = build_report(
+        model={"id": public(prepared.model_id), "parameters": costs[0].parameters, "task": prepared.source.task},
         dense=sides[0],
         compressed=sides[1],
-        checks=verdict.to_json()["checks"],
+        checks=[{**check, "reason": without_paths(check["reason"])} for check in verdict.to_json()["checks"]],
         passes=entries,
         speedup=verdict.ratios.get("speedup"),
         speedup_interval=verdict.ratios.get("speedup_interval"),
@@ -116,6 +117,7 @@ def run_report(
         peak_memory_bytes=peak_memory(),
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
     )
+    return {**report, "notes": list(prepared.doubts)}
 
 
 def _timing_conditions(verdict: Verdict) -> dict[str, Any]:

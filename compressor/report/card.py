@@ -1,7 +1,7 @@
 """`README.md` of the artifact: a model card for the people who will load it.
 
-It holds no path of the machine that made it: of a local model only the last part of its path is named. The recipe is
-quoted as it was written.
+It holds no path of the machine that made it: of a local model only the last part of its path is named. So it is with
+the recipe, which is quoted as it was run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def card(report: Mapping[str, Any], recipe_text: str, facts: ArtifactFacts) -> s
 
     Args:
         report: a version 1 report.
-        recipe_text: the recipe, word for word.
+        recipe_text: the recipe as it was run.
         facts: what the artifact folder holds.
 
     Raises:
@@ -56,7 +56,7 @@ def card(report: Mapping[str, Any], recipe_text: str, facts: ArtifactFacts) -> s
         verdict=show.verdict_text(checked),
         figures=_figures(checked),
         usage=Markdown(usage(checked.model.task, facts)),
-        recipe=recipe_text,
+        recipe=show.without_paths(recipe_text),
         environment=show.environment(checked),
     )
     return str(ModelCard.from_template(_metadata(checked, facts), template_str=_WHOLE, body=body))

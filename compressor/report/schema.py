@@ -158,6 +158,7 @@ class Report(_Part):
     """The whole of `report.json`.
 
     Attributes:
+        notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
     """
 
@@ -172,6 +173,7 @@ class Report(_Part):
     seconds: dict[str, float | None] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
     artifact: Path | None = None
 
     @model_validator(mode="after")

@@ -73,6 +73,20 @@ __all__ = [
     "write_reference",
 ]
 
+ALWAYS = (
+    "files.seal",
+    "files.present",
+    "files.unchanged",
+    "files.no_strangers",
+    "files.links",
+    "shapes.weights",
+    "precision.stated",
+    "graph.session",
+    "graph.task",
+    "determinism.bits",
+)
+"""Checks that an artifact of any kind is put through before it passes, beside some of parity."""
+
 
 VERIFY_STEPS = 4
 """How often `verify` tells that it has got further."""
@@ -195,13 +209,32 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
             raise VerificationError(f"verification did not end within {timeout:.0f} s") from error
         if not answer.is_file():
             _raise_crash(done)
-        data = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in data:
+        try:
+            data = json.loads(answer.read_text(encoding="utf-8"))
+            verdict = Verdict.from_json(data) if "error" not in data else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise VerificationError(f"the verifying process left no verdict that can be read: {error}") from error
+    if verdict is None:
         errors: tuple[type[CompressorError], ...] = (UsageError, ModelError, VerificationError, ResourceError)
         kinds = {kind.exit_code: kind for kind in errors}
         kind = kinds.get(data["error"]["exit_code"], CompressorError)
         raise kind(data["error"]["message"], hint=data["error"]["hint"])
-    return Verdict.from_json(data)
+    return _complete(verdict)
+
+
+def _complete(verdict: Verdict) -> Verdict:
+    """Return the verdict if it is a whole one: none passes without the checks that every artifact is put through.
+
+    Raises:
+        VerificationError: it passed without them, so something else than this package has written it.
+    """
+    names = {check.name for check in verdict.checks}
+    missing = sorted(set(ALWAYS) - names)
+    if not any(name.startswith("parity.") for name in names):
+        missing.append("parity")
+    if verdict.passed and missing:
+        raise VerificationError(f"the verdict is not to be trusted: it passed without the checks {', '.join(missing)}")
+    return verdict
 
 
 def _raise_crash(done: Ended) -> None:
