@@ -28,6 +28,7 @@ from compressor.passes import methods
 from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
 from compressor.verification.codes import check_codes, check_inputs
+from compressor.verification.companions import check_companions
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
 from compressor.verification.manifest import (
@@ -50,7 +51,13 @@ from compressor.verification.quality import (
     check_weight_only,
     derived,
 )
-from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
+from compressor.verification.reference import (
+    TOLERANCES,
+    check_determinism,
+    check_reference,
+    recorded_companions,
+    write_reference,
+)
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
 from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
@@ -197,6 +204,7 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     # A file that leads outside its folder is never handed to a runtime.
     runner = None if escaping else _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
+    checks += _guard("companions", lambda: _check_companions(folder))
     return checks, runner, manifest
 
 
@@ -250,6 +258,15 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
     runner, check = open_checked(folder, job.threads)
     checks.append(check)
     return runner
+
+
+def _check_companions(folder: Path) -> list[Check]:
+    """Hold the other files to what the reference says of them; `parity.reference` says why where it cannot be read."""
+    try:
+        record = recorded_companions(folder / REFERENCE)
+    except ModelError:
+        return []
+    return check_companions(folder, record, exported=runtime_model(folder) is None) if record is not None else []
 
 
 def _check_precision(manifest: dict[str, Any], weights: StoredWeights) -> list[Check]:

@@ -23,6 +23,7 @@ from compressor.measure.runner import Array, Runner
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
 from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
+from compressor.verification.companions import companion_record
 from compressor.verification.outputs import check_order, has_label_sets, same_labels
 from compressor.verification.verdict import Check, bounded, failed, yes
 
@@ -74,16 +75,17 @@ class _Rows:
     margin: Array
 
 
-def write_reference(runner: Runner, path: Path, *, seed: int = 0) -> None:
+def write_reference(runner: Runner, path: Path, *, seed: int = 0, companions: bool = True) -> None:
     """Run the compressed PyTorch model on the probes and write the file `path`.
 
     Args:
         runner: usually `TorchRunner(folder)` on the compressed weights, or with `model=` on the module in memory.
         path: the file to write; its folder is made.
         seed: of the probes.
+        companions: whether to record what the other files in the runner's folder say and do.
 
     Raises:
-        ModelError: an output of the model is not finite.
+        ModelError: an output of the model is not finite, or its tokenizer or image processor cannot be used.
     """
     from safetensors.numpy import save
 
@@ -106,7 +108,9 @@ def write_reference(runner: Runner, path: Path, *, seed: int = 0) -> None:
         prompt = tokens.take(3, 8)
         made, margins = _greedy(runner, prompt, max(1, min(NEW_TOKENS, positions(runner) - 8)))
         tensors |= {"greedy.prompt": prompt, "greedy.tokens": made, "greedy.margin": margins}
-    facts = {"version": VERSION, "task": runner.task, "cases": [asdict(case) for case in cases]}
+    facts: dict[str, Any] = {"version": VERSION, "task": runner.task, "cases": [asdict(case) for case in cases]}
+    if companions:
+        facts["companions"] = companion_record(runner.folder, runner.task)
     # One metadata key only: the order of several is not deterministic.
     arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
     path.parent.mkdir(exist_ok=True)
@@ -291,6 +295,16 @@ def _greedy(runner: Runner, prompt: NDArray[Any], tokens: int) -> tuple[NDArray[
     return np.concatenate(made, axis=1), np.concatenate(margins, axis=1)
 
 
+def recorded_companions(path: Path) -> dict[str, Any] | None:
+    """Return what the reference says of the files beside the model; None where an earlier version wrote it.
+
+    Raises:
+        ModelError: it is missing or cannot be read.
+    """
+    found = _read(path)[1].get("companions")
+    return found if isinstance(found, dict) else None
+
+
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     import safetensors
 
@@ -299,6 +313,9 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     try:
         with safetensors.safe_open(str(path), framework="numpy") as handle:
             facts = json.loads(handle.metadata()["reference"])
-            return {name: handle.get_tensor(name) for name in handle.keys()}, facts  # noqa: SIM118
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+    if not isinstance(facts, dict) or facts.get("version") not in (1, VERSION):
+        raise ModelError(f"{path.parent.name}/{path.name} is not a reference of version 1 to {VERSION}")
+    return tensors, facts
