@@ -27,6 +27,7 @@ from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
 from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
+from compressor.verification.baked import check_baked
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.companions import check_companions
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
@@ -42,6 +43,7 @@ from compressor.verification.manifest import (
     seal,
 )
 from compressor.verification.ort import check_ort
+from compressor.verification.precision import check_precision
 from compressor.verification.quality import (
     STEP,
     check_bound_names,
@@ -60,7 +62,7 @@ from compressor.verification.reference import (
 )
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
-from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
+from compressor.verification.weights import check_external, check_values, open_weights
 
 __all__ = [
     "TOLERANCES",
@@ -248,8 +250,9 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
         external = _guard("files.external", lambda: check_external(folder, weights, is_inside))
         safe = all(check.passed for check in external if check.name != "files.external.length")
         checks += external + _guard("graph", lambda: check_graph(weights))
+        checks += _guard("config", lambda: check_baked(folder, weights))
     checks += _guard("shapes", lambda: check_shapes(folder, manifest, weights))
-    checks += _guard("precision", lambda: _check_precision(manifest, weights))
+    checks += _guard("precision", lambda: check_precision(manifest, weights))
     if not safe:
         checks.append(yes("graph.session", False, "the artifact was not loaded: its data is missing or outside"))
         return None
@@ -267,14 +270,6 @@ def _check_companions(folder: Path) -> list[Check]:
     except ModelError:
         return []
     return check_companions(folder, record, exported=runtime_model(folder) is None) if record is not None else []
-
-
-def _check_precision(manifest: dict[str, Any], weights: StoredWeights) -> list[Check]:
-    stated = str(manifest.get("precision", "float32"))
-    wrong = stated.startswith("int") != weights.quantized
-    what = "the graph is" if weights.is_onnx else "the weights are"
-    reason = f"{MANIFEST} states {stated}, but {what} {'' if weights.quantized else 'not '}quantized"
-    return [yes("precision.stated", not wrong, reason)]
 
 
 def _guard(name: str, run: Callable[[], list[Check]]) -> list[Check]:
