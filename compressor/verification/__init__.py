@@ -28,6 +28,7 @@ from compressor.passes import methods
 from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
 from compressor.verification.baked import check_baked
+from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.companions import check_companions
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
@@ -251,6 +252,7 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
         safe = all(check.passed for check in external if check.name != "files.external.length")
         checks += external + _guard("graph", lambda: check_graph(weights))
         checks += _guard("config", lambda: check_baked(folder, weights))
+    checks += _guard("code", lambda: check_code(folder, checkpoint=not weights.is_onnx, manifest=manifest))
     checks += _guard("shapes", lambda: check_shapes(folder, manifest, weights))
     checks += _guard("precision", lambda: check_precision(manifest, weights))
     if not safe:
