@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,15 @@ from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
+from compressor.report.seal import check_metrics_again, check_reports
 from compressor.storage.artifact import runtime_model
+<<<<<<< HEAD
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.manifest import read_manifest
+=======
+from compressor.verification import Job, Verdict, run_fresh
+from compressor.verification.manifest import MANIFEST, read_manifest
+>>>>>>> a48f350 (The reports are sealed, compared with the artifact and rendered again; verify says what a folder is that is no artifact)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,7 @@ def verify(
         DataError: there is no such data.
         VerificationError: the bounds of the artifact's own recipe cannot be read, or the artifact crashed its runtime.
     """
-    if not artifact.is_dir():
-        raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
+    _check_artifact(artifact)
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
     with _comparable(against, artifact, progress) as dense:
         progress.stage("verify", total=VERIFY_STEPS)
@@ -97,8 +102,31 @@ def verify(
             timing=timing and dense is not None,
             flops=_flops(dense, artifact, request),
         )
+<<<<<<< HEAD
         verdict = run_fresh(job, advance=progress.advance)
     return _verification_report(artifact, manifest, verdict)
+=======
+        verdict = run_fresh(job)
+    more = check_reports(artifact, manifest)
+    if dense is not None and data is None:
+        more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
+    return _verification_report(artifact, manifest, replace(verdict, checks=(*verdict.checks, *more)))
+
+
+def _check_artifact(folder: Path) -> None:
+    """See that a folder is an artifact.
+
+    Raises:
+        ModelError: it is a file, is not there, or has no manifest.
+    """
+    hint = "Give the folder that `compressor run` wrote."
+    if not folder.is_dir():
+        what = "is a file, not an artifact folder" if folder.exists() else "no such artifact folder"
+        raise ModelError(f"{folder}: {what}", hint=hint)
+    if not (folder / MANIFEST).is_file():
+        kind = "a model that was not compressed" if (folder / "config.json").is_file() else "no artifact"
+        raise ModelError(f"{folder}: is {kind}: it has no {MANIFEST}", hint=hint)
+>>>>>>> a48f350 (The reports are sealed, compared with the artifact and rendered again; verify says what a folder is that is no artifact)
 
 
 def bench(
