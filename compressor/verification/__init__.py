@@ -30,7 +30,7 @@ from compressor.storage.artifact import runtime_model
 from compressor.verification.baked import check_baked
 from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
-from compressor.verification.companions import check_companions
+from compressor.verification.companions import check_companions, check_same
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
 from compressor.verification.manifest import (
@@ -207,7 +207,7 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     # A file that leads outside its folder is never handed to a runtime.
     runner = None if escaping else _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
-    checks += _guard("companions", lambda: _check_companions(folder))
+    checks += _guard("companions", lambda: _check_companions(job))
     return checks, runner, manifest
 
 
@@ -265,13 +265,17 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
     return runner
 
 
-def _check_companions(folder: Path) -> list[Check]:
-    """Hold the other files to what the reference says of them; `parity.reference` says why where it cannot be read."""
+def _check_companions(job: Job) -> list[Check]:
+    """Hold the other files to the dense model's and to what the reference says of them, where it can be read."""
+    folder = job.artifact
+    checks = check_same(folder, job.dense) if job.dense is not None else []
     try:
         record = recorded_companions(folder / REFERENCE)
-    except ModelError:
-        return []
-    return check_companions(folder, record, exported=runtime_model(folder) is None) if record is not None else []
+    except ModelError:  # `parity.reference` says so
+        return checks
+    if record is not None:
+        checks += check_companions(folder, record, exported=runtime_model(folder) is None)
+    return checks
 
 
 def _guard(name: str, run: Callable[[], list[Check]]) -> list[Check]:

@@ -51,6 +51,12 @@ _PIXEL_ERROR = 0.02
 """Of a processed image: another release of Pillow may round a pixel to the next of 256 values (0.017 after scaling)."""
 _EXPORTED = ("dtype", "torch_dtype", "quantization_config", "auto_map")
 """Keys of config.json that an export to safetensors sets."""
+_CHANGED = {
+    *("compression", "compression_grids", "per_layer_config", "tie_word_embeddings", "transformers_version"),
+    *("hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "layer_types"),
+    *("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim", "_name_or_path"),
+}
+"""Keys of config.json that passes change, and those that say nothing of the model."""
 _DESCRIBING = ("paths", "head_dim")
 """Keys of its `compression` section that are there for the modelling file."""
 
@@ -252,3 +258,26 @@ def _check_images(folder: Path, record: Mapping[str, Any]) -> list[Check]:
     error = max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs)
     reason = f"pixels differ by up to {error:.3g} from those at export; allowed is {_PIXEL_ERROR}"
     return [*checks, yes("processor.pixels", error <= _PIXEL_ERROR, reason, value=error)]
+
+
+def check_same(folder: Path, dense: Path) -> list[Check]:
+    """Compare the other files with those of the dense model, config.json up to the keys that passes change.
+
+    Raises:
+        ModelError: the dense model's config.json cannot be read.
+    """
+    wrong = sorted(name for name in COMPANIONS if _digest(folder / name) != _digest(dense / name))
+    reason = f"not the dense model's: {', '.join(wrong)}"
+    checks = [yes("companions.same", not wrong, reason)]
+    try:
+        found = read_json(folder / "config.json")
+    except ModelError as error:
+        return [*checks, failed("config.same", error)]
+    sides = [comparable(config, exported=True) for config in (found, read_config(dense))]
+    keys = differing_keys(*({k: v for k, v in side.items() if k not in _CHANGED} for side in sides))
+    reason = f"config.json differs from the dense model's where no pass changes it: {', '.join(keys)}"
+    return [*checks, yes("config.same", not keys, reason)]
+
+
+def _digest(file: Path) -> str | None:
+    return sha256_of(file) if file.is_file() else None
