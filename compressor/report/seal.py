@@ -88,8 +88,9 @@ def check_reports(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
 
 def _check_seal(folder: Path, raw: Mapping[str, Any], missing: list[str]) -> Check:
     stated = raw.get(SEAL)
-    seal = stated if isinstance(stated, dict) else {}
-    files = seal.get("files") if isinstance(seal.get("files"), dict) else {}
+    seal: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    stated = seal.get("files")
+    files: dict[str, Any] = stated if isinstance(stated, dict) else {}
     edited = [name for name, digest in files.items() if name not in missing and sha256_of(folder / name) != digest]
     if seal.get("report") != _digest(raw):
         edited.insert(0, REPORT)

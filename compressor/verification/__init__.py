@@ -59,11 +59,13 @@ from compressor.verification.reference import (
     check_determinism,
     check_reference,
     recorded_companions,
+    recorded_tables,
     write_reference,
 )
+from compressor.verification.tables import check_tables
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
-from compressor.verification.weights import check_external, check_values, open_weights
+from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
 
 __all__ = [
     "TOLERANCES",
@@ -260,9 +262,18 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
         return None
     checks += _guard("weights", lambda: [*check_values(weights), *check_codes(weights, manifest)])
     checks += _guard("weights", lambda: [*check_levels(weights, manifest), *check_inputs(weights, manifest)])
+    checks += _guard("weights", lambda: _check_tables(weights))
     runner, check = open_checked(folder, job.threads)
     checks.append(check)
     return runner
+
+
+def _check_tables(weights: StoredWeights) -> list[Check]:
+    """Hold the rows of embeddings to the reference; `parity.reference` says why where it cannot be read."""
+    try:
+        return check_tables(weights, recorded_tables(weights.folder / REFERENCE))
+    except ModelError:
+        return []
 
 
 def _check_companions(job: Job) -> list[Check]:

@@ -29,7 +29,7 @@ def check_precision(manifest: Mapping[str, Any], weights: StoredWeights) -> list
     """
     stated, found = str(manifest.get("precision", "float32")), found_precision(weights)
     what = "the graph" if weights.is_onnx else "the checkpoint"
-    reason = f"compression.json states {stated}, but {what} is {found}"
+    reason = f"compression.json states {stated}, but {what} is {'quantized to ' * found.startswith('int')}{found}"
     return [yes("precision.stated", stated == found, reason)]
 
 

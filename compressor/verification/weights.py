@@ -58,9 +58,14 @@ class StoredWeights:
         """Yield name and float32 or float64 array of every floating-point tensor, one in memory at a time."""
         for name, (dtype, *_) in self.table().items():
             if dtype in FLOATS:
-                yield name, self._array(name)
+                yield name, self.array(name)
 
-    def _array(self, name: str) -> Any:
+    def array(self, name: str) -> Any:
+        """Return a floating-point tensor as float32.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
         if self._entries is not None:
             return self._entries.tensor(name).float().numpy()
         try:

@@ -28,7 +28,8 @@ from compressor.verification.baked import check_baked
 from compressor.verification.companions import check_companions, check_same
 from compressor.verification.manifest import check_files, read_manifest
 from compressor.verification.precision import check_precision
-from compressor.verification.reference import check_reference, recorded_companions
+from compressor.verification.reference import check_reference, recorded_companions, recorded_tables
+from compressor.verification.tables import check_tables, table_record, tables_in
 from compressor.verification.verdict import Check
 from compressor.verification.weights import open_weights
 from tests.verification.test_sabotage import rehash, reseal
@@ -195,6 +196,20 @@ def test_an_attribute_of_the_graph(victim: Path) -> None:
     windowed(model)
     onnx.save(model, str(victim / "model.onnx"))
     assert "local_window_size of layer 0 is 40" in look(victim)["config.attention"]
+
+
+@pytest.mark.parametrize("table", ["model.embed_tokens.weight", "embeddings.position_embeddings.weight"])
+def test_rows_that_no_probe_uses(table: str, artifact: Path, pico: Callable[..., Path], tmp_path: Path) -> None:
+    recorded = recorded_tables(artifact / REFERENCE) if table.startswith("model") else {}
+    folder = artifact
+    if not recorded:
+        folder = Path(shutil.copytree(pico("bert"), tmp_path / "model"))
+        recorded = tables_in(table_record(TorchRunner(folder)))
+    weights = open_weights(folder)
+    assert not failing(check_tables(weights, recorded))
+    other = {**recorded, table: np.where(np.arange(len(recorded[table])) == 77, 0.5, recorded[table])}
+    assert "in 1 rows, first in row 77" in failing(check_tables(weights, other))["weights.tables"]
+    assert "rows" in failing(check_tables(weights, {table: recorded[table][1:]}))["weights.tables"]
 
 
 def test_entries_and_merges_of_the_tokenizer(victim: Path) -> None:
