@@ -61,7 +61,7 @@ class TorchRunner:
     def tables(self) -> dict[str, Array]:
         """Return the weights of the embeddings [rows, width] by parameter name: of tokens, positions, token types."""
         modules = self._model.named_modules()
-        return {f"{name}.weight": _numpy(m.weight) for name, m in modules if isinstance(m, torch.nn.Embedding)}
+        return {f"{name}.weight": _numpy(m.weight.detach()) for name, m in modules if isinstance(m, torch.nn.Embedding)}
 
     def _call(self, inputs: Inputs, past: int, **options: Any) -> Any:
         torch.set_num_threads(self._threads)

@@ -25,13 +25,8 @@ from compressor.recipe import ExportSection, ModelSection, load_bounds, load_rec
 from compressor.report.schema import build_report
 from compressor.report.seal import check_metrics_again, check_reports
 from compressor.storage.artifact import runtime_model
-<<<<<<< HEAD
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
-from compressor.verification.manifest import read_manifest
-=======
-from compressor.verification import Job, Verdict, run_fresh
 from compressor.verification.manifest import MANIFEST, read_manifest
->>>>>>> a48f350 (The reports are sealed, compared with the artifact and rendered again; verify says what a folder is that is no artifact)
 
 
 @dataclass(frozen=True)
@@ -102,11 +97,7 @@ def verify(
             timing=timing and dense is not None,
             flops=_flops(dense, artifact, request),
         )
-<<<<<<< HEAD
         verdict = run_fresh(job, advance=progress.advance)
-    return _verification_report(artifact, manifest, verdict)
-=======
-        verdict = run_fresh(job)
     more = check_reports(artifact, manifest)
     if dense is not None and data is None:
         more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
@@ -126,7 +117,6 @@ def _check_artifact(folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         kind = "a model that was not compressed" if (folder / "config.json").is_file() else "no artifact"
         raise ModelError(f"{folder}: is {kind}: it has no {MANIFEST}", hint=hint)
->>>>>>> a48f350 (The reports are sealed, compared with the artifact and rendered again; verify says what a folder is that is no artifact)
 
 
 def bench(

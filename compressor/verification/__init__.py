@@ -30,7 +30,6 @@ from compressor.storage.artifact import runtime_model
 from compressor.verification.baked import check_baked
 from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
-from compressor.verification.companions import check_companions, check_same
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
 from compressor.verification.manifest import (
@@ -54,15 +53,8 @@ from compressor.verification.quality import (
     check_weight_only,
     derived,
 )
-from compressor.verification.reference import (
-    TOLERANCES,
-    check_determinism,
-    check_reference,
-    recorded_companions,
-    recorded_tables,
-    write_reference,
-)
-from compressor.verification.tables import check_tables
+from compressor.verification.recorded import check_beside, check_rows
+from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
 from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
@@ -209,7 +201,7 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     # A file that leads outside its folder is never handed to a runtime.
     runner = None if escaping else _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
-    checks += _guard("companions", lambda: _check_companions(job))
+    checks += _guard("companions", lambda: check_beside(folder, job.dense))
     return checks, runner, manifest
 
 
@@ -262,31 +254,10 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
         return None
     checks += _guard("weights", lambda: [*check_values(weights), *check_codes(weights, manifest)])
     checks += _guard("weights", lambda: [*check_levels(weights, manifest), *check_inputs(weights, manifest)])
-    checks += _guard("weights", lambda: _check_tables(weights))
+    checks += _guard("weights", lambda: check_rows(weights))
     runner, check = open_checked(folder, job.threads)
     checks.append(check)
     return runner
-
-
-def _check_tables(weights: StoredWeights) -> list[Check]:
-    """Hold the rows of embeddings to the reference; `parity.reference` says why where it cannot be read."""
-    try:
-        return check_tables(weights, recorded_tables(weights.folder / REFERENCE))
-    except ModelError:
-        return []
-
-
-def _check_companions(job: Job) -> list[Check]:
-    """Hold the other files to the dense model's and to what the reference says of them, where it can be read."""
-    folder = job.artifact
-    checks = check_same(folder, job.dense) if job.dense is not None else []
-    try:
-        record = recorded_companions(folder / REFERENCE)
-    except ModelError:  # `parity.reference` says so
-        return checks
-    if record is not None:
-        checks += check_companions(folder, record, exported=runtime_model(folder) is None)
-    return checks
 
 
 def _guard(name: str, run: Callable[[], list[Check]]) -> list[Check]:

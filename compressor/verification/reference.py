@@ -205,15 +205,12 @@ def _check_case(
     elif tolerance.cosine is not None:
         cosine = _cosine(found.values, wanted.values)
         checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0]))
-            checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
-        checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
         if case.columns == COLUMNS:  # the worst of many tokens, seen in few columns, says little of rounding
-        tie = 2 * (tolerance.absolute or 0.0) * scale
+            checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
+    tie = 2 * (tolerance.absolute or 0.0) * scale
+    if unit == "logit" and has_label_sets(runner):
         winners.append(same_labels(found.values, wanted.values, tie))
     elif unit == "logit" and not alone:
-    if unit == "logit" and has_label_sets(runner):
-    if unit == "logit":
-    tie = 2 * (tolerance.absolute or 0.0) * scale
         equal = (found.argmax == wanted.argmax) | (wanted.margin <= tie)
         winners.append(equal if np.isfinite(found.values).all() else np.full(equal.shape, np.nan))
     return checks
