@@ -58,10 +58,12 @@ def encoded(text: str) -> bytes:
 
 
 def sealed(folder: Path, report: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Return report.json with its seal, which ties it to the manifest and to the other reports."""
+    """Return report.json with its seal, which ties it to manifest and other reports; without manifest it has none."""
     manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return dict(report)
     seal = {
-        "manifest": sha256_of(manifest) if manifest.is_file() else None,
+        "manifest": sha256_of(manifest),
         "files": {name: hashlib.sha256(encoded(text)).hexdigest() for name, text in texts.items()},
         "report": _digest(report),
     }

@@ -57,7 +57,7 @@ from compressor.verification.recorded import check_beside, check_rows
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
-from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
+from compressor.verification.weights import check_external, check_values, open_weights
 
 __all__ = [
     "TOLERANCES",
