@@ -1,8 +1,8 @@
 """ONNX Runtime's own format (`.ort`): the graph after optimisation, which a minimal build of the runtime can load.
 
 The conversion is ONNX Runtime's, in a process of its own, in the style `Fixed`: graph optimisations are applied now,
-for the kind of processor that this runs on. What the model needs of the runtime is written beside it, for a build with
-nothing else (docs/edge.md).
+for the kind of processor that the artifact is for. What the model needs of the runtime is written beside it, for a
+build with nothing else (docs/edge.md).
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ def export_ort(source: ModelFolder, out: Path, options: OnnxOptions | None = Non
         ResourceError: the disk is full.
     """
     result = export_onnx(source, out, options)
-    files = convert(out / "model.onnx", out)
+    files = convert(out / "model.onnx", out, arm=options is not None and options.arm)
     return replace(result, files=sorted([*result.files, *files]))
 
 
-def convert(graph: Path, out: Path) -> list[Path]:
+def convert(graph: Path, out: Path, *, arm: bool = False) -> list[Path]:
     """Convert an ONNX graph, external data included; return `model.ort` and the list of operators, both in `out`.
+
+    Layouts that depend on the processor at hand (NCHWc) are left out, for x86 as well; `arm` fuses products of signed
+    bytes, for which x86 has no fast kernel.
 
     The same graph gives the same weights and operators; the order of some tables in the file may differ where the
     system does not let a process fix its addresses.
@@ -59,6 +62,7 @@ def convert(graph: Path, out: Path) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix=".ort-", dir=out) as folder:
         made = Path(folder)
         options = ["--output_dir", str(made), "--optimization_style", "Fixed", "--enable_type_reduction"]
+        options += ["--target_platform", "arm"] if arm else []
         # ONNX Runtime lays some tables of the file out in the order of their addresses: where those are fixed, the
         # same graph gives the same bytes.
         done = run_module(_CONVERTER, str(graph), *options, threads=1, fixed_addresses=True)

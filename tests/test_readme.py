@@ -102,6 +102,10 @@ def test_its_actions_file_is_the_one_in_docs(readme: str, repository: Path) -> N
     steps = yaml.safe_load(shown)["jobs"]["compress"]["steps"]
     runs = [step["run"] for step in steps if "run" in step]
     assert any(run.startswith("compressor run") and "||" not in run for run in runs)
+    assert any("pip install torch --index-url https://download.pytorch.org/whl/cpu" in run for run in runs)
+    assert any(step.get("uses", "").startswith("actions/cache@") and "huggingface" in step["with"]["path"]
+               for step in steps)  # fmt: skip
+    assert any("artifact/README.md" in run and "$GITHUB_STEP_SUMMARY" in run for run in runs)
 
 
 def test_its_exit_codes_are_those_of_the_errors(readme: str) -> None:

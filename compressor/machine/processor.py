@@ -36,6 +36,33 @@ def has_byte_products(features: Mapping[str, bool]) -> bool:
     return any(features.get(name) for name in _BYTE_PRODUCTS)
 
 
+TARGETS: Mapping[str, Mapping[str, bool]] = {
+    "x86-avx2": {"avx2": True},
+    "x86-vnni": {"avx2": True, "avx_vnni": True},
+    "arm64": {"neon": True},
+}
+"""Name of a kind of processor -> the features that decide how an artifact for it is made."""
+
+
+def target_of(features: Mapping[str, bool] | None) -> str:
+    """Return which of `TARGETS` a processor is.
+
+    One that the system does not describe, and one that is neither x86 nor ARM, counts as `x86-avx2`: what is made for
+    that is right on all others as well.
+
+    Args:
+        features: `cpu()["features"]`; None where the system tells nothing.
+    """
+    if "neon" in features if features is not None else _is_arm():
+        return "arm64"
+    return "x86-vnni" if features is not None and has_byte_products(features) else "x86-avx2"
+
+
+def target_for(stated: str) -> str:
+    """Return the kind of processor that a recipe's `export.target` names; `auto` names this machine's."""
+    return target_of(cpu()["features"]) if stated == "auto" else stated
+
+
 def weight_bits(features: Mapping[str, bool] | None) -> tuple[int, str]:
     """Return how many bits of an 8-bit weight may be used with 8-bit inputs, and why.
 
@@ -45,13 +72,12 @@ def weight_bits(features: Mapping[str, bool] | None) -> tuple[int, str]:
     Args:
         features: `cpu()["features"]`; None where the system tells nothing.
     """
-    if features is None:
-        return 8, "the processor's features are unknown"
-    if has_byte_products(features):
-        return 8, "the processor adds byte products in 32 bits"
-    if "neon" in features:
+    target = target_of(features)
+    if target == "arm64":
         return 8, "ARM kernels widen bytes before they add"
-    return 7, "the processor has no VNNI and adds pairs of byte products in 16 bits, where 8-bit weights overflow"
+    if target == "x86-vnni":
+        return 8, "the processor adds byte products in 32 bits"
+    return 7, "without VNNI, x86 adds pairs of byte products in 16 bits, where 8-bit weights overflow"
 
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
@@ -63,13 +89,17 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else _sysctl()
     flags = set(re.findall(r"[A-Za-z0-9_]+", " ".join(re.findall(r"(?im)^(?:flags|features)\s*:(.*)$", text))))
     names = re.findall(r"(?m)^(?:model name|Model|Processor)\s*:\s*(.+)$", text)
-    arm = platform.machine().lower() in ("arm64", "aarch64") or "asimd" in flags
+    arm = _is_arm() or "asimd" in flags
     features = {name: bool(_FLAGS[name] & flags) for name in (_ARM if arm else _X86)}
     return {
         "model": names[0].strip() if names else platform.processor() or platform.machine(),
         "cores": _cores(),
         "features": features if flags else None,
     }
+
+
+def _is_arm() -> bool:
+    return platform.machine().lower() in ("arm64", "aarch64")
 
 
 def _sysctl() -> str:

@@ -34,6 +34,7 @@ from compressor.storage.artifact import runtime_model
 MIN_ROUNDS = 3
 """Rounds of a sitting, however slow the models are."""
 _CALL_SECONDS = 0.03
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ class Phase:
         low, high = np.quantile(self.ratios(), [0.25, 0.75])
         return float(low), float(high)
 
+    def speedup_interval(self) -> tuple[float, float]:
+        """Return the ends of the median ratio's 95 % confidence interval: a bootstrap over the rounds."""
+        ratios = np.asarray(self.ratios())
+        drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
+        low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+        return float(low), float(high)
+
     def to_json(self) -> dict[str, Any]:
         """Return figures with units in their names, for reports."""
         out: dict[str, Any] = {"name": self.name, "batch": self.batch, "length": self.length, "clock": self.clock}
@@ -130,6 +138,7 @@ class Phase:
                 }
         if self.other is not None:
             out["speedup"] = self.speedup()
+            out["speedup_interval"] = list(self.speedup_interval())
             out["speedup_quartiles"] = list(self.speedup_range())
             out["speedup_wall"] = float(np.median(self.ratios("wall")))
         return out

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from compressor._lazy import lazy
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
+from compressor.machine.processor import target_for
 from compressor.measure.runner import Array, Past, complete, first_line, greedy
 from compressor.storage.artifact import runtime_model
+from compressor.storage.processor import target_of_folder
 
 ort = lazy("onnxruntime")
 
@@ -44,6 +46,8 @@ class OnnxRunner:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4
+        for key in _imitation(target_of_folder(self.folder)):
+            options.add_session_config_entry(key, "1")
         if graph is not None:
             options.add_session_config_entry(_DATA_FOLDER, str(self.folder))
         try:
@@ -102,3 +106,15 @@ class OnnxRunner:
 
 def _batch_of(inputs: Inputs) -> int:
     return int(next(iter(inputs.values())).shape[0])
+
+
+def _imitation(target: str | None) -> list[str]:
+    """Return the session options under which this machine computes what the processor of an artifact would.
+
+    x86 without VNNI would cut off what does not fit into 16 bits, and takes signed inputs for floats.
+    """
+    here = target_for("auto")
+    if target is None or target == here:
+        return []
+    exact = ["session.x64quantprecision"] if here == "x86-avx2" else []
+    return [*exact, "session.qdqisint8allowed"] if target == "arm64" else exact

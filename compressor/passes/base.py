@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.machine.processor import cpu
+from compressor.machine.processor import cpu, target_of
 
 if TYPE_CHECKING:
     from compressor.model.blueprint import Blueprint
@@ -64,6 +64,11 @@ class Target:
     format: str = "onnx"
     graph: str = "auto"
     cpu: Mapping[str, bool] | None = field(default_factory=lambda: cpu()["features"])
+
+    @property
+    def processor(self) -> str:
+        """The kind of processor that will run it: a name of `compressor.machine.processor.TARGETS`."""
+        return target_of(self.cpu)
 
 
 @dataclass(frozen=True)

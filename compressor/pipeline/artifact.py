@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.exporters.result import ExportResult
+from compressor.machine.processor import target_for
 from compressor.model.folder import ModelFolder
 from compressor.recipe import ExportSection
 from compressor.verification.codes import INPUTS, digest
@@ -30,7 +31,8 @@ def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype
     from compressor.exporters.ort import export_ort
 
     opset = None if section.opset == "auto" else int(section.opset)
-    options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype)  # type: ignore[arg-type]
+    arm = target_for(section.target) == "arm64"
+    options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype, arm=arm)  # type: ignore[arg-type]
     return (export_ort if section.format == "ort" else export_onnx)(model, folder, options)
 
 

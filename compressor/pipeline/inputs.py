@@ -64,6 +64,7 @@ def dense_basis(prepared: Prepared, hashes: Mapping[str, str]) -> str:
         {
             "model": _of_model(prepared, hashes),
             "export": prepared.recipe.export.model_dump(mode="json"),
+            "processor": prepared.target.processor,
             "environment": fingerprint_environment(),
         },
         sort_keys=True,
@@ -89,6 +90,7 @@ def pass_fingerprint(prepared: Prepared, hashes: Mapping[str, str], index: int, 
         "calibration": calibration,
         "passes": [[entry.name, entry.options.model_dump(mode="json")] for entry in recipe.passes[: index + 1]],
         "format": recipe.export.format,
+        "processor": prepared.target.processor,
         "device": device,
         "environment": fingerprint_environment(),
     }

@@ -9,7 +9,7 @@ from compressor.data.reading import DataRequest, find_data
 from compressor.data.tables import read_sentences
 from compressor.errors import DataError, Problem
 from compressor.model.folder import ModelFolder
-from compressor.recipe import BOUNDS, Bounded, Recipe
+from compressor.recipe import BOUNDS, GATES, Bounded, Gate, Recipe
 
 _KINDS = {
     "text": "text",
@@ -49,10 +49,11 @@ def unmeasurable(recipe: Recipe, source: ModelFolder, request: DataRequest | Non
             if metric not in metrics:
                 message = f"{metric} is not measured for {what}; allowed: {', '.join(metrics)}"
                 yield recipe.problem(("evaluation", "metrics", index), message)
-    allowed = [name for name, value in BOUNDS.items() if _given(value, source.task, metrics)]
+    values: dict[str, Bounded | Gate] = {**BOUNDS, **GATES}
+    allowed = [name for name, value in values.items() if _given(value, source.task, metrics)]
     for name in recipe.verify:
         # Without evaluation data the recipe itself is wrong, which is said of it elsewhere.
-        if name not in allowed and (recipe.evaluation is not None or not BOUNDS[name].metric):
+        if name not in allowed and (recipe.evaluation is not None or not values[name].metric):
             yield recipe.problem(("verify", name), f"is not measured for {what}; allowed: {', '.join(allowed)}")
 
 
@@ -78,8 +79,8 @@ def _richest(source: ModelFolder) -> str:
     return source.head.kind if source.head is not None else next(iter(TASKS[source.task].metrics))
 
 
-def _given(value: Bounded, task: str, metrics: tuple[str, ...]) -> bool:
+def _given(value: Bounded | Gate, task: str, metrics: tuple[str, ...]) -> bool:
     """Tell whether a value that a bound names is measured."""
-    if value.metric:
-        return value.metric in metrics
+    if value.metric or isinstance(value, Gate):
+        return value.metric is None or value.metric in metrics
     return value.phase is None or value.phase in TASKS[task].phases

@@ -10,6 +10,7 @@ import torch
 
 from compressor.architectures import StackShapes
 from compressor.data.reading import IMAGE_BATCH, SENTENCE_BATCH, text_batch
+from compressor.machine.threads import fixed_threads
 from compressor.measure.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
 from compressor.pipeline.prepare import Prepared
 
@@ -101,15 +102,17 @@ def _tokens(prepared: Prepared) -> tuple[int, int]:
 
 
 @cache
-def _flops_per_second() -> float:
+def _flops_per_second(threads: int) -> float:
     """Measure one matrix product on this machine, with the threads that a run uses."""
     a = torch.ones(768, 768)
-    torch.mm(a, a)
-    start = time.perf_counter()
     rounds = 8
-    for _ in range(rounds):
+    with fixed_threads(threads):
         torch.mm(a, a)
-    return rounds * 2 * 768**3 / (time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in range(rounds):
+            torch.mm(a, a)
+        end = time.perf_counter()
+    return rounds * 2 * 768**3 / (end - start)
 
 
 def estimate_seconds(prepared: Prepared, flops: int) -> float:
@@ -118,4 +121,4 @@ def estimate_seconds(prepared: Prepared, flops: int) -> float:
     if request is None or request.samples is None:
         return 0.0
     passes = sum(method.needs.walks + (2 if method.needs.dense else 1) for method in prepared.passes)
-    return passes * request.samples * flops / (0.5 * _flops_per_second())
+    return passes * request.samples * flops / (0.5 * _flops_per_second(prepared.recipe.threads))

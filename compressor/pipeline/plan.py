@@ -45,7 +45,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
         "calibration": None if prepared.calibration is None else {
             "data": prepared.calibration.data, "samples": prepared.calibration.samples,
             "length": prepared.calibration.length, "seed": prepared.calibration.seed},
-        "export": {"format": recipe.export.format, "dtype": dtype},
+        "export": {"format": recipe.export.format, "dtype": dtype, "target": prepared.target.processor},
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from compressor.data.kinds import EvalData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, Problem, RecipeError, UsageError
+from compressor.machine.processor import TARGETS, target_for
 from compressor.model.blueprint import Blueprint
 from compressor.model.cost import default_length
 from compressor.model.folder import ModelFolder, open_model
@@ -104,7 +105,7 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     known = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
     problems = disagreements(recipe, passes)
-    target = Target(recipe.export.format, recipe.export.graph)
+    target = Target(recipe.export.format, recipe.export.graph, TARGETS[target_for(recipe.export.target)])
     models, found = _planned(recipe, source, passes, target)
     problems += found
     section = recipe.calibration

@@ -137,5 +137,6 @@ def _environment(prepared: Prepared) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": compute_device(),
+        "target": prepared.target.processor,
         "seed": prepared.calibration.seed if prepared.calibration is not None else None,
     }

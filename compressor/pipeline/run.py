@@ -12,6 +12,7 @@ from typing import Any
 from compressor.data.kinds import Batches, EvalData, TextData
 from compressor.data.reading import model_batches
 from compressor.machine.progress import Progress
+from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
 from compressor.model.cost import Cost, recorded_layers
 from compressor.model.folder import ModelFolder
@@ -25,6 +26,7 @@ from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_pl
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.grids import precision_of
+from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
@@ -54,13 +56,14 @@ def run(
     clock = Clock()
     out = Path(os.path.abspath(out))
     check_target(out)
-    with clock.stage("load"):
-        progress.stage("load")
-        prepared = prepare(recipe, model)
-        hashes = input_hashes(prepared)
-    progress.expect(_stages(prepared))
-    with locked(work_folder(out), resume=resume) as work:
-        return _run(prepared, hashes, out, work, progress, clock)
+    with fixed_threads(recipe.threads):
+        with clock.stage("load"):
+            progress.stage("load")
+            prepared = prepare(recipe, model)
+            hashes = input_hashes(prepared)
+        progress.expect(_stages(prepared))
+        with locked(work_folder(out), resume=resume) as work:
+            return _run(prepared, hashes, out, work, progress, clock)
 
 
 def _stages(prepared: Prepared) -> int:
@@ -191,6 +194,7 @@ def _export(
             "precision": precision_of(compressed.grids, dtype),
             **grid_records(compressed, result, graph=prepared.recipe.export.format != "safetensors"),
             STEP: quantization_step(entries),
+            TARGET: prepared.target.processor,
             "task": compressed.task,
             "parameters": compressed.parameters,
             "layers": recorded_layers(compressed),

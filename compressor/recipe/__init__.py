@@ -25,12 +25,14 @@ from compressor.recipe._sections import (
     Head,
     ModelSection,
     VerifySection,
+    bounds_of,
 )
 from compressor.recipe._yaml import MAX_BYTES, Document, KeyPath, Refused, key_name, read, shown
-from compressor.recipe.metrics import BOUNDS, METRICS, Bounded
+from compressor.recipe.metrics import BOUNDS, GATES, METRICS, Bounded, Gate
 
 __all__ = [
     "BOUNDS",
+    "GATES",
     "METRICS",
     "Bound",
     "Bounded",
@@ -38,6 +40,7 @@ __all__ = [
     "Document",
     "EvaluationSection",
     "ExportSection",
+    "Gate",
     "ModelSection",
     "PassEntry",
     "PassFacts",
@@ -77,7 +80,7 @@ class Recipe:
         evaluation: inputs for the comparison with the dense model; None when the recipe has none.
         passes: in order; empty for a plain export.
         export: form of the artifact.
-        verify: bounds by name.
+        verify: bounds by name; without limits for a gate that is switched off.
         text: the file, verbatim, without overrides.
         source: what messages call the recipe.
         folder: where relative data paths are looked for first; None for a text that came from no file.
@@ -106,8 +109,13 @@ class Recipe:
 
     @property
     def bounds(self) -> dict[str, dict[str, float]]:
-        """The bounds as plain `name -> {min, max}`."""
+        """The bounds as plain `name -> {min, max}`; empty for a gate that is switched off."""
         return {name: bound.to_json() for name, bound in self.verify.items()}
+
+    @property
+    def threads(self) -> int:
+        """Threads that the passes compute with."""
+        return self.calibration.threads if self.calibration is not None else 1
 
     def resolved(self) -> dict[str, Any]:
         """Return every value that is in effect, defaults and overrides included, as JSON values."""
@@ -119,7 +127,7 @@ class Recipe:
             "evaluation": self.evaluation.model_dump(mode="json") if self.evaluation else None,
             "passes": [{entry.name: entry.options.model_dump(mode="json")} for entry in self.passes],
             "export": self.export.model_dump(mode="json"),
-            "verify": self.bounds,
+            "verify": {name: limits or False for name, limits in self.bounds.items()},
         }
 
 
@@ -160,7 +168,7 @@ def parse_recipe(
         evaluation=head.evaluation,
         passes=tuple(entries),
         export=head.export,
-        verify=_bounds_of(head.verify),
+        verify=bounds_of(head.verify),
         text=text,
         source=source,
         folder=folder,
@@ -194,7 +202,7 @@ def parse_bounds(text: str, *, source: str) -> dict[str, Bound]:
     section, problems = validate(VerifySection, value, where, document)
     if found := _once([*document.problems, *problems]):
         raise RecipeError(found, source=source)
-    return _bounds_of(section)
+    return bounds_of(section)
 
 
 def load_bounds(path: Path) -> dict[str, Bound]:
@@ -273,10 +281,6 @@ def _with_passes_allowed(problems: Sequence[Problem]) -> list[Problem]:
         else p
         for p in problems
     ]
-
-
-def _bounds_of(section: Any) -> dict[str, Bound]:
-    return {name: bound for name in BOUNDS if (bound := getattr(section, name)) is not None}
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from compressor.errors import Problem
-from compressor.recipe.metrics import BOUNDS
+from compressor.recipe.metrics import BOUNDS, GATES
 
 if TYPE_CHECKING:
     from compressor.recipe import ExportSection, Recipe
@@ -100,6 +100,6 @@ def _unmeasured(recipe: Recipe) -> Iterator[Problem]:
     """Yield the bounds on quality of a recipe without evaluation data."""
     if recipe.evaluation is None:
         for name in recipe.verify:
-            if BOUNDS[name].metric:
+            if (BOUNDS[name] if name in BOUNDS else GATES[name]).metric:
                 message = "is measured on evaluation data, and the recipe names none; add `evaluation: {data: ...}`"
                 yield recipe.problem(("verify", name), message)

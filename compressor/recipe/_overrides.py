@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.errors import Problem
 from compressor.recipe._yaml import Document, KeyPath, Refused, key_name, read, shown
+from compressor.recipe.metrics import GATES
 
 
 class Overrides:
@@ -55,12 +56,21 @@ def _parse(text: str) -> tuple[list[str], Any]:
         raise Refused(Problem("", "expected key=value, such as calibration.samples=32"))
     # Messages write a list position as [0]; it may be given like that, too.
     parts = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")
+    parts = _with_gate(parts)
     if not all(parts):
         raise Refused(Problem("", "a part of the key is empty; write it such as passes.0.cfsp.sparsity=0.4"))
     document = read(value)
     if document.problems:
         raise Refused(document.problems[0])
     return parts, document.value
+
+
+def _with_gate(parts: list[str]) -> list[str]:
+    """Join the parts of a gate's name under `verify`, which has dots in it."""
+    for end in range(len(parts), 1, -1):
+        if parts[0] == "verify" and (name := ".".join(parts[1:end])) in GATES:
+            return ["verify", name, *parts[end:]]
+    return parts
 
 
 def _put(holder: Any, parts: Sequence[str], new: Any) -> KeyPath:

@@ -63,15 +63,18 @@ def _problems(
     error: ValidationError, model: type[BaseModel], value: Any, where: KeyPath, document: Document
 ) -> Iterator[Problem]:
     messages: dict[KeyPath, list[str]] = {}
+    wrong: dict[KeyPath, str] = {}  # of the right type, so what other members of a union allow says nothing
     for item in error.errors(include_url=False):
         missing = item["type"] == "missing"
         path, given = _locate(item["loc"], value, missing=missing or item["type"] == "extra_forbidden")
         message = _message(item, model, path, given)
         if message not in messages.setdefault(path, []):
             messages[path].append(message)
+        if item["type"] == "value_error":
+            wrong.setdefault(path, message)
     for path, found in messages.items():
         full = (*where, *path)
-        yield Problem(key_name(full), _joined(found), line_of(full, document))
+        yield Problem(key_name(full), wrong.get(path) or _joined(found), line_of(full, document))
 
 
 def _joined(messages: Sequence[str]) -> str:
@@ -126,7 +129,7 @@ def _message(item: Any, model: type[BaseModel], path: KeyPath, given: Any) -> st
         field = holder.model_fields.get(str(path[-1])) if holder and path else None
         return "required, but missing" + (f": {field.description}" if field and field.description else "")
     if kind in ("literal_error", "enum"):
-        expected = str(context.get("expected", ""))
+        expected = str(context.get("expected", "")).replace("False", "false")
         words = re.findall(r"'([^']*)'", expected)
         meant = did_you_mean(given, words) if isinstance(given, str) else ""
         return f"allowed: {expected.replace(chr(39), '')}, got {shown(given)}{meant}"

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from compressor.recipe.metrics import BOUNDS, METRICS
+from compressor.recipe.metrics import BOUNDS, GATES, METRICS, Gate
 
 _UNITS = {"b": 1} | {
     f"{prefix}{suffix}": base**power
@@ -158,6 +158,13 @@ class CalibrationSection(Section):
         default=1_000_000_000,
         description="Bytes of activations kept in memory, as a number or such as 512MB; the rest spills to disk.",
     )
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Threads that the passes compute with. The bytes of the result depend on this number, and never on"
+        " the cores of the machine or on OMP_NUM_THREADS.",
+    )
 
 
 class EvaluationSection(Section):
@@ -192,6 +199,11 @@ class ExportSection(Section):
     )
     dtype: Literal["auto", "float32", "float16"] = Field(
         default="auto", description="Type of the weights in the artifact."
+    )
+    target: Literal["auto", "x86-avx2", "x86-vnni", "arm64"] = Field(
+        default="auto",
+        description="The processor that will run the artifact; auto takes the kind of this machine's. It decides how"
+        " 8-bit products are computed, and speed is judged only on a machine of that kind.",
     )
 
     @model_validator(mode="after")
@@ -236,6 +248,20 @@ def _within(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
+NO_BOUND = Bound.model_construct()
+"""Stands for a gate that the recipe switches off."""
+
+
+def _gate_field(gate: Gate) -> Any:
+    """Return type and description of the key of a gate: false, or another bound where it has one."""
+    if gate.limits is None:
+        return bool, Field(default=True, description=f"{gate.text} false: not judged.")
+    limits = " and ".join(f"{side} {limit:g}" for side, limit in gate.limits.items())
+    text = gate.text + (f" Default: {limits}." if limits else "") + " false: not judged."
+    kind = Annotated[Bound, _within(gate.low, gate.high)] | Literal[False] | None
+    return kind, Field(default=None, description=text)
+
+
 VerifySection: type[Section] = create_model(
     "VerifySection",
     __base__=Section,
@@ -243,8 +269,15 @@ VerifySection: type[Section] = create_model(
     **{
         name: (Annotated[Bound, _within(value.low, value.high)] | None, Field(default=None, description=value.text))
         for name, value in BOUNDS.items()
-    },  # type: ignore[call-overload]
+    },
+    **{name: _gate_field(gate) for name, gate in GATES.items()},  # type: ignore[call-overload]
 )
+
+
+def bounds_of(section: BaseModel | None) -> dict[str, Bound]:
+    """Return the bounds that a `verify` section states; `NO_BOUND` for a gate that it switches off."""
+    stated = {name: getattr(section, name) for name in VerifySection.model_fields}
+    return {name: bound or NO_BOUND for name, bound in stated.items() if bound is not None and bound is not True}
 
 
 class Head(Section):

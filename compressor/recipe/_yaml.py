@@ -111,7 +111,8 @@ def key_name(path: Sequence[str | int]) -> str:
         if isinstance(part, int):
             name += f"[{part}]"
         else:
-            word = part if re.fullmatch(r"[\w-]{1,60}", part) else shown(part)
+            plain = r"[\w.-]{1,60}" if name == "verify" else r"[\w-]{1,60}"  # names of checks have dots in them
+            word = part if re.fullmatch(plain, part) else shown(part)
             name += f".{word}" if name else word
     return name
 

@@ -157,9 +157,14 @@ def reason_text(check: Check) -> str:
 
 def passed_checks(report: Report) -> tuple[list[Check], list[Check]]:
     """Return the checks that passed: those with a figure to show, and those that only say yes."""
-    passed = [check for check in report.checks if check.passed]
+    passed = [check for check in report.checks if check.passed and not check.reason]
     measured = [c for c in passed if c.bound is not None or not (c.value is None or c.value is True)]
     return measured, [check for check in passed if check not in measured]
+
+
+def unjudged_checks(report: Report) -> list[Check]:
+    """Return the checks that nothing was held against, each with the reason why."""
+    return [check for check in report.checks if check.passed and check.reason]
 
 
 def verdict_text(report: Report) -> str:

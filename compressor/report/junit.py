@@ -29,7 +29,9 @@ def junit_report(report: Mapping[str, Any]) -> str:
     if (seconds := facts.seconds.get("verify")) is not None:
         totals["time"] = f"{seconds:.3f}"
     root = ElementTree.Element("testsuites", {"name": _SUITE, **totals})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": _SUITE, **totals, "skipped": "0"})
+    suite = ElementTree.SubElement(
+        root, "testsuite", {"name": _SUITE, **totals, "skipped": str(len(show.unjudged_checks(facts)))}
+    )
     _properties(suite, facts)
     for check in checks:
         _case(suite, check)
@@ -61,6 +63,8 @@ def _case(suite: ElementTree.Element, check: Check) -> None:
         ElementTree.SubElement(
             case, "failure", {"type": group, "message": reason}
         ).text = f"{reason}\n{_clean(figures)}"
+    elif check.reason:
+        ElementTree.SubElement(case, "skipped", {"message": _clean(check.reason)})
     elif check.bound is not None:
         ElementTree.SubElement(case, "system-out").text = _clean(figures)
 

@@ -56,7 +56,7 @@ class Check(_Part):
         bound: what was required; None when the check is a plain yes or no.
         passed: whether the artifact satisfies it.
         unit: unit of value and bound, such as `logit`, `ms`, `bytes`; empty for a plain number.
-        reason: for a failed check, what is wrong, in one sentence.
+        reason: for a failed check, what is wrong, in one sentence; for a passed one, why it was not judged.
         damaged: whether it failed because a file is missing or cannot be read.
     """
 

@@ -130,6 +130,12 @@ def _print_checks(report: Report, console: Console) -> None:
             table.add_row(*row)
         console.print(table)
         console.print()
+    if unjudged := show.unjudged_checks(report):
+        table = grid("", "check", header=False)
+        for check in unjudged:
+            table.add_row(Text("skip", style="yellow"), _failure(check))
+        console.print(table)
+        console.print()
     if plain:
         names = ", ".join(show.one_line(check.name) for check in plain)
         table = grid("", "checks", header=False)
@@ -139,7 +145,7 @@ def _print_checks(report: Report, console: Console) -> None:
 
 
 def _failure(check: Check) -> Text:
-    """Return a failed check, its figures and its reason, each on a line of its own: readable at any width."""
+    """Return a check, its figures and its reason, each on a line of its own: readable at any width."""
     lines = Text(show.one_line(check.name), style="bold", overflow="fold")
     figures, reason = show.shortfall(check), show.one_line(check.reason)
     for line in (figures, reason or ("" if figures else show.reason_text(check))):

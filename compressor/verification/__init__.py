@@ -49,12 +49,14 @@ from compressor.verification.quality import (
     check_bound_names,
     check_bounds,
     check_gain,
+    check_gates_met,
     check_sanity,
     check_weight_only,
     derived,
 )
 from compressor.verification.recorded import check_beside, check_rows
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
+from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
 from compressor.verification.weights import check_external, check_values, open_weights
@@ -121,12 +123,8 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     checks += found
     report = _figures(job, quality, timing)
     values = {**_quality_values(quality), **_cost_values(report, timing)}
-    checks += check_bounds(values, job.bounds)
-    if precision in WEIGHT_ONLY and quality is not None:
-        checks += check_weight_only(values, job.bounds, alone=_only_quantized(job), step=_step(manifest))
-    speedups = [p.speedup_range()[1] for p in timing.phases if p.other is not None] if timing else []
-    best = max(speedups, default=None) if not _imitates(runner, precision) else None
-    checks += check_gain(values, best, job.passes, timed=bool(speedups))
+    checks += _judge(job, values, timing, manifest, imitated=_imitates(runner, precision), measured=quality is not None)
+    checks += check_gates_met(checks, job.bounds)
     return Verdict(
         checks=tuple(checks),
         **report,
@@ -134,6 +132,39 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory(),
     )
+
+
+def _judge(
+    job: Job,
+    values: dict[str, float],
+    timing: Timing | None,
+    manifest: dict[str, Any],
+    *,
+    imitated: bool,
+    measured: bool,
+) -> list[Check]:
+    """Hold what was measured against the recipe's bounds and the gates; speed only where the artifact is to run.
+
+    Args:
+        job: what was asked.
+        values: what was measured, by the names of bounds.
+        timing: of the artifact and the dense model.
+        manifest: of the artifact.
+        imitated: see `_imitates`.
+        measured: whether quality was.
+    """
+    speeds = [phase.speedup_interval() for phase in timing.phases if phase.other is not None] if timing else []
+    bounds, away = job.bounds, elsewhere(manifest)
+    checks: list[Check] = []
+    if away is not None:
+        bounds, checks = without_speed(job.bounds, away, gains=bool(speeds and job.passes))
+    checks += check_bounds(values, bounds)
+    if measured and manifest.get("precision") in WEIGHT_ONLY:
+        checks += check_weight_only(values, bounds, alone=_only_quantized(job), step=_step(manifest))
+    if away is None:
+        best = max(speeds, key=lambda ends: ends[1], default=None) if not imitated else None
+        checks += check_gain(values, best, job.passes, bounds, timed=bool(speeds))
+    return checks
 
 
 def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str], None] = lambda done: None) -> Verdict:

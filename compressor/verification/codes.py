@@ -97,9 +97,15 @@ def input_grids(weights: StoredWeights) -> dict[str, list[float]]:
         codes = node.input[0] if node.input[0] in read else read.producers[node.input[0]].input[0]
         widened = read.producers[product.input[0]]
         rounded = read.producers[widened.input[0]]
-        ends = [[float(read.array(name)) for name in end.input[1:3]] for end in (rounded, widened)]
+        ends = [_step_and_zero(read, end) for end in (rounded, widened)]
         found[codes] = ends[0] if ends[0] == ends[1] else ends[0] + ends[1]
     return found
+
+
+def _step_and_zero(read: _Reader, node: Any) -> list[float]:
+    """Return step and zero point of QuantizeLinear or DequantizeLinear, as of unsigned codes."""
+    step, zero = (read.array(name) for name in node.input[1:3])
+    return [float(step), float(zero) + (128 if zero.dtype == np.int8 else 0)]
 
 
 class _Reader:

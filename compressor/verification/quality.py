@@ -7,36 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.measure.scores import Quality
-from compressor.recipe import BOUNDS, METRICS
-from compressor.verification.verdict import Bounds, Check, bounded, yes
-
-DEFAULTS: Bounds = {
-    "perplexity_increase": {"max": 2.0},
-    "top1": {"min": 0.3},
-    "cosine": {"min": 0.7},
-    "rank": {"min": 0.7},
-    "relative_error": {"max": 1.0},
-}
-"""Floors for garbage: far below any useful model, and replaced by the recipe's own bound of the same name."""
-
-WEIGHT_ONLY: Bounds = {
-    "perplexity_increase": {"max": 0.02},
-    "kl": {"max": 0.01},
-    "top1": {"min": 0.93},
-    "rank": {"min": 0.95},
-}
-"""What weights of 4 or 8 bits alone may cost, against dense, where the recipe bounds no quality.
-
-4-bit weights in groups of 32 were seen at 0.002 to 0.007, 0.0015 to 0.0042 nats, and 0.951 to 0.973.
-"""
+from compressor.recipe import BOUNDS, GATES, METRICS
+from compressor.verification.verdict import Bounds, Check, bounded, not_judged, yes
 
 STEP = "quantization_step"
 """Key of compression.json: perplexity after the quantize passes over that before them, minus 1 (PyTorch, same text)."""
 
 _JUDGING = ("perplexity", "perplexity_increase", "kl", "top1", "rank", "relative_error")
-_ACCEPT = "what such weights cost; bound it under verify to accept more"
+_ACCEPT = "more than such weights cost"
 _MIN_HITS = 10
-_UNIFORM = 0.9999
+_SMALLER = 0.999
+_FLOORS = [name for name, gate in GATES.items() if gate.limits and name.removeprefix("quality.") in BOUNDS]
+_WEIGHTS = "quality.weight_only."
+_OFF = "the recipe says false"
 
 
 def check_bound_names(bounds: Bounds) -> None:
@@ -46,10 +29,13 @@ def check_bound_names(bounds: Bounds) -> None:
         UsageError: an unknown name, or a bound that is not min and/or max.
     """
     for name, limits in bounds.items():
-        if name not in BOUNDS:
+        known = [*BOUNDS, *GATES]
+        if name not in known:
             raise UsageError(
-                f"verify.{name}: unknown bound{did_you_mean(name, BOUNDS)}", hint="Allowed: " + ", ".join(BOUNDS)
+                f"verify.{name}: unknown bound{did_you_mean(name, known)}", hint="Allowed: " + ", ".join(known)
             )
+        if name in GATES and not limits:
+            continue
         if not limits or set(limits) - {"min", "max"} or any(not math.isfinite(v) for v in limits.values()):
             raise UsageError(f"verify.{name}: expected min and/or max with finite numbers, got {dict(limits)}")
 
@@ -74,48 +60,68 @@ def check_weight_only(values: Mapping[str, float], bounds: Bounds, *, alone: boo
             quantization step is judged.
         step: what the quantize passes added to perplexity, as `STEP` has it; None where it was not measured.
     """
-    if set(_JUDGING) & set(bounds):
-        return []
-    if alone:
-        return [_check("quality", f"weight_only.{name}", values[name], limits, _ACCEPT)
-                for name, limits in WEIGHT_ONLY.items() if name in values]  # fmt: skip
-    if step is None:
-        return []
-    return [_check("quality", f"weight_only.{STEP}", step, WEIGHT_ONLY["perplexity_increase"], _ACCEPT)]
+    names = [name for name in GATES if name.startswith(_WEIGHTS) and (name != _WEIGHTS + STEP) is alone]
+    if set(_JUDGING) & set(bounds):  # what the recipe names by itself is judged all the same
+        names = [name for name in names if name in bounds]
+    found = values if step is None else {**values, STEP: step}
+    return [_gated(name, found[short], bounds, _ACCEPT)
+            for name in names if (short := name.removeprefix(_WEIGHTS)) in found]  # fmt: skip
 
 
 def check_bounds(values: Mapping[str, float], bounds: Bounds) -> list[Check]:
     """Check measured values against the recipe's bounds and the default floors."""
     checks = []
-    for name, limits in bounds.items():
+    for name in [name for name in bounds if name not in GATES]:
         why = "the recipe bounds it, but nothing here measures it" if name not in values else "the recipe's bound"
-        checks.append(_check("bounds", name, values.get(name), limits, why))
-    for name, limits in DEFAULTS.items():
-        if name in values and name not in bounds:
-            checks.append(_check("quality", name, values[name], limits, "no useful model is that far from dense"))
+        checks.append(_check(f"bounds.{name}", values.get(name), bounds[name], why, BOUNDS[name].unit))
+    for name in _FLOORS:
+        short = name.removeprefix("quality.")
+        if short in values and (short not in bounds or name in bounds):
+            checks.append(_gated(name, values[short], bounds, "no useful model is that far from dense"))
     return checks
 
 
-def _check(group: str, name: str, value: float | None, limits: Mapping[str, float], why: str) -> Check:
-    unit = BOUNDS[name].unit if name in BOUNDS else ""
-    return bounded(f"{group}.{name}", value, least=limits.get("min"), most=limits.get("max"), unit=unit, why=why)
+def check_gates_met(checks: Sequence[Check], bounds: Bounds) -> list[Check]:
+    """Fail the bounds on gates that nothing was held against: no key of a recipe is without effect."""
+    judged = {check.name for check in checks}
+    why = "the recipe bounds it, but it does not apply to this artifact"
+    return [_check(name, None, limits, why) for name, limits in bounds.items()
+            if name in GATES and limits and name not in judged]  # fmt: skip
+
+
+def _check(name: str, value: float | None, limits: Mapping[str, float], why: str, unit: str = "") -> Check:
+    return bounded(name, value, least=limits.get("min"), most=limits.get("max"), unit=unit, why=why)
+
+
+def _gated(
+    name: str, value: float | None, bounds: Bounds, why: str, default: Mapping[str, float] | None = None
+) -> Check:
+    """Return the check of a gate with a bound: the recipe's, else `default`, else the gate's own."""
+    limits = bounds.get(name, default or GATES[name].limits or {})
+    if not limits:
+        return not_judged(name, _OFF, value)
+    return _check(name, value, limits, f"{why}; bound it under verify.{name}")
+
+
+def _yes(name: str, passed: bool, reason: str, bounds: Bounds, value: float | None = None) -> Check:
+    """Return the check of a gate that says yes or no."""
+    return not_judged(name, _OFF, value) if name in bounds else yes(name, passed, reason, value=value)
 
 
 def check_sanity(quality: Quality, bounds: Bounds) -> list[Check]:
     """Check what every working model has: finite outputs that depend on the input and are not all equally likely."""
     checks = [
-        yes("quality.finite", quality.finite, "outputs on the evaluation data hold NaN or infinity"),
-        yes("quality.varies", quality.varies, "the output is the same for every input"),
+        _yes("quality.finite", quality.finite, "outputs on the evaluation data hold NaN or infinity", bounds),
+        _yes("quality.varies", quality.varies, "the output is the same for every input", bounds),
     ]
     if quality.entropy is not None:
-        why = "all outcomes are equally likely: the model says nothing"
-        checks.append(bounded("quality.entropy", quality.entropy, most=_UNIFORM, why=why))
+        checks.append(_gated("quality.entropy", quality.entropy, bounds, "all outcomes are equally likely"))
     for name in ("accuracy", "f1"):
-        dense = quality.dense.get(name)
+        dense, key = quality.dense.get(name), f"quality.{name}"
         judged = dense is not None and dense * quality.samples >= _MIN_HITS
-        if dense is not None and judged and not {name, f"{name}_drop"} & set(bounds):
+        if key in bounds or (judged and not {name, f"{name}_drop"} & set(bounds)):
             why = f"less than half of the dense model's {METRICS[name].label} is left"
-            checks.append(bounded(f"quality.{name}", quality.ours.get(name), least=dense / 2, why=why))
+            checks.append(_gated(key, quality.ours.get(name), bounds, why, {"min": (dense or 0.0) / 2}))
     return checks
 
 
@@ -136,30 +142,39 @@ def worse_than_dense(values: Mapping[str, float]) -> bool:
     )
 
 
-def check_gain(values: Mapping[str, float], best: float | None, passes: Sequence[str], *, timed: bool) -> list[Check]:
+def check_gain(
+    values: Mapping[str, float],
+    speed: tuple[float, float] | None,
+    passes: Sequence[str],
+    bounds: Bounds,
+    *,
+    timed: bool,
+) -> list[Check]:
     """Refuse artifacts whose compression brought nothing.
 
     Args:
         values: measured quality, `size_ratio` and `parameters_ratio`.
-        best: the largest speed-up of any phase, upper quartile of its rounds: the benefit of the doubt; None where the
-            speed here is not that of the runtime which the artifact is for.
+        speed: confidence interval of the speed-up of the phase that gained most; the upper end counts, so timing noise
+            refuses nothing. None where the speed here is not that of the runtime which the artifact is for.
         passes: what was applied; a plain export (none) owes no gain.
+        bounds: the recipe's, which may switch both off.
         timed: whether speed was measured against dense.
 
     Returns:
-        `gain.dominated`: slower and worse than dense; `gain.effect`: neither smaller nor faster.
+        `gain.dominated`: not smaller, slower and worse than dense; `gain.effect`: neither smaller nor faster.
     """
-    if not passes:
+    if not passes or not timed:
         return []
-    checks = []
     size = values.get("size_ratio", 1.0)
-    if timed and best is not None:
-        dominated = best < 0.95 and worse_than_dense(values)
-        reason = f"slower (at best {best:.2f} times dense's speed) and worse than dense: nobody wants it"
-        checks.append(yes("gain.dominated", not dominated, reason, value=best))
-    if size >= 0.999 and (best is None or best < 1.0) and timed:
-        reason = f"{', '.join(passes)} made nothing smaller ({size:.3f} of dense's bytes) and nothing faster"
-        checks.append(yes("gain.effect", False, reason, value=size))
-    elif timed:
-        checks.append(yes("gain.effect", True, "", value=size))
-    return checks
+    smaller, slower = size < _SMALLER, speed is not None and speed[1] < 1.0
+    checks = []
+    if speed is not None:
+        reason = (
+            f"worse than dense, slower ({speed[0]:.2f} to {speed[1]:.2f} times its speed) and not smaller ({size:.3f}"
+            " of its bytes): nobody wants it; another method or weaker settings may"
+        )
+        dominated = not smaller and slower and worse_than_dense(values)
+        checks.append(_yes("gain.dominated", not dominated, reason, bounds, speed[1]))
+    reason = f"{', '.join(passes)} made nothing smaller ({size:.3f} of dense's bytes) and nothing faster"
+    effect = smaller or not (slower or speed is None)
+    return [*checks, _yes("gain.effect", effect, reason, bounds, size)]

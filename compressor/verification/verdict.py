@@ -26,7 +26,7 @@ class Check:
         value: what was measured; None when it could not be measured or was not finite.
         bound: `{"min": ...}`, `{"max": ...}` or `{"equal": ...}`; None for a plain yes or no.
         unit: unit of value and bound; empty for a plain number.
-        reason: for a failed check, what is wrong, in one sentence.
+        reason: for a failed check, what is wrong, in one sentence; for one that was not judged, why not.
         damaged: the failure means that a file cannot be read at all (exit code 3 instead of 4).
     """
 
@@ -88,6 +88,11 @@ def bounded(
 def yes(name: str, passed: bool, reason: str, *, damaged: bool = False, value: Scalar = None) -> Check:
     """Return a check without a bound; `reason` is kept only when it failed."""
     return Check(name, passed, value, None, "", "" if passed else reason, damaged and not passed)
+
+
+def not_judged(name: str, why: str, value: Scalar = None) -> Check:
+    """Return a check that nothing is held against, with the reason why; reports show it apart from the others."""
+    return Check(name, True, value, reason=f"not judged: {why}")
 
 
 def failed(name: str, error: BaseException) -> Check:

@@ -44,11 +44,14 @@ class OnnxOptions:
             batch 1); `portable` emits plain operators, which allow any mask, batch and chunk.
         opset: version of the ONNX operator set; None for the best one (21 with GroupQueryAttention, else 20).
         dtype: type of weights, activations and cache; outputs are float32.
+        arm: whether an ARM processor will run it: calibrated inputs of 8-bit products are then signed bytes, as its
+            kernels take them; x86 has fast kernels for unsigned ones alone.
     """
 
     graph: Literal["auto", "portable"] = "auto"
     opset: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
+    arm: bool = False
 
 
 def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = None) -> ExportResult:
@@ -134,7 +137,7 @@ def _write(
             graph = trace_encoder(model, opset=_opset(kind, options), dtype=dtype)
     attach(graph.graph, weights, _WRAPPED, aliases)
     with quiet():
-        stored = tidy(graph, grids)
+        stored = tidy(graph, grids, signed=options.arm)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
     return graph, save(graph, out, weights.close), stored
 

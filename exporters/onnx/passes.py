@@ -20,8 +20,13 @@ from compressor.exporters.onnx.weights import joined, shifted, transposed
 _HEADS_AND_BACK = [0, 2, 1, 3]
 
 
-def tidy(model: ir.Model, grids: quantized.Grids | None = None) -> dict[str, list[str]]:
+def tidy(model: ir.Model, grids: quantized.Grids | None = None, *, signed: bool = False) -> dict[str, list[str]]:
     """Run all passes on `model`, in place; weights that lie on `grids` are stored as codes.
+
+    Args:
+        model: the graph as traced.
+        grids: of quantized weights.
+        signed: see `quantized.lower`.
 
     Returns:
         What `quantized.lower` returns: which stored codes hold which modules' weights.
@@ -41,7 +46,7 @@ def tidy(model: ir.Model, grids: quantized.Grids | None = None) -> dict[str, lis
     pack_projections(graph)
     fuse_residual_norms(graph)
     ir.passes.common.RemoveUnusedNodesPass()(model)
-    stored = quantized.lower(graph)
+    stored = quantized.lower(graph, signed=signed)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     ir.passes.common.RemoveUnusedOpsetsPass()(model)
     name_nodes(graph)

@@ -18,6 +18,7 @@ blocks [outputs, groups, group_size · bits / 8], the last one padded; zero poin
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,8 +148,12 @@ def alike(products: list[ir.Node]) -> bool:
     return len(facts) == 1
 
 
-def lower(graph: ir.Graph) -> dict[str, list[str]]:
+def lower(graph: ir.Graph, *, signed: bool = False) -> dict[str, list[str]]:
     """Write operators that ONNX Runtime runs, in place.
+
+    Args:
+        graph: of marked products.
+        signed: whether calibrated inputs are rounded to signed bytes: the same steps, every code less 128.
 
     Returns:
         Initializer of codes -> the modules whose weights it holds, one after another along the outputs.
@@ -160,12 +165,12 @@ def lower(graph: ir.Graph) -> dict[str, list[str]]:
         assert codes is not None
         kind = node.attributes["activations"].as_string()
         if node.op_type == "GridGather":
-            make = _gather_blocks if kind == "float" else _gather_rows
-            result, name = make(graph, node)
+            result, name = (_gather_blocks if kind == "float" else _gather_rows)(graph, node)
         elif kind == "float":
             result, name = _matmul_nbits(graph, node)
         else:
-            result, name = (_dynamic if kind == "dynamic" else _static)(graph, node, quantized)
+            make = _dynamic if kind == "dynamic" else partial(_static, signed=signed)
+            result, name = make(graph, node, quantized)
         stored[name] = codes.metadata_props[PARTS].split(",")
         replace(node.outputs[0], result)
         graph.remove(node, safe=True)
@@ -368,7 +373,9 @@ def _dynamic(graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Val
     return new_node(node, "Mul", [wide, factor]).outputs[0], f"{_stem(graph, node)}.weight_int8"
 
 
-def _static(graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Value]]) -> tuple[ir.Value, str]:
+def _static(
+    graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Value]], *, signed: bool
+) -> tuple[ir.Value, str]:
     source, key = _input(graph, node)
     stem = _stem(graph, node)
     # ONNX Runtime makes a Gemm of a product of rank 2 and its bias, and then leaves it in float.
@@ -378,7 +385,8 @@ def _static(graph: ir.Graph, node: ir.Node, quantized: dict[_Input, list[ir.Valu
         read = _multiplied(graph, node, source, key)
         read = new_node(node, "Unsqueeze", [read, axis]).outputs[0] if flat else read
         scale = _constant(graph, f"{stem}.input_scale", np.float32(key[1]))
-        zero = _constant(graph, f"{stem}.input_zero_point", np.uint8(key[2]))
+        point = np.int8(key[2] - 128) if signed else np.uint8(key[2])
+        zero = _constant(graph, f"{stem}.input_zero_point", point)
         codes = new_node(node, "QuantizeLinear", [read, scale, zero]).outputs[0]
         quantized[key] = [new_node(node, "DequantizeLinear", [codes, scale, zero]).outputs[0]]
     weight = _signed_columns(graph, node)

@@ -13,14 +13,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from compressor.exporters.onnx import export_onnx
+from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.torch_runner import TorchRunner
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
-from compressor.pipeline.artifact import code_digests
-from compressor.verification.codes import KEY, check_codes
+from compressor.pipeline.artifact import code_digests, input_grids
+from compressor.verification.codes import INPUTS, KEY, check_codes, check_inputs
 from compressor.verification.reference import check_reference, write_reference
 from compressor.verification.weights import open_weights
 from tests.core.test_loading import inputs_for
@@ -236,6 +236,22 @@ def test_digests_hold_and_catch_sabotage(made: Made, tmp_path: Path, name: str, 
         broken = edited(out, tmp_path / ending[1:], lambda g, e=ending, f=edit: changed(g, e, f))  # type: ignore[misc]
         assert reasons(broken), f"an edited {ending} goes unnoticed"
     assert reasons(out, dict(list(digests.items())[1:])), "codes that nobody recorded"
+
+
+def test_arm_takes_signed_inputs_of_the_same_steps(made: Made, tmp_path: Path) -> None:
+    model, unsigned, _ = made("int8-static", "bert")
+    signed = tmp_path / "signed"
+    signed.mkdir()
+    result = export_onnx(model, signed, OnnxOptions(arm=True))
+    stored = {t.name: t for t in onnx.load(str(signed / "model.onnx")).graph.initializer}
+    kinds = {t.data_type for name, t in stored.items() if name.endswith(".input_zero_point")}
+    assert kinds == {onnx.TensorProto.INT8}
+    recorded = {INPUTS: input_grids(model, result.codes)}
+    assert recorded[INPUTS] and all(check.passed for check in check_inputs(open_weights(signed), recorded))
+    # Where the artifact says that it is for ARM, its products are integer products here, too.
+    (signed / "compression.json").write_text('{"target": "arm64"}')
+    feed = feed_of(model.task)
+    assert np.array_equal(OnnxRunner(signed).forward(feed), OnnxRunner(unsigned).forward(feed))
 
 
 def test_a_tied_head_is_stored_once(made: Made) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compressor.data.kinds import Batches
-from compressor.machine.processor import weight_bits
+from compressor.machine.processor import TARGETS, target_of, weight_bits
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
@@ -61,12 +61,14 @@ def outliers(tokens: int = 512, width: int = 24, outputs: int = 16) -> tuple[tor
         ({"avx2": True, "amx_int8": True}, 8),
         ({"neon": True, "dotprod": False}, 8),
         ({"neon": True, "dotprod": True}, 8),
-        (None, 8),
+        (None, 7),
     ],
 )
-def test_bits_of_weights_follow_the_processor(features: Any, bits: int) -> None:
+def test_bits_of_weights_follow_the_processor(features: Any, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     found, why = weight_bits(features)
     assert found == bits and why
+    assert weight_bits(TARGETS[target_of(features)]) == (found, why), "a name says all that matters"
 
 
 def test_seven_bits_never_overflow_sixteen() -> None:

@@ -30,6 +30,13 @@ def test_absent_sections_are_made_and_the_last_one_wins(parse):
     assert recipe.calibration.data == "a=b.txt"
 
 
+def test_gates_are_named_as_they_are_printed(parse):
+    text = "version: 1\nname: x\npasses: []\nverify: {quality.weight_only.kl: false, gain.effect: true}\n"
+    recipe = parse(text, "verify.gain.dominated=false", "verify.quality.top1.min=0.1")
+    assert recipe.bounds == {"quality.top1": {"min": 0.1}, "quality.weight_only.kl": {}, "gain.dominated": {}}
+    assert recipe.resolved()["verify"]["gain.dominated"] is False
+
+
 def test_options_of_a_method_that_had_none(parse):
     recipe = parse("version: 1\nname: x\npasses: [{width: }]\n", "passes.0.width.sparsity=0.2")
     assert recipe.passes[0].options.sparsity == 0.2

@@ -80,6 +80,8 @@ def test_resolved_holds_everything_in_effect_and_is_a_recipe_again(parse, good, 
     import json
 
     recipe = parse(good, "passes.0.width.sparsity=0.5")
+    off = parse(good, "verify.gain.effect=false", "export.target=arm64")
+    assert parse(json.dumps({k: v for k, v in off.resolved().items() if v is not None})).bounds == off.bounds
     resolved = recipe.resolved()
     assert resolved["passes"][0]["width"]["sparsity"] == 0.5
     assert resolved["calibration"]["samples"] == 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compressor.errors import RecipeError
-from compressor.recipe import BOUNDS, load_recipe
+from compressor.recipe import BOUNDS, GATES, load_recipe
 
 
 def test_everything_at_once_in_the_order_of_lines(problems):
@@ -57,7 +57,7 @@ verify:
         "line 12: export.opset: expected auto, or an opset from 18 to 23, got 12",
         "line 14: verify.speedup: no value can be at least 2 and at most 1",
         "line 15: verify.top1: min 1.5 can never be reached: the value is at most 1",
-        f"line 16: verify.cosin: unknown key (did you mean 'cosine'?); allowed: {', '.join(BOUNDS)}",
+        f"line 16: verify.cosin: unknown key (did you mean 'cosine'?); allowed: {', '.join([*BOUNDS, *GATES])}",
         "line 17: verify.kl: expected a mapping, got 3",
     ]
 
@@ -119,6 +119,11 @@ def test_missing_keys_without_a_line(problems):
         ("verify: {kl: {max: .inf}}", "verify.kl.max: numbers must be finite"),
         ("verify: {kl: {max: 1e999}}", "verify.kl.max: numbers must be finite"),
         ("verify: {kl: {mx: 1}}", "verify.kl.mx: unknown key (did you mean 'max'?); allowed: min, max"),
+        ("verify: {gain.dominated: 3}", "verify.gain.dominated: expected true or false, got 3"),
+        ("verify: {quality.top1: true}", "verify.quality.top1: allowed: a mapping or false, got true"),
+        ("verify: {quality.top1: {min: 2}}", "verify.quality.top1: min 2 can never be reached: the value is at most 1"),
+        ("verify: {gain.dominatd: false}", "verify.gain.dominatd: unknown key (did you mean 'gain.dominated'?)"),
+        ("export: {target: avx}", "export.target: allowed: auto, x86-avx2, x86-vnni or arm64, got 'avx'"),
         ("verify: {kl: {max: -0.1}}", "verify.kl: max -0.1 can never be met: the value is at least 0"),
         ("passes: {width: {}}", "passes: expected a list such as `- magnitude: {sparsity: 0.3}`, got a mapping"),
         ("passes: [[]]", "passes[0]: expected one method with its options, got an empty list"),

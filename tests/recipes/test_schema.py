@@ -9,7 +9,8 @@ import pytest
 
 from compressor.architectures.tasks import TASKS
 from compressor.cli._models import MetricName
-from compressor.recipe import BOUNDS, METRICS, json_schema
+from compressor.machine.processor import TARGETS
+from compressor.recipe import BOUNDS, GATES, METRICS, ExportSection, json_schema
 from compressor.recipe._sections import Metric
 
 
@@ -94,6 +95,18 @@ def test_a_bound_is_on_a_value_that_something_gives(name):
     assert (value.phase is not None) == name.removeprefix("speedup_").removeprefix("latency_").startswith(
         ("prefill", "decode", "forward")
     )
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_has_a_bound_that_it_can_meet(name):
+    gate = GATES[name]
+    assert gate.low < gate.high and gate.text.endswith(".")
+    assert gate.metric is None or gate.metric in METRICS
+    assert all(gate.low <= limit <= gate.high for limit in (gate.limits or {}).values())
+
+
+def test_targets_are_those_that_the_machine_part_knows():
+    assert get_args(ExportSection.model_fields["target"].annotation) == ("auto", *TARGETS)
 
 
 def test_every_metric_and_every_phase_can_be_bounded():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.recipe import GATES, parse_bounds
 from compressor.report._format import METRICS
 from compressor.report.schema import Check, Figures, PassEntry, Ratios, Report
 
@@ -27,6 +28,21 @@ def test_every_metric_and_every_key_is_documented():
     assert {"quality_after", "quality_dense"} <= set(PassEntry.model_fields)
     for name, facts in METRICS.items():
         assert re.search(rf"^\| `{name}` \|.*\| {facts.better} \|", text, flags=re.M)
+
+
+def test_every_gate_is_documented_with_its_default():
+    text = (DOCS / "report.md").read_text(encoding="utf-8")
+    for name, gate in GATES.items():
+        (row,) = re.findall(rf"^\| `{re.escape(name)}` \|.*\| (.*)\|$", text, flags=re.M)
+        for side, limit in (gate.limits or {}).items():
+            assert row.strip() == f"{side} {limit:g}"
+
+
+@pytest.mark.parametrize("name", ["report.md", "regression-gate.md"])
+def test_examples_of_bounds_are_valid(name):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), flags=re.S | re.M)
+    read = [parse_bounds(block, source=name) for block in blocks if "uses:" not in block and "run:" not in block]
+    assert len(read) == 1 and read[0]
 
 
 def test_the_example_parses():

@@ -14,12 +14,24 @@ import pytest
 from compressor.data.reading import DataRequest
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
 from compressor.exporters.ort import convert
+from compressor.machine.fresh import Ended
+from compressor.measure.benchmark import Phase, Series
 from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
+from compressor.recipe import GATES
 from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
-from compressor.verification.quality import check_bounds, check_gain, check_sanity, derived, worse_than_dense
+from compressor.verification.quality import (
+    check_bounds,
+    check_gain,
+    check_gates_met,
+    check_sanity,
+    check_weight_only,
+    derived,
+    worse_than_dense,
+)
+from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.verdict import bounded
 
 
@@ -66,36 +78,112 @@ def test_derived_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "best", "increase", "failing"),
+    ("size", "speed", "increase", "failing"),
     [
-        (0.7, 0.8, 0.1, {"gain.dominated"}),
-        (0.7, 0.8, math.nan, {"gain.dominated"}),
-        (0.7, 0.8, 0.0, set()),
-        (0.7, 1.2, 0.1, set()),
-        (1.0, 1.2, 0.1, set()),
-        (1.0, 0.98, 0.0, {"gain.effect"}),
-        (1.0, 0.8, 0.1, {"gain.dominated", "gain.effect"}),
+        (0.5, (0.7, 0.9), 0.1, set()),
+        (0.5, (0.7, 0.9), math.nan, set()),
+        (1.0, (0.9, 1.01), 0.1, set()),
+        (1.0, (1.1, 1.3), 0.1, set()),
+        (1.0, (0.95, 0.98), 0.0, {"gain.effect"}),
+        (1.0, (0.7, 0.9), 0.1, {"gain.dominated", "gain.effect"}),
+        (1.2, (0.7, 0.9), math.nan, {"gain.dominated", "gain.effect"}),
+        (1.2, (1.1, 1.3), 0.1, set()),
     ],
 )
-def test_gain(size: float, best: float, increase: float, failing: set[str]) -> None:
+def test_gain(size: float, speed: tuple[float, float], increase: float, failing: set[str]) -> None:
+    """Smaller is a gain; slower counts only where the whole interval of the speed-up lies below 1."""
     values = {"size_ratio": size, "perplexity_increase": increase}
-    checks = check_gain(values, best, ["cfsp"], timed=True)
+    checks = check_gain(values, speed, ["cfsp"], {}, timed=True)
     assert {c.name for c in checks if not c.passed} == failing
-    assert check_gain(values, best, [], timed=True) == []
+    assert check_gain(values, speed, [], {}, timed=True) == []
+    off = check_gain(values, speed, ["cfsp"], {"gain.dominated": {}, "gain.effect": {}}, timed=True)
+    assert all(c.passed and c.reason == "not judged: the recipe says false" for c in off)
 
 
-def test_an_artifact_that_is_slower_and_worse_is_explained() -> None:
+def test_an_artifact_that_is_slower_and_worse_and_not_smaller_is_explained() -> None:
     """What static 8-bit products in a slow scheme give (signed inputs: 0.4 of dense's speed)."""
-    values = {"size_ratio": 0.65, "cosine": 0.94, "spearman_drop": 0.01}
-    (dominated, effect) = check_gain(values, 0.4, ["int8-static"], timed=True)
-    assert not dominated.passed and effect.passed, "smaller alone does not save it"
-    assert "at best 0.40 times dense's speed" in dominated.reason and "worse than dense" in dominated.reason
-    faster = check_gain(values, 2.6, ["int8-static"], timed=True)
-    assert all(check.passed for check in faster)
-    (effect,) = check_gain(values, None, ["int8-static"], timed=True)
+    values = {"size_ratio": 1.0, "cosine": 0.94, "spearman_drop": 0.01}
+    (dominated, effect) = check_gain(values, (0.38, 0.42), ["int8-static"], {}, timed=True)
+    assert not dominated.passed and not effect.passed
+    assert "slower (0.38 to 0.42 times its speed)" in dominated.reason and "worse than dense" in dominated.reason
+    assert all(check.passed for check in check_gain(values, (2.5, 2.6), ["int8-static"], {}, timed=True))
+    (effect,) = check_gain({**values, "size_ratio": 0.5}, None, ["int8-static"], {}, timed=True)
     assert effect.name == "gain.effect" and effect.passed, "a speed that is not the artifact's own is not judged"
-    (effect,) = check_gain({**values, "size_ratio": 1.0}, None, ["int8-static"], timed=True)
+    (effect,) = check_gain(values, None, ["int8-static"], {}, timed=True)
     assert not effect.passed
+
+
+def phase(ratios: list[float]) -> Phase:
+    ours, other = Series([1.0] * len(ratios), [1.0] * len(ratios)), Series(ratios, ratios)
+    return Phase("decode", 1, 16, 1, "cpu", ours, other)
+
+
+def test_noise_of_the_clock_is_judged_with_its_own_interval() -> None:
+    low, high = phase([0.9, 1.06] * 8).speedup_interval()
+    assert low < 0.98 < 1.0 < high, "noise of 8 % says nothing of 2 %"
+    low, high = phase([0.975, 0.985] * 8).speedup_interval()
+    assert 0.97 < low < high < 1.0
+    assert phase([0.9, 1.2, 1.1]).speedup_interval() == phase([0.9, 1.2, 1.1]).speedup_interval()
+
+
+BAD: dict[str, float] = {
+    "perplexity_increase": 5.0,
+    "kl": 1.0,
+    "top1": 0.1,
+    "cosine": 0.1,
+    "rank": 0.1,
+    "relative_error": 5.0,
+    "size_ratio": 1.0,
+}
+
+
+def judged(bounds: dict[str, dict[str, float]]) -> list[Check]:
+    """Everything that judges, of an artifact that meets nothing."""
+    poor = quality(
+        finite=False, varies=False, entropy=1.0, ours={"accuracy": 0.1, "f1": 0.1}, dense={"accuracy": 0.9, "f1": 0.9}
+    )
+    checks = check_sanity(poor, bounds) + check_bounds(BAD, bounds)
+    for alone in (True, False):
+        checks += check_weight_only(BAD, bounds, alone=alone, step=0.5)
+    return checks + check_gain(BAD, (0.5, 0.6), ["rtn"], bounds, timed=True)
+
+
+def test_every_gate_fails_under_its_name_and_has_a_key_of_that_name() -> None:
+    assert {check.name for check in judged({}) if not check.passed} == set(GATES)
+    off = judged(dict.fromkeys(GATES, {}))
+    assert {check.name for check in off} == set(GATES)
+    assert all(check.passed and "not judged" in check.reason for check in off)
+
+
+@pytest.mark.parametrize("name", [name for name, gate in GATES.items() if gate.limits is not None])
+def test_a_bound_of_ones_own_takes_the_place_of_a_gates(name: str) -> None:
+    side = "min" if name.rpartition(".")[2] in ("accuracy", "f1", "top1", "cosine", "rank") else "max"
+    for limit, passed in ((0.05, side == "min"), (10.0, side == "max")):
+        (check,) = (check for check in judged({name: {side: limit}}) if check.name == name)
+        assert check.passed is passed and check.bound == {side: limit}
+
+
+def test_a_bound_on_a_gate_that_is_not_judged_fails() -> None:
+    bounds = {"quality.weight_only.kl": {"max": 0.1}, "gain.dominated": {}}
+    (check,) = check_gates_met([], bounds)
+    assert check.name == "quality.weight_only.kl" and "does not apply" in check.reason
+    assert check_gates_met([Check(check.name, True)], bounds) == []
+
+
+def test_speed_is_judged_where_the_artifact_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.machine.processor.cpu", lambda: {"features": {"avx2": True, "avx_vnni": True}})
+    assert elsewhere({"target": "x86-vnni"}) is elsewhere({}) is elsewhere({"target": ["x"]}) is None
+    why = elsewhere({"target": "arm64"})
+    assert why is not None and "for arm64" in why and "this machine is x86-vnni" in why
+    bounds: dict[str, dict[str, float]] = {
+        "speedup": {"min": 9.0},
+        "latency_decode_ms": {"max": 0.1},
+        "top1": {"min": 0.1},
+    }
+    left, checks = without_speed(bounds, why, gains=True)
+    assert left == {"top1": {"min": 0.1}}
+    assert [c.name for c in checks] == ["bounds.speedup", "bounds.latency_decode_ms", "gain.dominated", "gain.effect"]
+    assert all(check.passed and check.reason == f"not judged: {why}" for check in checks)
 
 
 def test_pytorch_speed_is_judged_unless_it_imitates_integer_products(pico: Callable[..., Path]) -> None:
@@ -220,7 +308,7 @@ def test_errors_cross_the_process_border(tmp_path: Path) -> None:
 
 
 def test_a_process_without_an_answer_is_an_error(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setattr("compressor.verification.run_preloaded", lambda *a, **k: Ended(1, "", ""))
     with pytest.raises(CompressorError, match="no verdict"):
         run_fresh(Job(artifact))
 

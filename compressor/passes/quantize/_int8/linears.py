@@ -60,7 +60,7 @@ class Int8Options(Options):
         description="Share of the blocks' weights, those that lose most, whose inputs are not rounded per tensor.",
     )
     reduce_range: Literal["auto"] | bool = Field(
-        "auto", description="7-bit weights, for x86 processors without VNNI; auto looks at this one."
+        "auto", description="7-bit weights, for x86 processors without VNNI; auto follows export.target."
     )
 
 

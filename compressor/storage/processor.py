@@ -1,0 +1,28 @@
+"""For which kind of processor an artifact was made, as compression.json says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.machine.processor import TARGETS
+
+TARGET = "target"
+"""Key of compression.json."""
+
+
+def stated_target(manifest: Mapping[str, Any]) -> str | None:
+    """Return the kind of processor that a manifest states; None where it states none that is known."""
+    stated = manifest.get(TARGET)
+    return stated if isinstance(stated, str) and stated in TARGETS else None
+
+
+def target_of_folder(folder: Path) -> str | None:
+    """Return the kind of processor that the artifact in `folder` was made for; None where nothing says so."""
+    try:
+        manifest = json.loads((folder / "compression.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # verification says what is wrong with it
+        return None
+    return stated_target(manifest) if isinstance(manifest, dict) else None
