@@ -23,7 +23,7 @@ from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
-from compressor.report.seal import check_metrics_again, check_reports
+from compressor.report.seal import check_metrics_again, check_recipe, check_reports
 from compressor.storage.artifact import runtime_model
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.manifest import MANIFEST, read_manifest
@@ -98,7 +98,7 @@ def verify(
             flops=_flops(dense, artifact, request),
         )
         verdict = run_fresh(job, advance=progress.advance)
-    more = check_reports(artifact, manifest)
+    more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
     if dense is not None and data is None:
         more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
     return _verification_report(artifact, manifest, replace(verdict, checks=(*verdict.checks, *more)))

@@ -9,24 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from compressor import __version__
 from compressor.errors import CompressorError, ModelError
 from compressor.measure.benchmark import file_bytes
+from compressor.passes import method_options
+from compressor.recipe import parse_recipe
+from compressor.recipe.metrics import GATES
 from compressor.report.card import card
 from compressor.report.facts import ArtifactFacts
 from compressor.report.html import html_report
 from compressor.report.junit import junit_report
 from compressor.report.schema import Report, build_ratios, check_report
 from compressor.storage.tensors import sha256_of
+from compressor.verification.companions import differing_keys, flat
 from compressor.verification.manifest import MANIFEST
 from compressor.verification.verdict import Check, failed, read_json, yes
 
 REPORT = "report.json"
 SEAL = "seal"
+_SOURCE = "recipe.source.yaml"
+_QUOTED = re.compile(r"^(`{3,})yaml\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
+"""The recipe in the card."""
 _RATIO_ERROR = 1e-6
 _METRICS = ("perplexity", "accuracy", "spearman", "f1", "wer")
 _METRIC_ERROR = 0.05
@@ -107,14 +115,46 @@ def _check_rendered(folder: Path, raw: Mapping[str, Any]) -> list[Check]:
     environment = raw.get("environment")
     if not isinstance(environment, dict) or environment.get("compressor") != __version__:
         return []
-    recipe = folder / "recipe.yaml"
     try:
         report = {key: value for key, value in raw.items() if key != SEAL}
-        texts = render(folder, report, recipe.read_text(encoding="utf-8") if recipe.is_file() else "")
+        quoted = _QUOTED.search((folder / "README.md").read_text(encoding="utf-8"))
+        texts = render(folder, report, quoted[2] if quoted else "")
         edited = [name for name, text in texts.items() if (folder / name).read_bytes() != encoded(text)]
     except (CompressorError, OSError, ValueError, RecursionError) as error:
         return [failed("report.rendered", error)]
-    return [yes("report.rendered", not edited, f"not what {REPORT} and recipe.yaml give: {', '.join(edited)}")]
+    return [yes("report.rendered", not edited, f"not what {REPORT} and the recipe give: {', '.join(edited)}")]
+
+
+def check_recipe(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
+    """Compare recipe.yaml, and the recipe that the card quotes, with the values in the manifest.
+
+    Only an artifact that keeps the recipe as it was run beside its source is looked at: in others, options of the
+    command line may have changed it.
+    """
+    recorded = manifest.get("recipe")
+    if not isinstance(recorded, dict) or not (folder / _SOURCE).is_file():
+        return []
+    wrong = []
+    try:
+        quoted = _QUOTED.search((folder / "README.md").read_text(encoding="utf-8"))
+        texts = {"recipe.yaml": (folder / "recipe.yaml").read_text(encoding="utf-8"), "README.md": quoted and quoted[2]}
+        for name, text in texts.items():
+            recipe = parse_recipe(text or "", source=name, options=method_options()).resolved()
+            keys = differing_keys(flat(_public(recipe)), flat(_public(recorded)))
+            wrong += [f"{name}: {key}" for key in keys]
+    except (CompressorError, OSError, ValueError, RecursionError) as error:
+        return [failed("recipe.recorded", error)]
+    return [yes("recipe.recorded", not wrong, f"not the recipe that {MANIFEST} records: {', '.join(wrong)}")]
+
+
+def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's values as JSON holds them, of absolute paths the last part alone."""
+    values: dict[str, Any] = json.loads(json.dumps(recipe))
+    for section, key in (("model", "id"), ("calibration", "data"), ("evaluation", "data")):
+        part = values.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), str) and part[key].startswith(("/", "~")):
+            part[key] = PurePath(part[key]).name
+    return values
 
 
 def _disagreements(folder: Path, manifest: Mapping[str, Any], report: Report, raw: Mapping[str, Any]) -> list[str]:
@@ -125,15 +165,9 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any], report: Report, ra
         ("bytes", compressed.bytes, file_bytes(folder)),
         ("task", report.model.task, manifest.get("task")),
         ("passes", [entry.name for entry in report.passes], [entry.get("name") for entry in passes or []]),
-        ("checks", sorted({c.name for c in report.checks if c.name.startswith("bounds.")}), _bound_names(manifest)),
     ]
     found = [f"{name}: {REPORT} says {told}, the artifact {real}" for name, told, real in pairs if told != real]
-    for check in report.checks:
-        wanted = _bounds(manifest).get(check.name.removeprefix("bounds."))
-        if check.name.startswith("bounds.") and check.bound is not None and wanted is not None:
-            told = {k: v for k, v in (("min", check.bound.min), ("max", check.bound.max)) if v is not None}
-            if told != wanted:
-                found.append(f"{check.name}: {REPORT} says {told}, the recipe {wanted}")
+    found += _other_bounds(report, manifest)
     ratios = build_ratios(raw.get("dense") or {}, raw.get("compressed") or {}, {})
     for name in ("bytes", "parameters", "flops"):
         told, real = getattr(report.ratios, name), ratios[name]
@@ -142,14 +176,23 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any], report: Report, ra
     return found
 
 
-def _bounds(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _other_bounds(report: Report, manifest: Mapping[str, Any]) -> list[str]:
+    """Return where checks were held to other bounds than those of the recipe in the manifest, or to none."""
     recipe = manifest.get("recipe")
     stated = recipe.get("verify") if isinstance(recipe, dict) else None
-    return stated if isinstance(stated, dict) else {}
-
-
-def _bound_names(manifest: Mapping[str, Any]) -> list[str]:
-    return sorted(f"bounds.{name}" for name in _bounds(manifest))
+    bounds = stated if isinstance(stated, dict) else {}
+    wanted = {name if name in GATES else f"bounds.{name}": limits for name, limits in bounds.items()}
+    checks = {check.name: check for check in report.checks}
+    found = [f"{name} is bounded by no recipe" for name in checks if name.startswith("bounds.") and name not in wanted]
+    for name, limits in wanted.items():
+        if not isinstance(limits, dict):  # a gate that is switched off
+            continue
+        bound = checks[name].bound if name in checks else None
+        if name not in checks:
+            found.append(f"{name} is bounded by the recipe, and not among the checks")
+        elif bound is not None and any(getattr(bound, key, None) != limit for key, limit in limits.items()):
+            found.append(f"{name}: {REPORT} has another bound than the recipe, {limits}")
+    return found
 
 
 def check_metrics_again(folder: Path, measured: Mapping[str, Any]) -> list[Check]:

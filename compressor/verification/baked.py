@@ -7,7 +7,7 @@ the attributes of its nodes, and with the tables that it holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from compressor.architectures.tasks import TASKS
 from compressor.exporters.onnx.genai_config import NAME as GENAI
 from compressor.exporters.onnx.genai_config import genai_document
 from compressor.model.folder import ModelFolder, open_model
-from compressor.verification.companions import differing_keys
+from compressor.verification.companions import differing_keys, flat
 from compressor.verification.verdict import Check, read_json, yes
 from compressor.verification.weights import StoredWeights
 
@@ -193,16 +193,8 @@ def _check_genai(folder: Path, model: ModelFolder, weights: StoredWeights) -> Ch
     """Compare genai_config.json with the one that config.json, generation_config.json and the graph make."""
     stated = read_json(folder / GENAI)
     wanted = genai_document(folder, model.config, graph_ports(weights))
-    keys = differing_keys(_flat(stated), _flat(wanted))
+    keys = differing_keys(flat(stated), flat(wanted))
     return yes("config.genai", not keys, f"{GENAI} is not what config.json and the graph say: {', '.join(keys)}")
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys joined by dots."""
-    out: dict[str, Any] = {}
-    for key, value in document.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return out
 
 
 def _attributes(node: Any) -> dict[str, Any]:

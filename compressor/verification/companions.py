@@ -137,6 +137,14 @@ def differing_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return [f"{key} ({_shown(found, key)} instead of {_shown(wanted, key)})" for key in names]
 
 
+def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in document.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return out
+
+
 def _shown(config: Mapping[str, Any], key: str) -> str:
     text = repr(config[key]) if key in config else "nothing"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -19,9 +19,11 @@ from compressor.errors import ModelError
 from compressor.machine.progress import NullProgress
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.torch_runner import TorchRunner
+from compressor.passes import method_options
 from compressor.pipeline import verify
+from compressor.recipe import parse_recipe
 from compressor.report import build_report, write_reports
-from compressor.report.seal import check_reports
+from compressor.report.seal import check_recipe, check_reports
 from compressor.storage.tensors import sha256_of
 from compressor.verification import MANIFEST, REFERENCE, seal, write_reference
 from compressor.verification.baked import check_baked
@@ -384,6 +386,20 @@ def test_reports(name: str, finished: Path, tmp_path: Path) -> None:
     found = failing(check_reports(folder, read_manifest(folder)))
     assert expected in found
     assert ("report.seal" in found) == (name == "another manifest")
+
+
+def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "artifact"))
+    recipe = (folder / "recipe.yaml").read_text()
+    values = parse_recipe(recipe, source="recipe.yaml", options=method_options()).resolved()
+    manifest = {**read_manifest(folder), "recipe": values}
+    assert check_recipe(folder, manifest) == []
+    (folder / "recipe.source.yaml").write_text(recipe)
+    assert not failing(check_recipe(folder, manifest))
+    (folder / "recipe.yaml").write_text(recipe.replace("max: 2", "max: 9"))
+    assert "recipe.yaml: verify.size_ratio.max (9" in failing(check_recipe(folder, manifest))["recipe.recorded"]
+    (folder / "recipe.yaml").write_text("[" * 1000)
+    assert "recipe.recorded" in failing(check_recipe(folder, manifest))
 
 
 @pytest.mark.parametrize("kind", ["model", "empty", "file", "nothing"])
