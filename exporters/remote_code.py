@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.architectures import Family
 from compressor.architectures.tasks import TASKS
+from compressor.model.blueprint import SECTION
 from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS, OWN_TYPE
 
@@ -36,7 +38,16 @@ def paths_of(family: Family) -> dict[str, Any]:
 
 
 def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Path:
-    """Write the modelling file into `out` and complete `config` with what it reads; return the file.
+    """Write the modelling file into `out` and complete `config` with what it reads; return the file."""
+    source, completed = remote_code(model, config)
+    config.update(completed)
+    file = out / f"{MODULE}.py"
+    file.write_text(source, encoding="utf-8")
+    return file
+
+
+def remote_code(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the text of the modelling file, and config.json completed with what it reads.
 
     Stock transformers chooses its class by `model_type` alone. Where the model computes something else than stock
     modules with its weights would, `model_type` therefore becomes one that stock transformers refuses.
@@ -47,15 +58,14 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
         alias = stock.rpartition(" ")[2]
         imported = f"from transformers import {type(found).__name__} as {alias}"
         source = source.replace(f"from transformers import {stock}", imported)
-    config["compression"].update(paths=paths_of(model.family), head_dim=model.shapes.head_dim)
+    reads = {"paths": paths_of(model.family), "head_dim": model.shapes.head_dim}
+    completed = {**config, SECTION: {**config[SECTION], **reads}}
     name, auto_map = "CompressedModel", {}
     if not model.blueprint.computes_as_stock:
         kind = f"{OWN_TYPE}{config['model_type'].removeprefix(OWN_TYPE)}"
         name = f"{OWN_CLASS}{type(skeleton).__name__}"
         source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"').replace("CompressedModel", name)
-        config["model_type"], config["architectures"] = kind, [name]
+        completed["model_type"], completed["architectures"] = kind, [name]
         auto_map["AutoConfig"] = f"{MODULE}.CompressedConfig"
-    config["auto_map"] = {TASKS[model.task].auto_class: f"{MODULE}.{name}", **auto_map}
-    file = out / f"{MODULE}.py"
-    file.write_text(source, encoding="utf-8")
-    return file
+    completed["auto_map"] = {TASKS[model.task].auto_class: f"{MODULE}.{name}", **auto_map}
+    return source, completed

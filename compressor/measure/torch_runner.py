@@ -58,6 +58,11 @@ class TorchRunner:
         """Return the greedily decoded continuation [B, new_tokens] of `ids` [B, T]."""
         return greedy(self, ids, new_tokens)
 
+    def tables(self) -> dict[str, Array]:
+        """Return the weights of the embeddings [rows, width] by parameter name: of tokens, positions, token types."""
+        modules = self._model.named_modules()
+        return {f"{name}.weight": _numpy(m.weight.detach()) for name, m in modules if isinstance(m, torch.nn.Embedding)}
+
     def _call(self, inputs: Inputs, past: int, **options: Any) -> Any:
         torch.set_num_threads(self._threads)
         wanted = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values"} & self._accepted

@@ -25,9 +25,10 @@ from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
+from compressor.report.seal import check_metrics_again, check_recipe, check_reports
 from compressor.storage.artifact import runtime_model
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
-from compressor.verification.manifest import read_manifest
+from compressor.verification.manifest import MANIFEST, read_manifest
 from compressor.verification.signature import check_signature
 
 
@@ -86,8 +87,7 @@ def verify(
         VerificationError: the bounds of the artifact's own recipe cannot be read, or the artifact crashed its runtime.
     """
     restore_all(progress, artifact, against)
-    if not artifact.is_dir():
-        raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
+    _check_artifact(artifact)
     signature = (check_signature(artifact, key),) if key is not None else ()
     if any(not check.passed for check in signature):
         return _verification_report(artifact, _manifest(artifact), Verdict(signature))
@@ -108,7 +108,25 @@ def verify(
             flops=_flops(dense, artifact, request),
         )
         verdict = run_fresh(job, advance=progress.advance)
-    return _verification_report(artifact, manifest, replace(verdict, checks=(*signature, *verdict.checks)))
+    more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
+    if dense is not None and data is None:
+        more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
+    return _verification_report(artifact, manifest, replace(verdict, checks=(*signature, *verdict.checks, *more)))
+
+
+def _check_artifact(folder: Path) -> None:
+    """See that a folder is an artifact.
+
+    Raises:
+        ModelError: it is a file, is not there, or has no manifest.
+    """
+    hint = "Give the folder that `compressor run` wrote."
+    if not folder.is_dir():
+        what = "is a file, not an artifact folder" if folder.exists() else "no such artifact folder"
+        raise ModelError(f"{folder}: {what}", hint=hint)
+    if not (folder / MANIFEST).is_file():
+        kind = "a model that was not compressed" if (folder / "config.json").is_file() else "no artifact"
+        raise ModelError(f"{folder}: is {kind}: it has no {MANIFEST}", hint=hint)
 
 
 def bench(

@@ -11,15 +11,10 @@ from typing import Any
 
 from compressor.errors import ResourceError
 from compressor.report._format import without_paths
-from compressor.report.card import card
-from compressor.report.facts import ArtifactFacts
-from compressor.report.html import html_report
-from compressor.report.junit import junit_report
 from compressor.report.schema import build_ratios, build_report, check_report, clean_report
+from compressor.report.seal import REPORT, encoded, render, sealed
 
 __all__ = ["build_ratios", "build_report", "check_report", "clean_report", "without_paths", "write_reports"]
-
-REPORT_JSON = "report.json"
 
 
 def write_reports(folder: Path, report: Mapping[str, Any], recipe_text: str) -> dict[str, Any]:
@@ -41,16 +36,12 @@ def write_reports(folder: Path, report: Mapping[str, Any], recipe_text: str) -> 
         ResourceError: a file cannot be written.
     """
     clean = clean_report(report)
-    task = check_report(clean).model.task
-    texts = {
-        "report.html": html_report(clean),
-        "README.md": card(clean, recipe_text, ArtifactFacts.of(folder, task)),
-        "junit.xml": junit_report(clean),
-        REPORT_JSON: json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    }
+    texts = render(folder, clean, recipe_text)
+    report = sealed(folder, clean, texts)
+    texts[REPORT] = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, text in texts.items():
         _write(folder / name, text)
-    return clean
+    return report
 
 
 def _write(file: Path, text: str) -> None:
@@ -62,7 +53,7 @@ def _write(file: Path, text: str) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(text.encode("utf-8", "backslashreplace"))
+            stream.write(encoded(text))
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o644)

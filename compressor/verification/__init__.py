@@ -27,6 +27,8 @@ from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
 from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
+from compressor.verification.baked import check_baked
+from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.graph import check_graph, open_checked
@@ -41,6 +43,7 @@ from compressor.verification.manifest import (
     seal,
 )
 from compressor.verification.ort import check_ort
+from compressor.verification.precision import check_precision
 from compressor.verification.quality import (
     STEP,
     check_bound_names,
@@ -52,11 +55,12 @@ from compressor.verification.quality import (
     derived,
 )
 from compressor.verification.reasons import explained
+from compressor.verification.recorded import check_beside, check_rows
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.verdict import Check, Job, Verdict, failed, yes
-from compressor.verification.weights import StoredWeights, check_external, check_values, open_weights
+from compressor.verification.weights import check_external, check_values, open_weights
 
 __all__ = [
     "TOLERANCES",
@@ -264,6 +268,7 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     # A file that leads outside its folder is never handed to a runtime.
     runner = None if escaping else _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
+    checks += _guard("companions", lambda: check_beside(folder, job.dense))
     return checks, runner, manifest
 
 
@@ -307,24 +312,19 @@ def _check_weights(job: Job, manifest: dict[str, Any], checks: list[Check]) -> R
         external = _guard("files.external", lambda: check_external(folder, weights, is_inside))
         safe = all(check.passed for check in external if check.name != "files.external.length")
         checks += external + _guard("graph", lambda: check_graph(weights))
+        checks += _guard("config", lambda: check_baked(folder, weights))
+    checks += _guard("code", lambda: check_code(folder, checkpoint=not weights.is_onnx, manifest=manifest))
     checks += _guard("shapes", lambda: check_shapes(folder, manifest, weights))
-    checks += _guard("precision", lambda: _check_precision(manifest, weights))
+    checks += _guard("precision", lambda: check_precision(manifest, weights))
     if not safe:
         checks.append(yes("graph.session", False, "the artifact was not loaded: its data is missing or outside"))
         return None
     checks += _guard("weights", lambda: [*check_values(weights), *check_codes(weights, manifest)])
     checks += _guard("weights", lambda: [*check_levels(weights, manifest), *check_inputs(weights, manifest)])
+    checks += _guard("weights", lambda: check_rows(weights))
     runner, check = open_checked(folder, job.threads)
     checks.append(check)
     return runner
-
-
-def _check_precision(manifest: dict[str, Any], weights: StoredWeights) -> list[Check]:
-    stated = str(manifest.get("precision", "float32"))
-    wrong = stated.startswith("int") != weights.quantized
-    what = "the graph is" if weights.is_onnx else "the weights are"
-    reason = f"{MANIFEST} states {stated}, but {what} {'' if weights.quantized else 'not '}quantized"
-    return [yes("precision.stated", not wrong, reason)]
 
 
 def _guard(name: str, run: Callable[[], list[Check]]) -> list[Check]:

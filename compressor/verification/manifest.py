@@ -24,14 +24,14 @@ from typing import Any
 from compressor.errors import ModelError
 from compressor.storage.artifact import BESIDE, SIGNATURE
 from compressor.storage.tensors import sha256_of
+from compressor.verification.strangers import REFERENCE as REFERENCE
+from compressor.verification.strangers import check_names, strangers
 from compressor.verification.tokens import probe_record
 from compressor.verification.verdict import Check, failed, read_json, yes
 from compressor.verification.weights import StoredWeights, open_weights
 
 MANIFEST = "compression.json"
-REFERENCE = "verification/reference.safetensors"
-"""In a folder of its own: servers take every `*.safetensors` beside config.json for weights."""
-_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "report.xml", "junit.xml", "README.md", SIGNATURE}
+_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "junit.xml", "README.md", SIGNATURE}
 """Files that are written after the verdict, or that hold it: they cannot be part of what is sealed."""
 
 
@@ -93,7 +93,8 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     checks.append(
         yes("files.unchanged", not changed, f"sha256 differs from the one in {MANIFEST}: {', '.join(sorted(changed))}")
     )
-    extra = sorted({str(path) for path in output_files(folder)} - set(outputs))
+    checks.append(check_names(map(str, outputs)))
+    extra = strangers(folder, {*map(str, outputs), *_WRITTEN_LATER})
     checks.append(yes("files.no_strangers", not extra, f"not listed in {MANIFEST}: {', '.join(extra)}"))
     return checks
 

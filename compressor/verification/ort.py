@@ -45,7 +45,7 @@ def check_ort(weights: StoredWeights, runner: Runner, threads: int) -> list[Chec
         graph = OnnxRunner(weights.folder, threads, graph=weights.model.SerializeToString(), settings=signed)
         with tempfile.TemporaryDirectory(prefix="compressor-ort-") as folder:
             expected = Path(folder) / "reference.safetensors"
-            write_reference(graph, expected)
+            write_reference(graph, expected, companions=False)
             return checks + check_reference(runner, expected, "float32", group="parity.ort")
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         return [failed("parity.ort", error)]

@@ -17,7 +17,7 @@ from compressor.verification.verdict import Check, failed, yes
 
 onnx = lazy("onnx")
 
-_FLOATS = {"float32", "float16", "bfloat16", "float64"}
+FLOATS = {"float32", "float16", "bfloat16", "float64"}
 _QUANTIZED_OPS = {"MatMulNBits", "MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "DequantizeLinear"}
 
 
@@ -57,10 +57,15 @@ class StoredWeights:
     def arrays(self) -> Iterator[tuple[str, Any]]:
         """Yield name and float32 or float64 array of every floating-point tensor, one in memory at a time."""
         for name, (dtype, *_) in self.table().items():
-            if dtype in _FLOATS:
-                yield name, self._array(name)
+            if dtype in FLOATS:
+                yield name, self.array(name)
 
-    def _array(self, name: str) -> Any:
+    def array(self, name: str) -> Any:
+        """Return a floating-point tensor as float32.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
         if self._entries is not None:
             return self._entries.tensor(name).float().numpy()
         try:
@@ -131,7 +136,7 @@ class StoredWeights:
         """Count the matrices that have a side of each length, quantized ones by their stated K and N."""
         sides: Counter[int] = Counter()
         for tensor in self._initializers.values():
-            if len(tensor.dims) == 2 and _dtype(tensor) in _FLOATS | {"int8", "uint8"}:
+            if len(tensor.dims) == 2 and _dtype(tensor) in FLOATS | {"int8", "uint8"}:
                 sides.update(set(tensor.dims))
         for node in self.model.graph.node:
             if node.op_type == "MatMulNBits":
@@ -139,7 +144,7 @@ class StoredWeights:
         return sides
 
     def _parameters(self) -> int:
-        return sum(int(np.prod(t.dims)) for t in self._initializers.values() if _dtype(t) in _FLOATS)
+        return sum(int(np.prod(t.dims)) for t in self._initializers.values() if _dtype(t) in FLOATS)
 
 
 def open_weights(folder: Path) -> StoredWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -74,11 +75,20 @@ def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = No
     start = time.perf_counter()
     model = source.skeleton()
     graph, files, stored = _write(model, source.weights, source.task, out, options, source)
-    shutil.copyfile(source.path / "config.json", out / "config.json")
+    _write_config(source.path / "config.json", out / "config.json")
     files += [out / "config.json", *copy_companions(source.path, out)]
     if source.task == "text-generation":
         files.append(write_genai_config(source.path, source.config, graph, out))
     return replace(_result(graph, files, time.perf_counter() - start), codes=stored)
+
+
+def _write_config(source: Path, out: Path) -> None:
+    """Copy config.json; code that it names does not come along, so that the copy names none."""
+    config = json.loads(source.read_text(encoding="utf-8"))
+    if config.pop("auto_map", None) is None:
+        shutil.copyfile(source, out)
+    else:
+        out.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def export_module(

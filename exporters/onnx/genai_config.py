@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from compressor.exporters.onnx.decoder import static_size
 from compressor.exporters.onnx.saving import GRAPH
 
 NAME = "genai_config.json"
@@ -42,20 +42,39 @@ def write_genai_config(source: Path, config: Any, model: ir.Model, out: Path) ->
     Returns:
         The file written.
     """
-    cache = next(value for value in model.graph.inputs if str(value.name).startswith("past_key_values."))
-    names = [str(value.name) for value in model.graph.inputs]
-    portable = "position_ids" in names
+    ports = {str(value.name): _sizes(value) for value in model.graph.inputs}
+    path = out / NAME
+    document = genai_document(source, config, ports)
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+def _sizes(value: ir.Value) -> list[int | None]:
+    return [size if isinstance(size, int) else None for size in value.shape or ()]
+
+
+def genai_document(source: Path, config: Any, ports: Mapping[str, Sequence[int | None]]) -> dict[str, Any]:
+    """Return the contents of the file.
+
+    Args:
+        source: folder of config.json; its generation_config.json overrides the special tokens.
+        config: the model's transformers config.
+        ports: name -> sizes of the graph's inputs, outputs may be among them; None for a size that varies.
+    """
+    caches = [name for name in ports if name.startswith("past_key_values.")]
+    _, heads, _, head_size = ports[caches[0]]
+    portable = "position_ids" in ports
     tokens = _special_tokens(source, config)
     length = int(getattr(config, "max_position_embeddings", 2048))
-    inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in names}
-    document: dict[str, Any] = {
+    inputs = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in ports}
+    return {
         "model": {
             "bos_token_id": tokens["bos_token_id"],
             "context_length": length,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": GRAPH,
-                "head_size": static_size(cache, 3),
+                "head_size": head_size,
                 "hidden_size": int(config.hidden_size),
                 "inputs": {
                     **inputs,
@@ -68,8 +87,8 @@ def write_genai_config(source: Path, config: Any, model: ir.Model, out: Path) ->
                     "present_value_names": "present.%d.value",
                 },
                 "num_attention_heads": int(config.num_attention_heads),
-                "num_hidden_layers": sum(name.endswith(".key") for name in names),
-                "num_key_value_heads": static_size(cache, 1),
+                "num_hidden_layers": sum(name.endswith(".key") for name in caches),
+                "num_key_value_heads": heads,
             },
             "eos_token_id": tokens["eos_token_id"],
             "pad_token_id": tokens["pad_token_id"],
@@ -79,9 +98,6 @@ def write_genai_config(source: Path, config: Any, model: ir.Model, out: Path) ->
         # Joining past and present makes a new buffer each step; only GroupQueryAttention can share one.
         "search": {**_SEARCH, "max_length": length, "past_present_share_buffer": not portable},
     }
-    path = out / NAME
-    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return path
 
 
 def _special_tokens(source: Path, config: Any) -> dict[str, Any]:

@@ -33,11 +33,12 @@ def verdicts(monkeypatch):
     """Return the jobs that were verified; each passes unless `verdicts.failing` is set."""
     asked = SimpleNamespace(jobs=[], checks=(Check("files.present", True),))
 
-    def run_fresh(job):
+    def run_fresh(job, advance=None):
         asked.jobs.append(job)
         return Verdict(asked.checks, compressed={"parameters": 5, "bytes": 20, "metrics": {}, "latency_ms": {}})
 
     monkeypatch.setattr("compressor.pipeline.judge.run_fresh", run_fresh)
+    monkeypatch.setattr("compressor.pipeline.judge.check_reports", lambda folder, manifest: [])
     return asked
 
 

@@ -68,7 +68,7 @@ def test_a_column_that_was_not_recorded_is_watched_too(pico: Callable[..., Path]
 
 def test_every_shape_is_compared(artifact: Path) -> None:
     names = {check.name for check in check_reference(OnnxRunner(artifact), artifact / REFERENCE)}
-    shapes = ("prefill", "batch", "padding", "chunked", "decode")
+    shapes = ("prefill", "batch", "padding", "chunked", "decode", "continued", "wide", "long")
     assert names == {f"parity.{s}.max_abs" for s in shapes} | {"parity.argmax", "parity.greedy"}
 
 

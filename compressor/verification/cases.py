@@ -1,0 +1,155 @@
+"""The probes: what an artifact and the model that it was made from are both run on, seeded, in several shapes.
+
+A graph may be right for short texts and small batches alone (a window, a table of positions that ends too early), so
+there is one probe of up to 300 tokens, one that reads a cache of more than 40, and one of 16 samples. Token ids are
+drawn without putting any back, so that a small vocabulary is used whole. Images come in blocks, which are like
+photographs, and once as independent pixels: only those tell the pixels of a patch apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.architectures.tasks import TASKS
+from compressor.data.kinds import Inputs
+from compressor.errors import ModelError
+from compressor.measure.benchmark import image_shape
+from compressor.measure.runner import Array, Runner, read_config
+
+COLUMNS = 1024
+_FEW_COLUMNS = 64
+_LONGEST = {"text-generation": 300}
+_LONGEST_ENCODER = 512
+_IMAGE_BLOCKS = (16, 14, 8, 7, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One probe.
+
+    Attributes:
+        name: part of the check's name.
+        batch: samples.
+        chunks: tokens of the successive calls; more than one means a key-value cache in between. Empty for images.
+        padding: `none`, `right` or `left`; rows are then padded by different amounts.
+        columns: output columns that are recorded, at most.
+        pixels: of images: `blocks` of one colour, or `noise`.
+    """
+
+    name: str
+    batch: int
+    chunks: tuple[int, ...] = ()
+    padding: str = "none"
+    columns: int = COLUMNS
+    pixels: str = "blocks"
+
+    def chosen(self, columns: NDArray[Any]) -> NDArray[Any]:
+        """Return those of the recorded output columns that are recorded for this probe, spread over all of them."""
+        return columns[:: -(-len(columns) // self.columns)]
+
+
+DECODER_CASES = (
+    Case("prefill", 1, (7,)),
+    Case("batch", 3, (19,)),
+    Case("padding", 2, (12,), "right"),
+    Case("chunked", 1, (9, 5)),
+    Case("decode", 2, (6, 1, 1, 1, 1)),
+    Case("left_padding", 2, (8, 1, 1, 1), "left"),
+    Case("continued", 1, (45, 1, 1, 1), columns=_FEW_COLUMNS),
+    Case("wide", 16, (4, 1), columns=_FEW_COLUMNS),
+)
+ENCODER_CASES = (
+    Case("short", 1, (5,)),
+    Case("batch", 3, (31,)),
+    Case("padding", 2, (16,), "right"),
+    Case("wide", 16, (6,), columns=_FEW_COLUMNS),
+)
+IMAGE_CASES = (Case("single", 1), Case("batch", 3), Case("wide", 16), Case("pixels", 1, pixels="noise"))
+
+
+class Tokens:
+    """Token ids in a seeded order in which each of the vocabulary comes before any comes twice."""
+
+    def __init__(self, runner: Runner, rng: np.random.Generator) -> None:
+        """Take the vocabulary's size from the runner's config.json."""
+        self._order = rng.permutation(int(read_config(runner.folder).get("vocab_size") or 2)).astype(np.int64)
+        self._taken = 0
+
+    def take(self, batch: int, length: int) -> NDArray[np.int64]:
+        """Return the next ids [batch, length]."""
+        places = (self._taken + np.arange(batch * length)) % len(self._order)
+        self._taken += batch * length
+        return self._order[places].reshape(batch, length)
+
+
+def cases_of(runner: Runner) -> tuple[Case, ...]:
+    """Return the probes for a model: those that its positions allow.
+
+    Raises:
+        ModelError: they allow none.
+    """
+    if TASKS[runner.task].inputs == "pixels":
+        return IMAGE_CASES
+    cases = DECODER_CASES if runner.task == "text-generation" else ENCODER_CASES
+    limit = positions(runner)
+    longest = min(limit, _LONGEST.get(runner.task, _LONGEST_ENCODER))
+    fitting = tuple(case for case in cases if sum(case.chunks) <= limit)
+    if not fitting:
+        raise ModelError(f"{runner.folder}: {limit} positions are too few for a probe")
+    return (*fitting, Case("long", 1, (longest,), columns=_FEW_COLUMNS))
+
+
+def positions(runner: Runner) -> int:
+    """Return how many tokens a model takes."""
+    config = read_config(runner.folder)
+    # RoBERTa-style positions start after the padding id.
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20) - 2
+
+
+def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Generator) -> Inputs:
+    """Return the inputs of a probe in the form that goes to disk: images without the repeats of their blocks."""
+    config = read_config(runner.folder)
+    if TASKS[runner.task].inputs == "pixels":
+        channels, height, width = image_shape(runner.folder)
+        if case.pixels == "noise":
+            return {"noise": np.asarray([rng.integers(1 << 31), case.batch, channels, height, width], np.int64)}
+        # Seeded noise in blocks: 100 times smaller on disk than pixels, and closer to an image than white noise.
+        block = next(b for b in _IMAGE_BLOCKS if height % b == 0 and width % b == 0)
+        small = rng.standard_normal((case.batch, channels, height // block, width // block)).astype(np.float32)
+        return {"blocks": small, "block": np.asarray([block], np.int64)}
+    length = sum(case.chunks)
+    ids = tokens.take(case.batch, length)
+    mask = np.ones_like(ids)
+    for row in range(1, case.batch):
+        # Half of the first chunk: a padded row keeps real tokens in every call.
+        cut = case.chunks[0] // 2 + row - 1
+        if case.padding == "right":
+            mask[row, length - cut :] = 0
+        elif case.padding == "left":
+            mask[row, :cut] = 0
+    inputs: Inputs = {"input_ids": ids, "attention_mask": mask}
+    if int(config.get("type_vocab_size") or 0) > 1 and runner.task != "text-generation":
+        inputs["token_type_ids"] = (np.arange(length)[None].repeat(case.batch, 0) >= length // 2).astype(np.int64)
+    return inputs
+
+
+def restore(stored: Inputs) -> Inputs:
+    """Return the inputs of a model from the form that goes to disk."""
+    if "noise" in stored:
+        seed, *shape = (int(number) for number in stored["noise"])
+        return {"pixel_values": _noise(seed, shape)}
+    if "blocks" not in stored:
+        return stored
+    block = int(stored["block"][0])
+    return {"pixel_values": stored["blocks"].repeat(block, axis=2).repeat(block, axis=3)}
+
+
+def _noise(seed: int, shape: list[int]) -> Array:
+    """Return seeded pixels of mean 0 and variance 1, all independent; the same ones from every release of numpy."""
+    # Of numpy's streams, only the raw bits of a generator are promised never to change.
+    bits = np.random.PCG64(seed).random_raw(int(np.prod(shape))) >> np.uint64(40)
+    return ((bits.astype(np.float64) / 2**23 - 1) * 3**0.5).astype(np.float32).reshape(shape)
