@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from compressor.model.source import resolve_path
 from compressor.passes import method_options
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
+from compressor.pipeline.source import source_against
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
 from compressor.storage.artifact import runtime_model
@@ -67,7 +68,8 @@ def verify(
     Args:
         artifact: its folder.
         progress: where to report how far it is.
-        against: the dense model, a folder or hub id.
+        against: the dense model, a folder or hub id; it must be what stock transformers loads, and the model that was
+            compressed.
         bounds: file with bounds, or a recipe; with `against`, the artifact's own recipe if None.
         data: held-out data; with `against`, that of the artifact's recipe if None.
         threads: of the runtime.
@@ -82,10 +84,11 @@ def verify(
     if not artifact.is_dir():
         raise ModelError(f"{artifact}: no such artifact folder", hint="Give the folder that `compressor run` wrote.")
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
+    manifest = _manifest(artifact)
+    source = source_against(against, _own_sections(artifact)[0], manifest, progress) if against is not None else []
     with _comparable(against, artifact, progress) as dense:
         progress.stage("verify", total=VERIFY_STEPS)
         request, metrics = _evaluation_data(artifact, data, with_recipe=dense is not None)
-        manifest = _manifest(artifact)
         job = Job(
             artifact=artifact,
             dense=dense,
@@ -98,6 +101,7 @@ def verify(
             flops=_flops(dense, artifact, request),
         )
         verdict = run_fresh(job, advance=progress.advance)
+    verdict = replace(verdict, checks=(*source, *verdict.checks))
     return _verification_report(artifact, manifest, verdict)
 
 

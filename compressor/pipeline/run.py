@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerpri
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
+from compressor.pipeline.source import checked_source, recorded, source_checks
 from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_place, rejected_folder, work_folder
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
@@ -30,6 +32,7 @@ from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
+from compressor.verification.source import why_skipped
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""
@@ -67,24 +70,30 @@ def run(
 
 
 def _stages(prepared: Prepared) -> int:
-    """Return how many stages follow the loading: calibration, the passes, two exports, verification."""
+    """Return how many stages follow: the source gate, calibration, the passes, two exports, verification."""
     calibrates = bool(prepared.passes) and prepared.uses_calibration
     compares = prepared.recipe.export.format != "safetensors"
-    return calibrates + len(prepared.passes) + compares + 2
+    gated = why_skipped(prepared.source) is None
+    return gated + calibrates + len(prepared.passes) + compares + 2
 
 
 def _run(
     prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock
 ) -> dict[str, Any]:
+    with clock.stage("load"):
+        source = checked_source(prepared, hashes, work, progress)
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
     with clock.stage("export"):
         dense_folder = _export_dense(prepared, hashes, work, progress)
-        artifact = _export(prepared, compressed, entries, hashes, work, progress)
+        artifact = _export(
+            prepared, compressed, entries, {"inputs": hashes, "source": recorded(source)}, work, progress
+        )
     with clock.stage("verify"):
         progress.stage("verify", total=VERIFY_STEPS)
         costs = count_costs(prepared, compressed)
         verdict = run_fresh(_job(prepared, artifact, dense_folder, costs), advance=progress.advance)
+        verdict = replace(verdict, checks=(*source_checks(source), *verdict.checks))
     place = _place(out, verdict)
     report = run_report(prepared, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
@@ -175,11 +184,11 @@ def _export(
     prepared: Prepared,
     compressed: ModelFolder,
     entries: list[dict[str, Any]],
-    hashes: dict[str, str],
+    origin: dict[str, Any],
     work: Path,
     progress: Progress,
 ) -> Path:
-    """Write the artifact: model files, recipe, probes with their expected outputs, manifest."""
+    """Write the artifact: model files, recipe, probes with their expected outputs, manifest with what it came from."""
     progress.stage("export")
     folder = work / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
@@ -200,7 +209,7 @@ def _export(
             "layers": recorded_layers(compressed),
             "model": prepared.model_id,
             "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
-            "inputs": hashes,
+            **origin,
             "recipe": prepared.recipe.resolved(),
             "data_folders": [str(base) for base in prepared.evaluation.bases] if prepared.evaluation else [],
             "seed": prepared.calibration.seed if prepared.calibration is not None else None,

@@ -38,6 +38,7 @@ def verdicts(monkeypatch):
         return Verdict(asked.checks, compressed={"parameters": 5, "bytes": 20, "metrics": {}, "latency_ms": {}})
 
     monkeypatch.setattr("compressor.pipeline.judge.run_fresh", run_fresh)
+    monkeypatch.setattr("compressor.pipeline.judge.source_against", lambda *asked: [Check("source.stock", True)])
     return asked
 
 
