@@ -85,11 +85,13 @@ ALWAYS = (
     "files.links",
     "shapes.weights",
     "precision.stated",
-    "graph.session",
     "graph.task",
     "determinism.bits",
 )
-"""Checks that an artifact of any kind is put through before it passes, beside some of parity."""
+"""Checks that an artifact of any kind is put through before it passes, beside some of parity and one of `LOADED`."""
+
+LOADED = ("graph.session", "model.loads")
+"""The check that it loads: of a graph, or of safetensors."""
 
 
 VERIFY_STEPS = 4
@@ -234,6 +236,8 @@ def _complete(verdict: Verdict) -> Verdict:
     """
     names = {check.name for check in verdict.checks}
     missing = sorted(set(ALWAYS) - names)
+    if not names & set(LOADED):
+        missing.append(" or ".join(LOADED))
     if not any(name.startswith("parity.") for name in names):
         missing.append("parity")
     if verdict.passed and missing:
