@@ -15,6 +15,7 @@ verification compares projections.
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
@@ -163,6 +164,8 @@ def load_stock(model: ModelFolder) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
+        if _lacks_memory(error):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"stock transformers cannot load the model: {line}") from error
     absent = tuple(model.family.optional) if TASKS[model.task].output == "hidden" else ()
@@ -249,6 +252,12 @@ def _sha256(arrays: list[Any]) -> str:
     return digest.hexdigest()
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Tell whether memory ran out: torch raises a RuntimeError then, the system an OSError."""
+    said = "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or said or getattr(error, "errno", None) == errno.ENOMEM
+
+
 def _main(request: Path, answer: Path) -> int:
     data: dict[str, Any]
     code = 0
@@ -258,9 +267,11 @@ def _main(request: Path, answer: Path) -> int:
     except CompressorError as error:
         data = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
         code = error.exit_code
-    except MemoryError:
-        data = {"error": {"message": "no memory to load the model in float32", "hint": None, "exit_code": 5}}
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _lacks_memory(error):
+            raise
         code = ResourceError.exit_code
+        data = {"error": {"message": "no memory to load the model in float32", "hint": None, "exit_code": code}}
     answer.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
     return code
 
