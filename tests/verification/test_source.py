@@ -183,6 +183,19 @@ def test_what_the_program_compressed_is_no_source(pico: Pico) -> None:
         del model.config.compression
 
 
+def test_a_model_that_cannot_be_run(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def fail(*given: Any, **options: Any) -> Any:
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", fail)
+    with pytest.raises(
+        ModelError, match=r"as stock transformers loads it cannot be run \(probe single\): IndexError: index"
+    ):
+        compare(open_model(pico("llama")))
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(12, "Cannot allocate memory")],
@@ -201,7 +214,8 @@ def test_too_little_memory(pico: Pico, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "text"), [(-9, ResourceError, "want of memory"), (1, CompressorError, "ValueError: x")]
+    ("code", "kind", "text"),
+    [(-9, ResourceError, "want of memory"), (-11, ModelError, "signal 11"), (1, CompressorError, "ValueError: x")],
 )
 def test_a_process_that_ends_without_an_answer(
     pico: Pico, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[CompressorError], text: str
