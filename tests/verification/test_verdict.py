@@ -19,7 +19,7 @@ from compressor.measure.benchmark import Phase, Series
 from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import GATES
-from compressor.verification import ALWAYS, TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
+from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import (
@@ -32,7 +32,7 @@ from compressor.verification.quality import (
     worse_than_dense,
 )
 from compressor.verification.speed import elsewhere, without_speed
-from compressor.verification.verdict import bounded
+from compressor.verification.verdict import ALWAYS, bounded
 
 
 @pytest.mark.parametrize(
