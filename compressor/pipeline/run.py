@@ -69,7 +69,7 @@ def run(
     """
     clock = Clock()
     out = located(out)
-    restore_all(progress, out, model or recipe.model.id)
+    restore_all(progress, out, rejected_folder(out), model or recipe.model.id)
     check_target(out)
     signer = open_signer(sign_with) if sign_with is not None else None
     with fixed_threads(recipe.threads):

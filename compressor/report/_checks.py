@@ -38,6 +38,7 @@ MEANINGS: Mapping[str, str] = {
     "files.no_strangers": "Nothing lies in the folder that is not part of the artifact.",
     "files.present": "Every file that the manifest lists is there.",
     "files.seal": "The manifest has not been changed since it was written.",
+    "files.signature": "The owner of the key has signed these files, and there are no others.",
     "files.unchanged": "Every file has the sha256 that the manifest lists.",
     "gain.dominated": "The artifact is not slower, worse and no smaller than the dense model, all at once.",
     "gain.effect": "The artifact is smaller or faster than the dense model.",

@@ -59,7 +59,7 @@ from compressor.verification.recorded import check_beside, check_rows
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
-from compressor.verification.verdict import Check, Job, Verdict, failed, yes
+from compressor.verification.verdict import Check, Job, Verdict, failed, whole, yes
 from compressor.verification.weights import check_external, check_values, open_weights
 
 __all__ = [
@@ -76,22 +76,6 @@ __all__ = [
     "verify",
     "write_reference",
 ]
-
-ALWAYS = (
-    "files.seal",
-    "files.present",
-    "files.unchanged",
-    "files.no_strangers",
-    "files.links",
-    "shapes.weights",
-    "precision.stated",
-    "graph.task",
-    "determinism.bits",
-)
-"""Checks that an artifact of any kind is put through before it passes, beside some of parity and one of `LOADED`."""
-
-LOADED = ("graph.session", "model.loads")
-"""The check that it loads: of a graph, or of safetensors."""
 
 
 VERIFY_STEPS = 4
@@ -225,24 +209,7 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
         kinds = {kind.exit_code: kind for kind in errors}
         kind = kinds.get(data["error"]["exit_code"], CompressorError)
         raise kind(data["error"]["message"], hint=data["error"]["hint"])
-    return _complete(verdict)
-
-
-def _complete(verdict: Verdict) -> Verdict:
-    """Return the verdict if it is a whole one: none passes without the checks that every artifact is put through.
-
-    Raises:
-        VerificationError: it passed without them, so something else than this package has written it.
-    """
-    names = {check.name for check in verdict.checks}
-    missing = sorted(set(ALWAYS) - names)
-    if not names & set(LOADED):
-        missing.append(" or ".join(LOADED))
-    if not any(name.startswith("parity.") for name in names):
-        missing.append("parity")
-    if verdict.passed and missing:
-        raise VerificationError(f"the verdict is not to be trusted: it passed without the checks {', '.join(missing)}")
-    return verdict
+    return whole(verdict)
 
 
 def _raise_crash(done: Ended) -> None:

@@ -265,3 +265,36 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _short(value: float | None) -> str:
     return f"{value:.4g}" if value is not None else "nothing"
+
+
+ALWAYS = (
+    "files.seal",
+    "files.present",
+    "files.unchanged",
+    "files.no_strangers",
+    "files.links",
+    "shapes.weights",
+    "precision.stated",
+    "graph.task",
+    "determinism.bits",
+)
+"""Checks that an artifact of any kind is put through before it passes, beside some of parity and one of `LOADED`."""
+LOADED = ("graph.session", "model.loads")
+"""The check that it loads: of a graph, or of safetensors."""
+
+
+def whole(verdict: Verdict) -> Verdict:
+    """Return the verdict if it is a whole one: none passes without the checks that every artifact is put through.
+
+    Raises:
+        VerificationError: it passed without them, so something else than this package has written it.
+    """
+    names = {check.name for check in verdict.checks}
+    missing = sorted(set(ALWAYS) - names)
+    if not names & set(LOADED):
+        missing.append(" or ".join(LOADED))
+    if not any(name.startswith("parity.") for name in names):
+        missing.append("parity")
+    if verdict.passed and missing:
+        raise VerificationError(f"the verdict is not to be trusted: it passed without the checks {', '.join(missing)}")
+    return verdict

@@ -19,18 +19,7 @@ from compressor.measure.benchmark import Phase, Series
 from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import GATES
-from compressor.verification import (
-    ALWAYS,
-    LOADED,
-    TOLERANCES,
-    Check,
-    Job,
-    Verdict,
-    _complete,
-    _imitates,
-    run_fresh,
-    verify,
-)
+from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import (
@@ -43,7 +32,7 @@ from compressor.verification.quality import (
     worse_than_dense,
 )
 from compressor.verification.speed import elsewhere, without_speed
-from compressor.verification.verdict import bounded
+from compressor.verification.verdict import ALWAYS, LOADED, bounded, whole
 
 
 @pytest.mark.parametrize(
@@ -200,9 +189,9 @@ def test_speed_is_judged_where_the_artifact_is_to_run(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("loaded", LOADED)
 def test_graphs_and_safetensors_each_have_their_check_of_loading(loaded: str) -> None:
     checks = tuple(Check(name, True) for name in [*ALWAYS, "parity.argmax", loaded])
-    assert _complete(Verdict(checks)).passed
+    assert whole(Verdict(checks)).passed
     with pytest.raises(VerificationError, match="graph.session or model.loads"):
-        _complete(Verdict(checks[:-1]))
+        whole(Verdict(checks[:-1]))
 
 
 def test_pytorch_speed_is_judged_unless_it_imitates_integer_products(pico: Callable[..., Path]) -> None:
