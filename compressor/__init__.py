@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor._api import bench, evaluate, plan, run, verify
+from compressor.machine.libraries import no_telemetry
 
 __all__ = ["bench", "evaluate", "load", "plan", "run", "verify"]
 __version__ = "0.1.0"
@@ -13,6 +14,8 @@ __version__ = "0.1.0"
 # In a wheel `exporters` and `recipes` lie inside this package; in a source checkout they lie beside it.
 if not (_here := Path(__file__).resolve().parent).joinpath("exporters").is_dir():
     __path__.append(str(_here.parent))
+
+no_telemetry()
 
 
 def load(path: str | Path) -> Any:

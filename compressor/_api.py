@@ -29,6 +29,7 @@ def run(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    sign: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compress a model as a recipe says, export it, verify it; return the report.
@@ -39,6 +40,7 @@ def run(
         out: the artifact folder; `./<name of the recipe>` if None.
         overrides: `key=value` texts, as `--set` takes them.
         resume: go on from the finished blocks of a run that was stopped.
+        sign: private key (PEM) with which the artifact is signed if it passed; not signed if None.
         progress: where to report how far the run is; nowhere if None.
 
     Returns:
@@ -55,7 +57,14 @@ def run(
         from compressor import pipeline
         from compressor.report.schema import check_report
 
-        done = pipeline.run(parsed, model=source, out=target, resume=resume, progress=progress or NullProgress())
+        done = pipeline.run(
+            parsed,
+            model=source,
+            out=target,
+            resume=resume,
+            sign_with=_path(sign),
+            progress=progress or NullProgress(),
+        )
         return check_report(done)
 
 
@@ -87,6 +96,7 @@ def verify(
     data: str | Path | None = None,
     threads: int = 1,
     timing: bool = True,
+    key: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Verify an artifact in a fresh process: files, graph, outputs, quality, speed and bounds.
@@ -100,6 +110,7 @@ def verify(
         data: held-out data; with `against`, that of the artifact's recipe if None.
         threads: of the runtime.
         timing: whether to measure speed, which takes `against`.
+        key: public key (PEM) whose owner must have signed the artifact; signatures are not looked at if None.
         progress: where to report how far it is; nowhere if None.
 
     Returns:
@@ -115,10 +126,11 @@ def verify(
         report = pipeline.verify(
             Path(artifact),
             against=_text(against),
-            bounds=None if bounds is None else Path(bounds),
+            bounds=_path(bounds),
             data=_text(data),
             threads=threads,
             timing=timing,
+            key=_path(key),
             progress=progress or NullProgress(),
         )
         return check_report({**report, "artifact": artifact})
@@ -239,7 +251,7 @@ def _of_content(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
         parsed = parse_recipe(text, source="recipe", options=method_options(), overrides=overrides)
     except RecipeError as error:
         raise RecipeError([replace(p, line=None) for p in error.problems], source=error.source) from None
-    return replace(parsed, document=Document())
+    return replace(parsed, document=Document(parsed.document.value))
 
 
 def artifact_folder(recipe: Recipe, model: str | None, out: str | Path | None) -> Path:
@@ -257,3 +269,7 @@ def artifact_folder(recipe: Recipe, model: str | None, out: str | Path | None) -
 
 def _text(given: str | Path | None) -> str | None:
     return None if given is None else str(given)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -45,7 +45,11 @@ def test_third_party_imports_are_declared(repository: Path, project: dict) -> No
         "yaml",
         "pil",
         "tokenizers",
-        *(canonicalize_name(Requirement(r).name) for r in project["optional-dependencies"]["genai"]),
+        *(
+            canonicalize_name(Requirement(r).name)
+            for extra in ("genai", "sign")
+            for r in project["optional-dependencies"][extra]
+        ),
     }
     missing = set()
     for root in ("compressor", "exporters"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import compressor
 from compressor import demo, errors
 
 # What stands for the reader's own things: the packaged model for one of the hub, packaged stories for text files.
@@ -41,7 +43,9 @@ def _section(text: str, name: str) -> str:
 
 
 def test_it_shows_only_commands_that_are_tested_here(readme: str) -> None:
-    assert {words[0] for words in _commands(readme)} == {"make", "compressor"}
+    commands = _commands(readme)
+    assert {words[0] for words in commands} == {"make", "compressor", "pip"}
+    assert [words for words in commands if words[0] == "pip"] == [["pip", "install", ".", "-c", "constraints.txt"]]
 
 
 def test_its_make_targets_exist(readme: str, repository: Path) -> None:
@@ -96,9 +100,9 @@ def test_its_recipe_is_valid(readme: str, tmp_path: Path) -> None:
     assert [entry.name for entry in recipe.passes] == ["width"]
 
 
-def test_its_actions_file_is_the_one_in_docs(readme: str, repository: Path) -> None:
-    shown = next(block for block in _blocks(readme, "yaml") if "runs-on" in block)
-    assert shown == (repository / "docs" / "ci-example" / "compress.yml").read_text(encoding="utf-8")
+def test_the_actions_file_compresses_and_shows_the_card(readme: str, repository: Path) -> None:
+    assert "(docs/ci-example/compress.yml)" in readme
+    shown = (repository / "docs" / "ci-example" / "compress.yml").read_text(encoding="utf-8")
     steps = yaml.safe_load(shown)["jobs"]["compress"]["steps"]
     runs = [step["run"] for step in steps if "run" in step]
     assert any(run.startswith("compressor run") and "||" not in run for run in runs)
@@ -113,6 +117,17 @@ def test_its_exit_codes_are_those_of_the_errors(readme: str) -> None:
     stated = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
     tree = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.CompressorError)]
     assert stated == {0, *(error.exit_code for error in tree)}
+
+
+def test_its_python_calls_what_there_is(readme: str) -> None:
+    (text,) = _blocks(readme, "python")
+    tree = ast.parse(text)
+    called = {
+        node.func.attr for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name) and node.func.value.id == "compressor"
+    }  # fmt: skip
+    assert called and called <= set(compressor.__all__)
 
 
 def test_its_links_lead_somewhere(readme: str, repository: Path) -> None:

@@ -17,6 +17,7 @@ from compressor.cli._errors import Commands, show_error
 from compressor.cli._output import emit_json, results
 from compressor.cli._run import JsonOption
 from compressor.errors import Interrupted
+from compressor.machine.signals import ended_like_ctrl_c
 
 app = typer.Typer(
     name="compressor",
@@ -84,9 +85,10 @@ app.add_typer(methods_app, name="methods")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command line, by default that of this process, and exit."""
+    """Run a command line, by default that of this process, and exit; SIGTERM and SIGHUP interrupt it like Ctrl-C."""
     try:
-        app(arguments, prog_name="compressor")
+        with ended_like_ctrl_c():
+            app(arguments, prog_name="compressor")
     except KeyboardInterrupt:  # before or after a command, where nothing else catches it
         show_error(Interrupted("interrupted"))
         sys.exit(Interrupted.exit_code)

@@ -16,6 +16,8 @@ from compressor.errors import CompressorError, RecipeError, UsageError, did_you_
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from compressor.recipe import Recipe
+
 recipes_app = typer.Typer(help="The shipped recipes; checking and writing your own.", no_args_is_help=True)
 methods_app = typer.Typer(help="The methods that a recipe's passes can name.", no_args_is_help=True)
 
@@ -83,16 +85,28 @@ def validate_recipes(
         try:
             parsed = open_recipe(name, sets or [])
             known = methods()
-            if problems := disagreements(parsed, [known[entry.name](entry.options) for entry in parsed.passes]):
+            built = [known[entry.name](entry.options) for entry in parsed.passes]
+            if problems := disagreements(parsed, built):
                 raise RecipeError(problems, source=parsed.source)
         except UsageError as error:
             wrong += 1
             show_error(error)
             continue
+        for note in _doubts(parsed, calibrated=any(method.needs.calibration != "none" for method in built)):
+            typer.echo(f"{name}: note: {note}", err=True)
         passes = " → ".join(entry.name for entry in parsed.passes) or "no passes: a plain export"
         typer.echo(f"{name}: valid: {parsed.name}: {passes}")
     if wrong:
         raise typer.Exit(UsageError.exit_code)
+
+
+def _doubts(recipe: Recipe, *, calibrated: bool) -> list[str]:
+    """Return what there is to say of a recipe's data, if it names any; numpy is imported only then."""
+    if recipe.evaluation is None:
+        return []
+    from compressor.data.doubts import doubts
+
+    return doubts(recipe, recipe.model.id, calibrated=calibrated)
 
 
 @recipes_app.command("schema")

@@ -77,6 +77,15 @@ def verify(
     ] = None,
     threads: ThreadsOption = 1,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure speed.")] = True,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="PUBKEY",
+            help="Public key (PEM) whose owner must have signed the artifact (needs the extra `sign`).",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -88,7 +97,14 @@ def verify(
         from compressor import pipeline
 
         report = pipeline.verify(
-            artifact, against=against, bounds=bounds, data=data, threads=threads, timing=timing, progress=progress
+            artifact,
+            against=against,
+            bounds=bounds,
+            data=data,
+            threads=threads,
+            timing=timing,
+            key=key,
+            progress=progress,
         )
     if json:
         emit_json(report)

@@ -42,6 +42,15 @@ def run(
     ] = None,
     sets: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the finished blocks of a stopped run.")] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign",
+            metavar="KEY",
+            help="Sign the artifact, if it passed, with this private key (PEM; needs the extra `sign`).",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -57,7 +66,7 @@ def run(
         progress.stage("load libraries")
         from compressor import pipeline
 
-        report = pipeline.run(parsed, model=model, out=target, resume=resume, progress=progress)
+        report = pipeline.run(parsed, model=model, out=target, resume=resume, sign_with=sign, progress=progress)
     folder = Path(report.get("artifact") or target)
     if json:
         emit_json(report)
@@ -81,6 +90,8 @@ def plan(
         from compressor import pipeline
 
         planned = pipeline.plan(parsed, model=model)
+    for note in planned.get("notes", ()):
+        typer.echo(f"note: {note}", err=True)
     if json:
         emit_json(planned)
     else:

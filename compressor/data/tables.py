@@ -206,8 +206,8 @@ def _flagged(table: _Table, line: int, cells: Sequence[str]) -> tuple[int, ...]:
 def _listed(table: _Table, line: int, cell: str, known: Mapping[str, int]) -> tuple[int, ...]:
     """Return the labels that a cell lists by name or index; an empty one lists none."""
     text = cell.strip().strip("[]").strip().lower()
-    if text in known:
-        return (known[text],)
+    if (alone := text.strip("'\"")) in known:
+        return (known[alone],)
     parts = [part.strip().strip("'\"") for part in re.split(r"[,;|]" if re.search(r"[,;|]", text) else r"\s", text)]
     found = set()
     for part in filter(None, parts):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PACKAGE = "compressor"
 EXTRAS = {
     "genai": ("onnxruntime-genai", "onnxruntime_genai", "runs exported decoders in onnxruntime-genai"),
+    "sign": ("model-signing", "model_signing", "signs artifacts and checks signatures"),
     "test": ("pytest", "pytest", "runs the tests"),
 }
 """Extra of the package -> the distribution that shows whether it is there, its module, and what for."""

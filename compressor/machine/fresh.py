@@ -22,13 +22,15 @@ from compressor.machine.forking import READY
 
 _ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the package `compressor`: this checkout, or the installation."""
-# With fixed addresses, where Linux allows them (personality ADDR_NO_RANDOMIZE), what a program lays out in the order of
-# its addresses comes out the same each time.
-_FIXED_ADDRESSES = """
+# What it runs ends with this process, also when that is killed. With fixed addresses, where Linux allows them
+# (personality ADDR_NO_RANDOMIZE), what a program lays out in the order of its addresses comes out the same each time.
+_START = """
 import ctypes, os, sys
-if sys.platform == "linux":
+from compressor.machine.signals import end_with
+end_with(int(sys.argv[1]))
+if sys.argv[2] == "fixed" and sys.platform == "linux":
     ctypes.CDLL(None).personality(0x0040000)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
 _READ_AT_IMPORT = ("CUDA", "HF_", "HOME", "HUGGINGFACE", "LD_", "MKL_", "OMP_", "OPENBLAS_", "ORT_", "PATH", "PYTHON",
                    "TMPDIR", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "XDG_")  # fmt: skip
@@ -246,9 +248,8 @@ def run_module(
     Raises:
         TimeoutError: it took longer than `timeout`.
     """
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    if fixed_addresses:
-        command = [sys.executable, "-P", "-c", _FIXED_ADDRESSES, *command[1:]]
+    start = ["-P", "-c", _START, str(os.getpid()), "fixed" if fixed_addresses else "any"]
+    command = [sys.executable, *start, "-P", "-m", module, *arguments]
     environment = _environment()
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)

@@ -8,21 +8,35 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-_ENVIRONMENT = {
+_NO_TELEMETRY = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Else every session writes an identifier of this machine under the home folder, and looks for a host to send it to.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+_CALM = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
+def no_telemetry() -> None:
+    """Switch off the telemetry of libraries in this process and its children, unless the environment says else.
+
+    They ask for it when they are loaded, so `import compressor` comes first.
+    """
+    for name, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
+
+
 @contextlib.contextmanager
 def calm_libraries() -> Iterator[None]:
-    """Switch off telemetry, and while entered warnings; progress bars too where stderr is not a terminal.
+    """Switch off, beside telemetry, warnings while entered; progress bars too where stderr is not a terminal.
 
     Libraries read these settings when they are imported, which is to happen inside. What the environment says already
     stays as it is; what is added to it stays after the end.
     """
-    for name, value in _ENVIRONMENT.items():
+    no_telemetry()
+    for name, value in _CALM.items():
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -4,9 +4,10 @@ A round times ours and the other one after the other (the order alternates), eac
 of milliseconds. The model that warms up first is often a few percent slower than its own copy for as long as the
 process lives, wherever its memory came to lie; so two models sit twice, opened afresh and in the other order.
 
-Figures are medians over rounds; a speed-up is the median of the rounds' own ratios, so that a slow spell of the machine
-hits both sides of a ratio. CPU time and wall time are both kept; with one thread the CPU clock is the one that is
-reported, because other processes on the machine do not change it.
+Figures are medians over rounds, and a speed-up is the quotient of two of them; its interval is a bootstrap over the
+rounds, of which each holds both models, so that a slow spell of the machine hits both sides of a ratio. CPU time and
+wall time are both kept; with one thread the CPU clock is the one that is reported, because other processes on the
+machine do not change it.
 """
 
 from __future__ import annotations
@@ -107,9 +108,11 @@ class Phase:
         clock = clock or self.clock
         return [b / a for a, b in zip(getattr(self.ours, clock), getattr(self.other, clock), strict=True)]
 
-    def speedup(self) -> float:
-        """Return the median of the rounds' ratios."""
-        return float(np.median(self.ratios()))
+    def speedup(self, clock: str | None = None) -> float:
+        """Return other's median latency over ours: above 1, ours is faster."""
+        assert self.other is not None, "asked for only where two models were timed"
+        clock = clock or self.clock
+        return self.other.median_ms(clock) / self.ours.median_ms(clock)
 
     def speedup_range(self) -> tuple[float, float]:
         """Return the quartiles of the rounds' ratios."""
@@ -117,10 +120,12 @@ class Phase:
         return float(low), float(high)
 
     def speedup_interval(self) -> tuple[float, float]:
-        """Return the ends of the median ratio's 95 % confidence interval: a bootstrap over the rounds."""
-        ratios = np.asarray(self.ratios())
-        drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
-        low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+        """Return the ends of the speed-up's 95 % confidence interval: a bootstrap over the rounds."""
+        assert self.other is not None, "asked for only where two models were timed"
+        ours, other = (np.asarray(getattr(series, self.clock)) for series in (self.ours, self.other))
+        drawn = np.random.default_rng(0).integers(0, len(ours), (_RESAMPLES, len(ours)))
+        ratios = np.median(other[drawn], axis=1) / np.median(ours[drawn], axis=1)
+        low, high = np.quantile(ratios, [0.025, 0.975])
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
@@ -140,7 +145,7 @@ class Phase:
             out["speedup"] = self.speedup()
             out["speedup_interval"] = list(self.speedup_interval())
             out["speedup_quartiles"] = list(self.speedup_range())
-            out["speedup_wall"] = float(np.median(self.ratios("wall")))
+            out["speedup_wall"] = self.speedup("wall")
         return out
 
 
@@ -182,6 +187,10 @@ class Timing:
     def speedup(self) -> dict[str, float]:
         """Return phase -> speed-up of ours over the other at the first batch size."""
         return {p.name: p.speedup() for p in self._first() if p.other is not None}
+
+    def speedup_interval(self) -> dict[str, list[float]]:
+        """Return phase -> both ends of the 95 % confidence interval of its speed-up, at the first batch size."""
+        return {p.name: list(p.speedup_interval()) for p in self._first() if p.other is not None}
 
     def _first(self) -> list[Phase]:
         batch = self.phases[0].batch

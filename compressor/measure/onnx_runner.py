@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine.processor import target_for
 from compressor.measure.runner import Array, Past, complete, first_line, greedy
-from compressor.storage.artifact import runtime_model
+from compressor.storage.artifact import ONNX_MODEL, runtime_model
 from compressor.storage.processor import target_of_folder
 
 ort = lazy("onnxruntime")
@@ -25,28 +26,42 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(bool)": np.bool_,
 }
+_EXACT = "session.x64quantprecision"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxRunner:
     """A folder's `model.ort` or `model.onnx` in a plain ONNX Runtime session."""
 
-    def __init__(self, folder: Path, threads: int = 1, graph: bytes | None = None) -> None:
-        """Open the session; `graph` stands for what is in the file, its external data are those of the folder.
+    def __init__(
+        self, folder: Path, threads: int = 1, graph: bytes | None = None, *, settings: Sequence[str] | None = None
+    ) -> None:
+        """Open the session.
+
+        Args:
+            folder: of the model.
+            threads: intra-op threads.
+            graph: stands for what is in the file; its external data are those of the folder.
+            settings: switches of the session; None for those under which this machine computes as the processor does
+                that the artifact is for.
 
         Raises:
             ModelError: there is no such file, or ONNX Runtime refuses it.
         """
         self.folder = Path(folder)
+        settings = imitation(self.folder) if settings is None else settings
         path = runtime_model(self.folder)
+        if _EXACT in settings and path is not None and (self.folder / ONNX_MODEL).is_file():
+            path = self.folder / ONNX_MODEL  # a `.ort` was optimised when it was made, and takes no such setting
         if path is None:
             raise ModelError(f"{self.folder}: no model.onnx there", hint="Export the model to ONNX first.")
+        ort.disable_telemetry_events()  # for a process that had loaded ONNX Runtime before this package
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4
-        for key in _imitation(target_of_folder(self.folder)):
+        for key in settings:
             options.add_session_config_entry(key, "1")
         if graph is not None:
             options.add_session_config_entry(_DATA_FOLDER, str(self.folder))
@@ -108,13 +123,10 @@ def _batch_of(inputs: Inputs) -> int:
     return int(next(iter(inputs.values())).shape[0])
 
 
-def _imitation(target: str | None) -> list[str]:
-    """Return the session options under which this machine computes what the processor of an artifact would.
+def imitation(folder: Path) -> list[str]:
+    """Return the settings of a session that computes as the processor does that an artifact is for.
 
-    x86 without VNNI would cut off what does not fit into 16 bits, and takes signed inputs for floats.
+    x86 without VNNI would cut off what does not fit into 16 bits.
     """
-    here = target_for("auto")
-    if target is None or target == here:
-        return []
-    exact = ["session.x64quantprecision"] if here == "x86-avx2" else []
-    return [*exact, "session.qdqisint8allowed"] if target == "arm64" else exact
+    target, here = target_of_folder(folder), target_for("auto")
+    return [_EXACT] if target not in (None, here) and here == "x86-avx2" else []

@@ -20,7 +20,7 @@ from compressor.passes.base import Findings, Pass, Surveys, Target
 from compressor.storage.grids import section
 from compressor.storage.tensors import Checkpoint
 from compressor.walk import Change, Walk
-from compressor.walk.checkpoint import ShardWriter
+from compressor.walk.checkpoint import STATE, ShardWriter
 from compressor.walk.walk import OUTSIDE, PARKED, SPILLED, block_key
 
 FINDINGS = "findings"
@@ -37,6 +37,7 @@ class Setting:
         target: what the artifact is for.
         device: torch device of the blocks.
         advance: called with a note after each block.
+        inform: called with what the user should know.
     """
 
     work: Path
@@ -45,6 +46,7 @@ class Setting:
     target: Target = field(default_factory=Target)
     device: str = "cpu"
     advance: Callable[[str], None] = lambda note: None
+    inform: Callable[[str], None] = lambda message: None
 
 
 class _Stored(Mapping[str, torch.Tensor]):
@@ -80,6 +82,8 @@ def apply_pass(
         batches = Batches(tuple, 0)
     planned = method.plan(source, setting.target)
     shards = ShardWriter(setting.work, source, setting.fingerprint)
+    if shards.damaged:
+        setting.inform(f"{setting.work / STATE} is damaged, so --resume finds nothing of {method.name}: it starts over")
     shutil.rmtree(setting.work / SPILLED, ignore_errors=True)  # of a run that was killed
     walk = Walk(
         source,

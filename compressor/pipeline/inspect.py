@@ -10,6 +10,7 @@ from compressor.errors import CompressorError
 from compressor.measure.benchmark import file_bytes
 from compressor.model.cost import count_flops, default_length, recorded_layers
 from compressor.model.folder import ModelFolder, open_model
+from compressor.pipeline.place import restore
 from compressor.storage.artifact import runtime_model
 from compressor.verification import MANIFEST
 
@@ -22,6 +23,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: it is neither, or its family is not covered.
     """
+    restore(path)
     model = open_model(path)
     folder = model.path
     graph = runtime_model(folder)

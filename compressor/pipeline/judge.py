@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.data.reading import DataRequest, find_data, load_data
-from compressor.errors import CompressorError, ModelError, RecipeError, VerificationError
+from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
 from compressor.machine.progress import Progress
 from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import evaluate as measure
@@ -19,6 +19,8 @@ from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import open_model
 from compressor.model.source import resolve_path
 from compressor.passes import method_options
+from compressor.pipeline.as_run import RECIPE
+from compressor.pipeline.place import restore_all
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
@@ -27,6 +29,7 @@ from compressor.report.seal import check_metrics_again, check_recipe, check_repo
 from compressor.storage.artifact import runtime_model
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.manifest import MANIFEST, read_manifest
+from compressor.verification.signature import check_signature
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def verify(
     data: str | None = None,
     threads: int = 1,
     timing: bool = True,
+    key: Path | None = None,
 ) -> dict[str, Any]:
     """Verify an artifact in a fresh process; return the verdict as a version 1 report.
 
@@ -73,14 +77,20 @@ def verify(
         data: held-out data; with `against`, that of the artifact's recipe if None.
         threads: of the runtime.
         timing: whether to measure speed, which takes `against`.
+        key: public key whose owner must have signed the artifact; where that is not so, nothing of it is loaded.
 
     Raises:
+        UsageError: the key cannot be used.
         ModelError: there is no artifact folder, or the dense model cannot be loaded.
         RecipeError: the file of bounds is not valid.
         DataError: there is no such data.
         VerificationError: the bounds of the artifact's own recipe cannot be read, or the artifact crashed its runtime.
     """
+    restore_all(progress, artifact, against)
     _check_artifact(artifact)
+    signature = (check_signature(artifact, key),) if key is not None else ()
+    if any(not check.passed for check in signature):
+        return _verification_report(artifact, _manifest(artifact), Verdict(signature))
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
     with _comparable(against, artifact, progress) as dense:
         progress.stage("verify", total=VERIFY_STEPS)
@@ -101,7 +111,7 @@ def verify(
     more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
     if dense is not None and data is None:
         more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
-    return _verification_report(artifact, manifest, replace(verdict, checks=(*verdict.checks, *more)))
+    return _verification_report(artifact, manifest, replace(verdict, checks=(*signature, *verdict.checks, *more)))
 
 
 def _check_artifact(folder: Path) -> None:
@@ -144,6 +154,7 @@ def bench(
         UsageError: the models serve different tasks.
         ModelError: a model cannot be loaded.
     """
+    restore_all(progress, artifact, against)
     ours = resolve_path(artifact)
     with _comparable(against, ours, progress) as other:
         progress.stage("time")
@@ -178,6 +189,7 @@ def evaluate(
         ModelError: a model cannot be loaded.
         DataError: the data cannot be used, or the model has fewer positions than `length`.
     """
+    restore_all(progress, path, against)
     progress.stage("load")
     folders = [resolve_path(name) for name in (path, against) if name is not None]
     tokens = min(sample_length(open_model(folder), length, "--length") for folder in folders)
@@ -228,7 +240,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _bounds(artifact: Path, file: Path | None, *, with_recipe: bool) -> dict[str, dict[str, float]]:
     """Return the bounds of a file, else those of the artifact's own recipe where it counts, else none."""
-    own = artifact / "recipe.yaml"
+    own = artifact / RECIPE
     if file is not None:
         return {name: bound.to_json() for name, bound in load_bounds(file).items()}
     if not with_recipe or not own.is_file():
@@ -244,7 +256,7 @@ def _evaluation_data(
 ) -> tuple[DataRequest | None, tuple[str, ...]]:
     """Return what to evaluate on, and the metrics: what the user says, else what the artifact's recipe says."""
     section = None
-    own = artifact / "recipe.yaml"
+    own = artifact / RECIPE
     if own.is_file() and (with_recipe or data is not None):
         with contextlib.suppress(RecipeError):  # of another release: its bounds were read, its passes are not needed
             section = load_recipe(own, options=method_options()).evaluation
@@ -254,10 +266,14 @@ def _evaluation_data(
         return None, ()
     with contextlib.suppress(CompressorError):  # verification says what is wrong with the artifact
         length = default_length(open_model(artifact), length)
-    recorded = _manifest(artifact).get("data_folders")
-    folders = [Path(str(folder)) for folder in recorded] if isinstance(recorded, list) else []
-    request = DataRequest(source, (Path.cwd(), artifact, *folders), samples, length, 0, "evaluation")
-    find_data(request)
+    # A recipe as run has paths as one saw them from the working folder, which often is the one that holds the artifact.
+    bases = (Path.cwd(), artifact, artifact.resolve().parent)
+    request = DataRequest(source, bases, samples, length, 0, "evaluation")
+    try:
+        find_data(request)
+    except DataError as error:
+        error.hint = f"{error.hint}. Go to the folder in which the run was started, or give --data PATH."
+        raise
     return request, tuple(section.metrics) if section is not None and data is None else ()
 
 

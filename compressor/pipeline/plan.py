@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from compressor.data.images import load_processor
+from compressor.data.reading import DataRequest, find_data, load_tokenizer
+from compressor.errors import DataError
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.pipeline.memory import estimate_memory, estimate_seconds
+from compressor.pipeline.place import restore
 from compressor.pipeline.prepare import Prepared, planned_model, prepare
 from compressor.recipe import ExportSection, Recipe
 
@@ -20,9 +25,11 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     run's own allocations; seconds follow from FLOPs and a rate measured once on this machine.
 
     Raises:
-        CompressorError: what `prepare` raises.
+        CompressorError: what `prepare` raises, and what a run would say of the model's folder before it begins.
     """
+    restore(model or recipe.model.id)
     prepared = prepare(recipe, model)
+    _check_folder(prepared)
     dtype = artifact_dtype(prepared)
     models = [planned_model(prepared, i) for i in range(len(prepared.blueprints))]
     graph = recipe.export.format != "safetensors"
@@ -46,7 +53,39 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
             "data": prepared.calibration.data, "samples": prepared.calibration.samples,
             "length": prepared.calibration.length, "seed": prepared.calibration.seed},
         "export": {"format": recipe.export.format, "dtype": dtype, "target": prepared.target.processor},
+        "notes": [*prepared.doubts, *_missing_data(prepared)],
     }  # fmt: skip
+
+
+def _check_folder(prepared: Prepared) -> None:
+    """See that the weights are there, by the heads of their files, and what the data needs to be read with.
+
+    Raises:
+        ModelError: tensors are missing, or do not have the shapes of config.json.
+        DataError: the tokenizer or the image processor is missing or damaged.
+    """
+    source = prepared.source
+    source.weights.names()
+    requests = _requests(prepared)
+    if requests and source.task == "image-classification":
+        load_processor(source.path)
+    elif requests:
+        load_tokenizer(source.path, requests[0].key)
+
+
+def _missing_data(prepared: Prepared) -> Iterator[str]:
+    """Yield what a run would say of data that is not there: a plan can do without."""
+    for request in _requests(prepared):
+        try:
+            find_data(request)
+        except DataError as error:
+            yield f"{error.message}; a run needs it"
+
+
+def _requests(prepared: Prepared) -> list[DataRequest]:
+    """Return the requests for data that a run would read."""
+    wanted = (prepared.calibration if prepared.uses_calibration else None, prepared.evaluation)
+    return [request for request in wanted if request is not None]
 
 
 def artifact_dtype(prepared: Prepared, after: int | None = None) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compressor.data.doubts import doubts
 from compressor.data.kinds import EvalData
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import DataError, ModelError, Problem, RecipeError, UsageError
@@ -33,6 +34,7 @@ class Prepared:
         target: what the artifact is for.
         calibration: request for calibration data, None when the recipe has none.
         evaluation: request for evaluation data, None when the recipe has none.
+        doubts: what the user should know before the figures are believed.
     """
 
     recipe: Recipe
@@ -43,6 +45,7 @@ class Prepared:
     target: Target
     calibration: DataRequest | None
     evaluation: DataRequest | None
+    doubts: tuple[str, ...] = ()
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -115,7 +118,8 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     if problems:
         raise RecipeError(problems, source=recipe.source)
     blueprints = tuple(model.blueprint for model in models)
-    return Prepared(recipe, name, source, passes, blueprints, target, calibration, evaluation)
+    prepared = Prepared(recipe, name, source, passes, blueprints, target, calibration, evaluation)
+    return replace(prepared, doubts=tuple(doubts(recipe, name, calibrated=prepared.uses_calibration)))
 
 
 def _planned(

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from compressor.data.reading import DataRequest
 from compressor.machine.memory import peak_memory
+from compressor.machine.processor import cpu
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import fingerprint_environment
 from compressor.passes.base import Explains, Pass
+from compressor.pipeline.as_run import public
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared
-from compressor.report import build_report
+from compressor.report import build_report, without_paths
 from compressor.verification import Verdict
 from compressor.walk import Change
 
@@ -102,17 +105,19 @@ def run_report(
     sides = []
     for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
         sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
-    return build_report(
-        model={"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task},
+    report = build_report(
+        model={"id": public(prepared.model_id), "parameters": costs[0].parameters, "task": prepared.source.task},
         dense=sides[0],
         compressed=sides[1],
-        checks=verdict.to_json()["checks"],
+        checks=[{**check, "reason": without_paths(check["reason"])} for check in verdict.to_json()["checks"]],
         passes=entries,
         speedup=verdict.ratios.get("speedup"),
+        speedup_interval=verdict.ratios.get("speedup_interval"),
         seconds=clock.total(),
         peak_memory_bytes=peak_memory(),
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
     )
+    return {**report, "notes": list(prepared.doubts)}
 
 
 def _timing_conditions(verdict: Verdict) -> dict[str, Any]:
@@ -136,7 +141,23 @@ def _environment(prepared: Prepared) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "device": compute_device(),
         "target": prepared.target.processor,
         "seed": prepared.calibration.seed if prepared.calibration is not None else None,
+        "calibration": _data(prepared.calibration) if prepared.uses_calibration else None,
+        "evaluation": _data(prepared.evaluation),
     }
+
+
+def _processor() -> dict[str, Any]:
+    found = cpu()
+    features = [name for name, there in (found["features"] or {}).items() if there]
+    return {"name": found["model"], "cores": found["cores"], "features": features}
+
+
+def _data(request: DataRequest | None) -> dict[str, Any] | None:
+    """Return which data was used, how many samples were asked for, and of how many tokens."""
+    if request is None:
+        return None
+    return {"data": request.data, "samples": request.samples, "length": request.length}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from compressor.data.kinds import Batches, EvalData, TextData
+from compressor.architectures.tasks import TASKS
+from compressor.data.kinds import Batches, EvalData, Inputs, TextData
 from compressor.data.reading import model_batches
+from compressor.errors import UsageError
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
@@ -18,11 +19,13 @@ from compressor.model.cost import Cost, recorded_layers
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
 from compressor.pipeline.artifact import export_model, grid_records
+from compressor.pipeline.as_run import RECIPE, SOURCE, public, public_text, public_values, recipe_as_run
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
+from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
-from compressor.pipeline.work import DENSE_MARK, check_target, locked, put_in_place, rejected_folder, work_folder
+from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.grids import precision_of
@@ -30,13 +33,20 @@ from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
+from compressor.verification.signature import open_signer, sign
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""
 
 
 def run(
-    recipe: Recipe, *, out: Path, progress: Progress, model: str | None = None, resume: bool = False
+    recipe: Recipe,
+    *,
+    out: Path,
+    progress: Progress,
+    model: str | None = None,
+    resume: bool = False,
+    sign_with: Path | None = None,
 ) -> dict[str, Any]:
     """Carry out a recipe; return the report, which also lies in the artifact folder.
 
@@ -49,21 +59,28 @@ def run(
         progress: where to report how far the run is.
         model: folder or hub id that takes the place of the recipe's.
         resume: go on from the finished blocks of a run that was stopped.
+        sign_with: private key with which the artifact is signed if it passed; None signs nothing.
 
     Raises:
         CompressorError: with the exit code for what went wrong; nothing is left at `out`.
     """
     clock = Clock()
-    out = Path(os.path.abspath(out))
+    out = located(out)
+    restore_all(progress, out, model or recipe.model.id)
     check_target(out)
+    signer = open_signer(sign_with) if sign_with is not None else None
     with fixed_threads(recipe.threads):
         with clock.stage("load"):
             progress.stage("load")
             prepared = prepare(recipe, model)
+            if prepared.source.path.resolve() == out.resolve():
+                raise UsageError(f"-o {out}: this is the model to compress", hint="Give another folder.")
+            for doubt in prepared.doubts:
+                progress.info(f"note: {doubt}")
             hashes = input_hashes(prepared)
         progress.expect(_stages(prepared))
         with locked(work_folder(out), resume=resume) as work:
-            return _run(prepared, hashes, out, work, progress, clock)
+            return _run(prepared, hashes, out, work, progress, clock, signer)
 
 
 def _stages(prepared: Prepared) -> int:
@@ -74,7 +91,7 @@ def _stages(prepared: Prepared) -> int:
 
 
 def _run(
-    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock
+    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock, signer: Any
 ) -> dict[str, Any]:
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
@@ -87,9 +104,11 @@ def _run(
         verdict = run_fresh(_job(prepared, artifact, dense_folder, costs), advance=progress.advance)
     place = _place(out, verdict)
     report = run_report(prepared, costs, entries, verdict, clock)
-    report = write_reports(artifact, {**report, "timing": verdict.timing}, prepared.recipe.text)
+    report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(prepared))
+    if signer is not None and verdict.passed:
+        sign(artifact, signer)
     put_in_place(artifact, place)
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(work)
     return {**report, "artifact": str(place)}
 
 
@@ -123,6 +142,7 @@ def _run_passes(
             target=prepared.target,
             device=device,
             advance=progress.advance,
+            inform=progress.info,
         )
         before = current
         with clock.stage("passes"):
@@ -154,7 +174,7 @@ def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progre
     progress.stage("export dense")
     folder, mark = work / "dense", work / DENSE_MARK
     basis = dense_basis(prepared, hashes)
-    if not (mark.is_file() and mark.read_text(encoding="utf-8") == basis and folder.is_dir()):
+    if not (mark.is_file() and mark.read_bytes() == basis.encode() and folder.is_dir()):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         export_dense(prepared.source, folder, export)
@@ -186,8 +206,9 @@ def _export(
     folder.mkdir()
     dtype = artifact_dtype(prepared)
     result = export_model(compressed, folder, prepared.recipe.export, dtype)
-    (folder / "recipe.yaml").write_text(prepared.recipe.text, encoding="utf-8")
-    write_probes(compressed.path, folder / REFERENCE)
+    (folder / RECIPE).write_text(recipe_as_run(prepared), encoding="utf-8")
+    (folder / SOURCE).write_text(prepared.recipe.text, encoding="utf-8")
+    write_probes(compressed.path, folder / REFERENCE, _samples(prepared))
     seal(
         folder,
         {
@@ -198,16 +219,26 @@ def _export(
             "task": compressed.task,
             "parameters": compressed.parameters,
             "layers": recorded_layers(compressed),
-            "model": prepared.model_id,
+            "model": public(prepared.model_id),
             "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
             "inputs": hashes,
-            "recipe": prepared.recipe.resolved(),
-            "data_folders": [str(base) for base in prepared.evaluation.bases] if prepared.evaluation else [],
+            "recipe": public_values(prepared),
             "seed": prepared.calibration.seed if prepared.calibration is not None else None,
             "versions": fingerprint_environment(),
         },
     )
     return folder
+
+
+def _samples(prepared: Prepared) -> Inputs | None:
+    """Return a batch of calibration data for a classifier of text; None where there is none.
+
+    Random tokens make many classifiers give nearly the same answer, which says little of their order or labels.
+    """
+    task = TASKS[prepared.source.task]
+    if prepared.calibration is None or not task.classifies or task.inputs != "tokens":
+        return None
+    return next(iter(model_batches(prepared.load_calibration())))
 
 
 def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:
@@ -224,10 +255,10 @@ def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cos
 
 
 def _place(out: Path, verdict: Verdict) -> Path:
-    if verdict.passed or not out.is_dir():
+    if verdict.passed or not out.is_dir() or not any(out.iterdir()):
         return out
     try:
         kept = json.loads((out / "report.json").read_text(encoding="utf-8")).get("verdict") == "passed"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         kept = True
     return rejected_folder(out) if kept else out

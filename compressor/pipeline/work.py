@@ -1,16 +1,16 @@
-"""The folder in which a run works, and how its result takes its place: whole or not at all."""
+"""The folder in which a run works, and from which a stopped run goes on."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from compressor.errors import CompressorError, ResourceError, UsageError
-from compressor.verification import MANIFEST
 from compressor.walk.checkpoint import STATE
 
 DENSE_MARK = "dense.json"
@@ -24,37 +24,29 @@ def work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.work"
 
 
-def rejected_folder(out: Path) -> Path:
-    """Return where an artifact that failed verification goes when `out` holds one that passed."""
-    return out.parent / f"{out.name}.rejected"
-
-
-def check_target(out: Path) -> None:
-    """Refuse to overwrite what no run of ours has written, and places where nothing can be written.
-
-    Raises:
-        UsageError: `out` is a file, a folder with other content, or in a place where no folder can be made.
-        ResourceError: the disk is full.
-    """
-    if out.is_file():
-        raise UsageError(f"-o {out}: is a file", hint="Give a folder that does not exist, or an artifact to replace.")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UsageError(
-            f"-o {out}: the folder holds files that are not an artifact of compressor",
-            hint="Give a folder that does not exist, or an artifact to replace.",
-        )
-    place = next(folder for folder in out.parents if folder.exists())
-    try:
-        Path(tempfile.mkdtemp(prefix=".compressor-", dir=place)).rmdir()
-    except OSError as error:
-        raise _refused(f"-o {out}: {place} cannot be written", error) from error
-
-
-def _refused(what: str, error: OSError) -> CompressorError:
+def refused(what: str, error: OSError) -> CompressorError:
     """Return the error for a place that the file system refuses: the user's choice, unless the disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{what}: {error.strerror}", hint="Free some space, or give another folder with -o.")
     return UsageError(f"{what}: {error.strerror}", hint="Give a folder in a place where you may write.")
+
+
+def check_work(work: Path) -> None:
+    """Refuse a work folder that no run has made: what lies in it is removed sooner or later.
+
+    Raises:
+        UsageError: it is a link or a file, it holds a link, or it has content without the lock of a run.
+    """
+    hint = "Move it away, or give another folder with -o."
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise UsageError(f"{work} is {'a link' if work.is_symlink() else 'a file'}, not the folder of a run", hint=hint)
+    if not work.is_dir() or not any(work.iterdir()):
+        return
+    if not (work / _LOCK).is_file():
+        raise UsageError(f"{work}: the folder holds files that are not of a run of compressor", hint=hint)
+    for root, folders, files in os.walk(work):
+        if links := [name for name in (*folders, *files) if os.path.islink(os.path.join(root, name))]:
+            raise UsageError(f"{work}: {links[0]} in it is a link, which no run makes", hint=hint)
 
 
 @contextmanager
@@ -64,52 +56,72 @@ def locked(work: Path, *, resume: bool) -> Iterator[Path]:
     A run that fails before anything of it is finished leaves no folder.
 
     Raises:
-        UsageError: another run is working in it, or it cannot be written.
+        UsageError: another run is working in it, it is not the folder of a run, or it cannot be written.
         ResourceError: the disk is full.
     """
-    import fcntl
-
+    check_work(work)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        stream = (work / _LOCK).open("w")
+        stream = _open_lock(work)
     except OSError as error:
-        raise _refused(f"cannot work in {work}", error) from error
+        raise refused(f"cannot work in {work}", error) from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"another run is writing this artifact (it holds {work.name}/{_LOCK})") from None
+        if not _hold(stream):
+            raise UsageError(f"another run is writing this artifact (it holds {work.name}/{_LOCK})")
         if not resume:
-            for item in work.iterdir():
-                if item.name != _LOCK:
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            _empty(work)
         try:
             yield work
         except BaseException as error:
             if not _resumable(work):
-                shutil.rmtree(work, ignore_errors=True)
+                remove_work(work)
             elif isinstance(error, CompressorError):
                 error.hint = " ".join(filter(None, (error.hint, _KEPT)))
             raise
 
 
+def is_working(work: Path) -> bool:
+    """Tell whether a run is working in this folder now."""
+    try:
+        with _open_lock(work, create=False) as stream:
+            return not _hold(stream)
+    except OSError:
+        return False
+
+
+def remove_work(work: Path) -> None:
+    """Remove a work folder; its lock goes last, so that what a kill leaves is still known as the folder of a run."""
+    with suppress(OSError):
+        _empty(work)
+        (work / _LOCK).unlink()
+        work.rmdir()
+
+
+def _open_lock(work: Path, *, create: bool = True) -> IO[str]:
+    """Open the lock file for writing; a link in its place is not followed."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    return os.fdopen(os.open(work / _LOCK, flags, 0o644), "w")
+
+
+def _hold(stream: IO[str]) -> bool:
+    """Lock a file until it is closed; return False where another process or stream holds it."""
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _empty(work: Path) -> None:
+    for item in work.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        elif item.name != _LOCK:
+            item.unlink()
+
+
 def _resumable(work: Path) -> bool:
     """Tell whether a work folder holds a finished part of a pass, or the dense export."""
     return any(work.glob(f"pass-*/{STATE}")) or (work / DENSE_MARK).is_file()
-
-
-def put_in_place(ready: Path, out: Path) -> None:
-    """Rename the finished folder to `out`; what was there is removed after the new one stands.
-
-    Raises:
-        ResourceError: the file system refuses.
-    """
-    old = out.parent / f".{out.name}.old"
-    try:
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        ready.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise ResourceError(f"cannot put the artifact at {out}: {error.strerror}") from error

@@ -5,6 +5,7 @@ Nothing here knows the methods: whoever parses a recipe brings their options (`c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from compressor.recipe._sections import (
     VerifySection,
     bounds_of,
 )
+from compressor.recipe._writing import write
 from compressor.recipe._yaml import MAX_BYTES, Document, KeyPath, Refused, key_name, read, shown
 from compressor.recipe.metrics import BOUNDS, GATES, METRICS, Bounded, Gate
 
@@ -51,6 +53,7 @@ __all__ = [
     "load_recipe",
     "parse_bounds",
     "parse_recipe",
+    "write",
 ]
 
 Options = Mapping[str, type[BaseModel]]
@@ -85,7 +88,7 @@ class Recipe:
         source: what messages call the recipe.
         folder: where relative data paths are looked for first; None for a text that came from no file.
         overrides: the `--set` texts that were applied.
-        document: the text as it was read, by which problems that are found later know their lines.
+        document: the text as it was read, overrides applied; by it, problems that are found later know their lines.
         changes: the overrides, by which such problems know that they come from one.
     """
 
@@ -106,6 +109,17 @@ class Recipe:
     def problem(self, path: KeyPath, message: str) -> Problem:
         """Return a problem with the value at `path`, with its line, or the override that it comes from."""
         return self.changes.attribute(Problem(key_name(path), message, line_of(path, self.document)))
+
+    def text_with(self, changes: Mapping[tuple[str, str], str]) -> str:
+        """Return the recipe as YAML with overrides applied and some values replaced; the file, if it says just that.
+
+        Args:
+            changes: new values by section and key; a section is made where there is none.
+        """
+        content = copy.deepcopy(self.document.value)
+        for (section, key), value in changes.items():
+            content[section] = {**(content.get(section) or {}), key: value}
+        return self.text if content == read(self.text).value else write(content)
 
     @property
     def bounds(self) -> dict[str, dict[str, float]]:
@@ -198,7 +212,7 @@ def parse_bounds(text: str, *, source: str) -> dict[str, Bound]:
     value = document.value
     where: KeyPath = ()
     if isinstance(value, dict) and "verify" in value:
-        value, where = value["verify"], ("verify",)
+        value, where = {} if value["verify"] is None else value["verify"], ("verify",)
     section, problems = validate(VerifySection, value, where, document)
     if found := _once([*document.problems, *problems]):
         raise RecipeError(found, source=source)

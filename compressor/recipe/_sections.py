@@ -79,6 +79,11 @@ def _unique(values: list[str]) -> list[str]:
     return values
 
 
+def _present(value: Any) -> Any:
+    """Return a section that is left empty (`verify:` in a file, `--set verify=null`) as one without keys."""
+    return {} if value is None else value
+
+
 def _one_line(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("must be one line of visible text")
@@ -142,8 +147,9 @@ class CalibrationSection(Section):
     """Inputs that show the passes which parts of the model matter."""
 
     data: Line = Field(
-        description="Text (.txt, .jsonl), sentences or pairs (.csv, .tsv), an image folder with labels.csv, or"
-        " demo:train; looked for beside the recipe, then in the working folder."
+        description="Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with"
+        " labels.csv, or demo:train (docs/data.md has the forms); looked for beside the recipe, then in the working"
+        " folder."
     )
     samples: int = Field(
         default=128, ge=1, description="Windows of text, sentences or images; too few there is an error."
@@ -287,14 +293,18 @@ class Head(Section):
     name: Name = Field(
         description="Name of the recipe and default name of the artifact folder; letters, digits, '.', '_' and '-'."
     )
-    model: ModelSection = Field(default_factory=ModelSection, description="The trained model to compress.")
+    model: Annotated[ModelSection, BeforeValidator(_present)] = Field(
+        default_factory=ModelSection, description="The trained model to compress."
+    )
     calibration: CalibrationSection | None = Field(
         default=None, description="Inputs that show the passes what matters; passes that need none run without."
     )
     evaluation: EvaluationSection | None = Field(
         default=None, description="Inputs on which the artifact is compared with the dense model."
     )
-    export: ExportSection = Field(default_factory=ExportSection, description="The form of the artifact.")
-    verify: VerifySection = Field(  # type: ignore[valid-type]
+    export: Annotated[ExportSection, BeforeValidator(_present)] = Field(
+        default_factory=ExportSection, description="The form of the artifact."
+    )
+    verify: Annotated[VerifySection, BeforeValidator(_present)] = Field(  # type: ignore[valid-type]
         default_factory=VerifySection, description="Bounds that the artifact must meet (exit code 4 if not)."
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ResourceError
+from compressor.report._format import without_paths
 from compressor.report.schema import build_ratios, build_report, check_report, clean_report
 from compressor.report.seal import REPORT, encoded, render, sealed
 
-__all__ = ["build_ratios", "build_report", "check_report", "clean_report", "write_reports"]
+__all__ = ["build_ratios", "build_report", "check_report", "clean_report", "without_paths", "write_reports"]
 
 
 def write_reports(folder: Path, report: Mapping[str, Any], recipe_text: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def write_reports(folder: Path, report: Mapping[str, Any], recipe_text: str) -> 
     Args:
         folder: the artifact folder; what lies in it decides what the card says about loading.
         report: a version 1 report; figures that are not finite become null and fail it (`clean_report`).
-        recipe_text: the recipe, word for word.
+        recipe_text: the recipe as it was run.
 
     Returns:
         The report as written.

@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.recipe import metrics
 from compressor.recipe.metrics import Metric
-from compressor.report.schema import Bound, Check, Report
+from compressor.report.schema import Bound, Check, Figures, Report
 
 DASH = "—"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/\\~])(?:~?(?:/[^\s/'\"`,;:()<>]+){2,}/?|[A-Za-z]:\\[^\s'\"`,;()<>]+)")
@@ -56,6 +56,31 @@ def metric_step(name: str, before: float, after: float) -> str:
     if metric(name).change == "none":
         return signed(100 * (after - before), 2, " points") if metric(name).share else signed(after - before, 4)
     return metric_change(name, before, after)
+
+
+def metric_interval(side: Figures, name: str) -> str:
+    """Return the confidence interval of a metric such as `1.64 to 1.68`, nothing where it is not known."""
+    ends = side.intervals.get(name)
+    return f"{metric_value(name, ends[0], unit=False)} to {metric_value(name, ends[1])}" if ends else ""
+
+
+def change_interval(report: Report, name: str) -> str:
+    """Return the confidence interval of a metric's change from dense, nothing where it is not known."""
+    for bound, facts in metrics.BOUNDS.items():
+        ends = report.compressed.intervals.get(bound)
+        if facts.metric == name and facts.change and ends:
+            sign = -1 if facts.change == "drop" else 1  # a drop is stated as dense minus ours
+            low, high = sorted(sign * end for end in ends)
+            scale, suffix = {"relative": (100, " %"), "points": (100, " points")}.get(metric(name).change, (1, ""))
+            digits = 2 if suffix else 4
+            return f"{signed(scale * low, digits)} to {signed(scale * high, digits, suffix)}"
+    return ""
+
+
+def speedup_interval(report: Report, phase: str) -> str:
+    """Return the confidence interval of a speed-up such as `1.05 to 1.12×`, nothing where it is not known."""
+    ends = report.ratios.speedup_interval.get(phase)
+    return f"{ends[0]:.2f} to {ratio(ends[1])}" if ends else ""
 
 
 def signed(value: float, decimals: int, suffix: str = "") -> str:

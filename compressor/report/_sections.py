@@ -21,6 +21,14 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A bound of the recipe on a card's bars: where it lies, in shares of the longest, and what it says."""
+
+    share: float
+    label: str
+
+
+@dataclass(frozen=True)
 class Saving:
     """One card: what was saved of something.
 
@@ -30,6 +38,8 @@ class Saving:
         ratio: compressed over dense; None where it is not known.
         says: the ratio in words.
         bars: dense and compressed.
+        end: the figure at the end of the bars' axis, which begins at 0.
+        limit: the bound of the recipe, where there is one.
     """
 
     title: str
@@ -37,6 +47,8 @@ class Saving:
     ratio: float | None = None
     says: str = ""
     bars: tuple[Bar, ...] = ()
+    end: str = ""
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,20 @@ def savings(report: Report) -> list[Saving]:
     """Return theoretical operations, stored bytes, and measured time: one card for each phase."""
     dense, compressed = report.dense, report.compressed
     return [
-        _amount("Theoretical", "FLOPs per forward pass", dense.flops, compressed.flops, _operations),
-        _amount("Stored", "bytes on disk", dense.bytes, compressed.bytes, show.size),
+        _amount(
+            "Theoretical",
+            "FLOPs per forward pass",
+            (dense.flops, compressed.flops),
+            _operations,
+            _largest(report, {"flops_ratio": dense.flops}),
+        ),
+        _amount(
+            "Stored",
+            "bytes on disk",
+            (dense.bytes, compressed.bytes),
+            show.size,
+            _largest(report, {"size_ratio": dense.bytes, "bytes": 1}),
+        ),
         *(_times(report) or [Saving("Measured", "median, this machine")]),
     ]
 
@@ -112,15 +136,41 @@ def _operations(value: float | None) -> str:
     return show.flops(value).removesuffix("FLOPs")
 
 
+def _largest(report: Report, bounds: Mapping[str, float | None]) -> float | None:
+    """Return the largest amount that the recipe allows, None where it allows any.
+
+    Args:
+        report: its checks hold the bounds.
+        bounds: name of a bound -> the amount that a bound of 1 would mean.
+    """
+    limits = {check.name: check.bound.max for check in report.checks if check.bound is not None}
+    found = [(limits.get(f"bounds.{name}"), unit) for name, unit in bounds.items()]
+    return min((limit * unit for limit, unit in found if limit is not None and unit is not None), default=None)
+
+
+def _longest(report: Report, phase: str, dense: float) -> float | None:
+    """Return the longest time of a phase that the recipe allows, None where it allows any."""
+    least = {check.name: check.bound.min for check in report.checks if check.bound is not None}
+    faster = [least.get(name) for name in ("bounds.speedup", f"bounds.speedup_{phase}")]
+    times = [dense / bound for bound in faster if bound]
+    stated = _largest(report, {f"latency_{phase}_ms": 1})
+    return min([*times, *([stated] if stated is not None else [])], default=None)
+
+
 def _amount(
-    title: str, what: str, dense: int | None, compressed: int | None, form: Callable[[float | None], str]
+    title: str,
+    what: str,
+    amounts: tuple[int | None, int | None],
+    form: Callable[[float | None], str],
+    largest: float | None,
 ) -> Saving:
-    """Return the card of an amount that dense and compressed both have."""
+    """Return the card of an amount that dense and compressed both have, and the largest that is allowed."""
+    dense, compressed = amounts
     ratio = quotient(compressed, dense)
     if ratio is None or dense is None or compressed is None:
         return Saving(title, what)
-    bars = _bars({"dense": (dense, form(dense)), "compressed": (compressed, form(compressed))})
-    return Saving(title, what, ratio, f"{show.ratio(ratio)} the dense model", bars)
+    bars = _bars({"dense": dense, "compressed": compressed}, form, largest)
+    return Saving(title, what, ratio, f"{show.ratio(ratio)} the dense model", *bars)
 
 
 def _times(report: Report) -> list[Saving]:
@@ -132,15 +182,18 @@ def _times(report: Report) -> list[Saving]:
         if ratio is None or old is None or new is None:
             continue
         said = f"{show.ratio(speedup)} as fast" if speedup is not None else f"{show.ratio(ratio)} the time"
-        bars = _bars({"dense": (old, show.milliseconds(old)), "compressed": (new, show.milliseconds(new))})
-        cards.append(Saving(f"Measured: {phase}", "median, this machine", ratio, said, bars))
+        bars = _bars({"dense": old, "compressed": new}, show.milliseconds, _longest(report, phase, old))
+        cards.append(Saving(f"Measured: {phase}", "median, this machine", ratio, said, *bars))
     return cards
 
 
-def _bars(values: Mapping[str, tuple[float, str]]) -> tuple[Bar, ...]:
-    """Return labelled bars on one scale."""
-    full = max(value for value, _ in values.values())
-    return tuple(Bar(label, shown, value / full) for label, (value, shown) in values.items())
+def _bars(
+    values: Mapping[str, float], form: Callable[[float | None], str], largest: float | None
+) -> tuple[tuple[Bar, ...], str, Limit | None]:
+    """Return labelled bars on one scale, the figure at its end, and the largest that is allowed on the same scale."""
+    full = max([*values.values(), *([largest] if largest is not None else [])])
+    bars = tuple(Bar(label, form(value), value / full) for label, value in values.items())
+    return bars, form(full), None if largest is None else Limit(largest / full, f"allowed: {form(largest)}")
 
 
 def _chain(name: str, steps: list[Step]) -> Chain:

@@ -1,7 +1,7 @@
 """`README.md` of the artifact: a model card for the people who will load it.
 
-It holds no path of the machine that made it: of a local model only the last part of its path is named. The recipe is
-quoted as it was written.
+It holds no path of the machine that made it: of a local model only the last part of its path is named. So it is with
+the recipe, which is quoted as it was run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def card(report: Mapping[str, Any], recipe_text: str, facts: ArtifactFacts) -> s
 
     Args:
         report: a version 1 report.
-        recipe_text: the recipe, word for word.
+        recipe_text: the recipe as it was run.
         facts: what the artifact folder holds.
 
     Raises:
@@ -56,7 +56,7 @@ def card(report: Mapping[str, Any], recipe_text: str, facts: ArtifactFacts) -> s
         verdict=show.verdict_text(checked),
         figures=_figures(checked),
         usage=Markdown(usage(checked.model.task, facts)),
-        recipe=recipe_text,
+        recipe=show.without_paths(recipe_text),
         environment=show.environment(checked),
     )
     return str(ModelCard.from_template(_metadata(checked, facts), template_str=_WHOLE, body=body))
@@ -103,13 +103,23 @@ def _figures(report: Report) -> list[list[str]]:
     for phase in show.phases(report):
         speedup = ratios.speedup.get(phase)
         faster = show.DASH if speedup is None else f"{show.ratio(speedup)} as fast"
+        faster += _within(show.speedup_interval(report, phase))
         times = [show.milliseconds(side.latency_ms.get(phase)) for side in (dense, compressed)]
         rows.append([f"{phase} (measured)", *times, faster])
     for name in show.metric_names(report):
         old, new = dense.metrics.get(name), compressed.metrics.get(name)
-        values = [show.metric_value(name, old), show.metric_value(name, new), show.metric_change(name, old, new)]
+        values = [
+            show.metric_value(name, old) + _within(show.metric_interval(dense, name)),
+            show.metric_value(name, new) + _within(show.metric_interval(compressed, name)),
+            show.metric_change(name, old, new) + _within(show.change_interval(report, name)),
+        ]
         rows.append([show.metric(name).label, *values])
     return rows
+
+
+def _within(interval: str) -> str:
+    """Return a confidence interval behind its figure, nothing where it is not known."""
+    return f" ({interval})" if interval else ""
 
 
 def _code(value: str) -> Markdown:

@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor.report import _format as show
 from compressor.report import _sections as sections
+from compressor.report._checks import meaning, plain
 from compressor.report._plots import HEIGHT, percent
 from compressor.report._templates import environment
 from compressor.report.schema import Report, check_report, quotient
@@ -52,4 +53,4 @@ def _harmless(value: Any) -> Any:
 
 
 _PAGE = environment(_harmless, autoescape=True, percent=percent)
-_PAGE.globals.update(height=HEIGHT, quotient=quotient)
+_PAGE.globals.update(height=HEIGHT, meaning=lambda name: plain(meaning(name)), quotient=quotient)

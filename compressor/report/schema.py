@@ -137,18 +137,28 @@ class Figures(_Part):
 
 
 class Ratios(_Part):
-    """Compressed over dense; the speed-up is dense over compressed, so more than 1 is faster."""
+    """Compressed over dense; the speed-up is dense over compressed, so more than 1 is faster.
+
+    Attributes:
+        bytes: of the files.
+        parameters: of the models.
+        flops: of a forward pass.
+        speedup: quotient of the median latencies, by phase.
+        speedup_interval: [low, high] of the speed-up by phase: 95 % confidence, by bootstrap over the rounds.
+    """
 
     bytes: float | None = None
     parameters: float | None = None
     flops: float | None = None
     speedup: dict[str, float | None] = Field(default_factory=dict)
+    speedup_interval: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 class Report(_Part):
     """The whole of `report.json`.
 
     Attributes:
+        notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
     """
 
@@ -163,6 +173,7 @@ class Report(_Part):
     seconds: dict[str, float | None] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
     artifact: Path | None = None
 
     @model_validator(mode="after")
@@ -253,6 +264,7 @@ def build_report(
     checks: Sequence[Mapping[str, Any]],
     passes: Sequence[Mapping[str, Any]] = (),
     speedup: Mapping[str, float] | None = None,
+    speedup_interval: Mapping[str, Sequence[float]] | None = None,
     seconds: Mapping[str, float] | None = None,
     peak_memory_bytes: int | None = None,
     environment: Mapping[str, Any] | None = None,
@@ -266,6 +278,7 @@ def build_report(
         checks: what was verified (see `Check`); the verdict is `passed` when there is one and none failed.
         passes: what each pass did (see `PassEntry`).
         speedup: measured speed-up by phase; by default the ratio of the two latencies.
+        speedup_interval: both ends of its 95 % confidence interval by phase, where it is known.
         seconds: wall-clock time by stage, with `total`.
         peak_memory_bytes: highest resident memory of the run.
         environment: versions, processor, threads.
@@ -283,7 +296,10 @@ def build_report(
             "passes": passes,
             "dense": dense,
             "compressed": compressed,
-            "ratios": build_ratios(dense, compressed, speedup),
+            "ratios": {
+                **build_ratios(dense, compressed, speedup),
+                "speedup_interval": dict(speedup_interval or {}),
+            },
             "checks": checks,
             "seconds": seconds or {},
             "peak_memory_bytes": peak_memory_bytes,

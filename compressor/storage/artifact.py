@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ORT_MODEL, ONNX_MODEL = "model.ort", "model.onnx"
+SIGNATURE = "model.sig"
+"""The name that the OpenSSF gives to a signature of a model."""
 BESIDE = (".git", ".gitattributes", ".gitignore", ".cache")
 """What version control and hub downloads keep in a folder: no part of the artifact, and never touched."""
 

@@ -54,6 +54,7 @@ from compressor.verification.quality import (
     check_weight_only,
     derived,
 )
+from compressor.verification.reasons import explained
 from compressor.verification.recorded import check_beside, check_rows
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.speed import elsewhere, without_speed
@@ -75,6 +76,20 @@ __all__ = [
     "verify",
     "write_reference",
 ]
+
+ALWAYS = (
+    "files.seal",
+    "files.present",
+    "files.unchanged",
+    "files.no_strangers",
+    "files.links",
+    "shapes.weights",
+    "precision.stated",
+    "graph.session",
+    "graph.task",
+    "determinism.bits",
+)
+"""Checks that an artifact of any kind is put through before it passes, beside some of parity."""
 
 
 VERIFY_STEPS = 4
@@ -125,6 +140,8 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     values = {**_quality_values(quality), **_cost_values(report, timing)}
     checks += _judge(job, values, timing, manifest, imitated=_imitates(runner, precision), measured=quality is not None)
     checks += check_gates_met(checks, job.bounds)
+    ours, theirs = (quality.ours, quality.dense) if quality is not None else ({}, {})
+    checks = [explained(check, ours, theirs, job.passes) for check in checks]
     return Verdict(
         checks=tuple(checks),
         **report,
@@ -196,13 +213,32 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
             raise VerificationError(f"verification did not end within {timeout:.0f} s") from error
         if not answer.is_file():
             _raise_crash(done)
-        data = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in data:
+        try:
+            data = json.loads(answer.read_text(encoding="utf-8"))
+            verdict = Verdict.from_json(data) if "error" not in data else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise VerificationError(f"the verifying process left no verdict that can be read: {error}") from error
+    if verdict is None:
         errors: tuple[type[CompressorError], ...] = (UsageError, ModelError, VerificationError, ResourceError)
         kinds = {kind.exit_code: kind for kind in errors}
         kind = kinds.get(data["error"]["exit_code"], CompressorError)
         raise kind(data["error"]["message"], hint=data["error"]["hint"])
-    return Verdict.from_json(data)
+    return _complete(verdict)
+
+
+def _complete(verdict: Verdict) -> Verdict:
+    """Return the verdict if it is a whole one: none passes without the checks that every artifact is put through.
+
+    Raises:
+        VerificationError: it passed without them, so something else than this package has written it.
+    """
+    names = {check.name for check in verdict.checks}
+    missing = sorted(set(ALWAYS) - names)
+    if not any(name.startswith("parity.") for name in names):
+        missing.append("parity")
+    if verdict.passed and missing:
+        raise VerificationError(f"the verdict is not to be trusted: it passed without the checks {', '.join(missing)}")
+    return verdict
 
 
 def _raise_crash(done: Ended) -> None:
@@ -368,6 +404,7 @@ def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[s
     keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
     ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
     ratios["speedup"] = timing.speedup() if timing else {}
+    ratios["speedup_interval"] = timing.speedup_interval() if timing else {}
     return {"dense": dense, "compressed": compressed, "ratios": ratios}
 
 

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compressor.errors import ModelError
+from compressor.storage.artifact import BESIDE, SIGNATURE
 from compressor.storage.tensors import sha256_of
 from compressor.verification.strangers import REFERENCE as REFERENCE
 from compressor.verification.strangers import check_names, strangers
@@ -30,7 +31,7 @@ from compressor.verification.verdict import Check, failed, read_json, yes
 from compressor.verification.weights import StoredWeights, open_weights
 
 MANIFEST = "compression.json"
-_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "junit.xml", "README.md"}
+_WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "junit.xml", "README.md", SIGNATURE}
 """Files that are written after the verdict, or that hold it: they cannot be part of what is sealed."""
 
 
@@ -55,15 +56,23 @@ def output_files(folder: Path) -> list[PurePosixPath]:
     """Return the relative paths of the files that make up the artifact, sorted."""
     files = (path for path in folder.rglob("*") if path.is_file())
     relative = (PurePosixPath(path.relative_to(folder).as_posix()) for path in files)
-    return sorted(path for path in relative if str(path) not in _WRITTEN_LATER)
+    return sorted(path for path in relative if str(path) not in _WRITTEN_LATER and path.parts[0] not in BESIDE)
+
+
+def artifact_files(manifest: Mapping[str, Any]) -> frozenset[str]:
+    """Return the relative paths of all files that a run has written: those that the manifest lists, and the reports."""
+    outputs = manifest.get("outputs")
+    return frozenset(map(str, outputs if isinstance(outputs, dict) else ())) | _WRITTEN_LATER
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """Tell whether a manifest is one that `seal` wrote, unchanged since."""
+    return manifest.get("seal") == _digest(manifest)
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     """Check that the manifest is whole, and that every file it lists is inside the folder, there, and unchanged."""
-    digest = _digest(manifest)
-    checks = [
-        yes("files.seal", manifest.get("seal") == digest, f"{MANIFEST} was edited: its seal does not match its content")
-    ]
+    checks = [yes("files.seal", is_sealed(manifest), f"{MANIFEST} was edited: its seal does not match its content")]
     outputs = manifest.get("outputs")
     if not isinstance(outputs, dict) or not outputs:
         return [*checks, yes("files.listed", False, f"{MANIFEST} lists no outputs with their sha256")]

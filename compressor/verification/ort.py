@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import ModelError
-from compressor.measure.onnx_runner import OnnxRunner
+from compressor.measure.onnx_runner import OnnxRunner, imitation
 from compressor.measure.runner import Runner
 from compressor.storage.artifact import ORT_MODEL
+from compressor.storage.processor import target_of_folder
 from compressor.verification.reference import check_reference, write_reference
 from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights
+
+_SIGNED = ("session.qdqisint8allowed",)
+"""Settings with which graphs for ARM are converted: products of signed bytes stay such."""
 
 
 def check_ort(weights: StoredWeights, runner: Runner, threads: int) -> list[Check]:
@@ -35,7 +39,10 @@ def check_ort(weights: StoredWeights, runner: Runner, threads: int) -> list[Chec
         return []
     try:
         checks = [_check_weights(weights)]
-        graph = OnnxRunner(weights.folder, threads, graph=weights.model.SerializeToString())
+        if imitation(weights.folder):  # `runner` is not `model.ort` then
+            runner = OnnxRunner(weights.folder, threads, settings=())
+        signed = _SIGNED if target_of_folder(weights.folder) == "arm64" else ()
+        graph = OnnxRunner(weights.folder, threads, graph=weights.model.SerializeToString(), settings=signed)
         with tempfile.TemporaryDirectory(prefix="compressor-ort-") as folder:
             expected = Path(folder) / "reference.safetensors"
             write_reference(graph, expected, companions=False)

@@ -6,16 +6,23 @@ over samples and to their difference, measured against how much they differ betw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures.tasks import TASKS
 from compressor.measure.runner import Array, Runner, read_config
-from compressor.measure.statistics import Deviation, spearman, value_of
+from compressor.measure.statistics import F64, spearman
 from compressor.verification.verdict import Check, bounded
+
+SAMPLES = "samples"
+"""Name of the probe of real inputs."""
+_ENOUGH = 8
+"""Samples from which an order can be told."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +50,51 @@ ORDERINGS = {
 """By precision; at float32 the probes' own bound on the largest difference is far below any spread."""
 
 
-def check_order(pairs: Sequence[tuple[Array, Array]], precision: str, group: str) -> list[Check]:
-    """Check outputs of one column: pairs of found and wanted values [N, 1], a pair for each probe."""
-    if not pairs or precision not in ORDERINGS:
+def check_spread(compared: Mapping[str, tuple[Array, Array]], precision: str, group: str) -> list[Check]:
+    """Check outputs without a winner against how much they differ between samples, and their order if there is but one.
+
+    Several labels, whose answers are compared elsewhere, are held to this where there are real samples.
+
+    Args:
+        compared: by the name of the probe, values found and wanted [N, C].
+        precision: of the artifact.
+        group: prefix of the checks' names.
+    """
+    if not compared or precision not in ORDERINGS:
         return []
-    found, wanted = (np.concatenate([pair[side] for pair in pairs])[:, 0].astype(np.float64) for side in (0, 1))
+    found, wanted = _judged(compared)
+    alone = wanted.shape[1] == 1
+    if not alone and SAMPLES not in compared:
+        return []
     limits = ORDERINGS[precision]
-    why = f"the {len(found)} probes are ranked differently"
-    error = value_of(Deviation(found, wanted))
-    return [
-        bounded(f"{group}.rank", spearman(found, wanted), least=limits.rank, why=why),
-        bounded(f"{group}.relative_error", error, most=limits.error, why="as a share of the spread between probes"),
-    ]
+    spread = float(np.square(wanted - wanted.mean(axis=0)).sum())
+    error = math.sqrt(float(np.square(found - wanted).sum()) / spread) if spread > 0 else math.nan
+    why = "as a share of the spread between probes"
+    checks = [bounded(f"{group}.relative_error", error, most=limits.error, why=why)]
+    if alone:
+        why = f"the {len(found)} probes are ranked differently"
+        checks.append(bounded(f"{group}.rank", spearman(found[:, 0], wanted[:, 0]), least=limits.rank, why=why))
+    return checks
+
+
+def _judged(compared: Mapping[str, tuple[Array, Array]]) -> tuple[F64, F64]:
+    """Return the values of all probes, or of the real samples alone if random ones say little in comparison."""
+    found, wanted = (np.concatenate([pair[side] for pair in compared.values()]).astype(np.float64) for side in (0, 1))
+    real = compared.get(SAMPLES)
+    if real is None or len(real[1]) < _ENOUGH:
+        return found, wanted
+    made_up = np.concatenate([pair[1] for name, pair in compared.items() if name != SAMPLES])
+    if float(made_up.std(axis=0).mean()) >= float(real[1].std(axis=0).mean()) / 2:
+        return found, wanted
+    return real[0].astype(np.float64), real[1].astype(np.float64)
+
+
+def has_one_output(runner: Runner) -> bool:
+    """Tell whether a classifier has a single output."""
+    if not TASKS[runner.task].classifies:
+        return False
+    config = read_config(runner.folder)
+    return len(config.get("id2label") or range(int(config.get("num_labels", 2)))) == 1
 
 
 def has_label_sets(runner: Runner) -> bool:

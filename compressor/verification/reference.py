@@ -24,7 +24,7 @@ from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
 from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
 from compressor.verification.companions import companion_record
-from compressor.verification.outputs import check_order, has_label_sets, same_labels
+from compressor.verification.outputs import SAMPLES, check_spread, has_label_sets, has_one_output, same_labels
 from compressor.verification.tables import table_record, tables_in
 from compressor.verification.verdict import Check, bounded, failed, yes
 
@@ -76,13 +76,16 @@ class _Rows:
     margin: Array
 
 
-def write_reference(runner: Runner, path: Path, *, seed: int = 0, companions: bool = True) -> None:
+def write_reference(
+    runner: Runner, path: Path, *, seed: int = 0, samples: Inputs | None = None, companions: bool = True
+) -> None:
     """Run the compressed PyTorch model on the probes and write the file `path`.
 
     Args:
         runner: usually `TorchRunner(folder)` on the compressed weights, or with `model=` on the module in memory.
         path: the file to write; its folder is made.
         seed: of the probes.
+        samples: a batch of real inputs, to be one of the probes.
         companions: whether to record what the other files in the runner's folder say and do.
 
     Raises:
@@ -93,8 +96,13 @@ def write_reference(runner: Runner, path: Path, *, seed: int = 0, companions: bo
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
     cases, tokens = cases_of(runner), Tokens(runner, rng)
+    if has_one_output(runner):  # an order takes more samples than the other probes have
+        by_token = TASKS[runner.task].inputs == "tokens"
+        cases = (*cases, Case("scores", 32, (min(16, positions(runner)),) if by_token else ()))
+    if samples is not None:
+        cases = (*cases, Case(SAMPLES, len(samples["input_ids"]), (samples["input_ids"].shape[1],)))
     for case in cases:
-        probe = make_probe(runner, case, tokens, rng)
+        probe = samples if samples is not None and case.name == SAMPLES else make_probe(runner, case, tokens, rng)
         inputs = restore(probe)
         outputs = _run(runner, case, inputs)
         if not np.isfinite(outputs).all():
@@ -133,19 +141,19 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         return [yes(f"{group}.task", False, f"the reference is for {facts['task']}, the artifact for {runner.task}")]
     checks: list[Check] = []
     winners: list[Any] = []
-    single: list[tuple[Array, Array]] = []
+    compared: dict[str, tuple[Array, Array]] = {}
     for entry in facts["cases"]:
         case = Case(**{**entry, "chunks": tuple(entry["chunks"])})
         if case.padding == "left" and not runner.left_padding:
             continue  # documented limit of GroupQueryAttention: such graphs take right padding only
         try:
-            checks += _check_case(runner, case, tensors, tolerance, group, winners, single)
+            checks += _check_case(runner, case, tensors, tolerance, group, winners, compared)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             checks.append(failed(f"{group}.{case.name}", error))
     if winners:  # of all probes together: a short one has too few tokens for a share
         share = float(np.concatenate(winners).astype(np.float64).mean())
         checks.append(bounded(f"{group}.argmax", share, least=tolerance.agreement, why="other tokens or classes win"))
-    checks += check_order(single, precision, group)
+    checks += check_spread(compared, precision, group)
     if runner.task == "text-generation" and tolerance.greedy:
         try:
             checks.append(_check_greedy(runner, tensors, f"{group}.greedy"))
@@ -175,9 +183,9 @@ def _check_case(
     tolerance: Tolerance,
     group: str,
     winners: list[Any],
-    single: list[tuple[Array, Array]],
+    compared: dict[str, tuple[Array, Array]],
 ) -> list[Check]:
-    """Compare one probe; whether winners are the reference's goes to `winners`, outputs without one to `single`."""
+    """Compare one probe; whether winners are the reference's goes to `winners`, outputs without one to `compared`."""
     prefix = f"{case.name}.input."
     inputs = restore({name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)})
     wanted = _Rows(**{name: tensors[f"{case.name}.{name}"] for name in _Rows.__dataclass_fields__})
@@ -200,15 +208,16 @@ def _check_case(
         relative = error / max(float(np.abs(wanted.values).max()), 1e-6)
         checks.append(bounded(f"{name}.max_relative", relative, most=tolerance.relative))
     alone = int(tensors["columns"].size) == 1
-    if alone:
-        single.append((found.values, wanted.values))
-    elif tolerance.cosine is not None:
+    several = unit == "logit" and has_label_sets(runner)
+    if alone or several:
+        compared[case.name] = found.values, wanted.values
+    if not alone and tolerance.cosine is not None:
         cosine = _cosine(found.values, wanted.values)
         checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0]))
         if case.columns == COLUMNS:  # the worst of many tokens, seen in few columns, says little of rounding
             checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
     tie = 2 * (tolerance.absolute or 0.0) * scale
-    if unit == "logit" and has_label_sets(runner):
+    if several:
         winners.append(same_labels(found.values, wanted.values, tie))
     elif unit == "logit" and not alone:
         equal = (found.argmax == wanted.argmax) | (wanted.margin <= tie)

@@ -5,6 +5,7 @@ When the last shard is written the folder becomes a model folder: the shards are
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +30,12 @@ def write_json(file: Path, content: Any) -> None:
     part.replace(file)
 
 
+def _seal(key: str, part: Mapping[str, Any]) -> str:
+    """Return the hash by which damage to what was noted of a finished part is seen."""
+    content = [key, part["sha256"], part["note"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
@@ -38,26 +45,29 @@ class ShardWriter:
 
     Attributes:
         done: finished shards by key, each with its sha256 and what was noted of it.
+        damaged: whether there was a state that cannot be read, so that the pass starts over.
     """
 
     def __init__(self, folder: Path, source: ModelFolder, fingerprint: str) -> None:
         """Open the checkpoint in `folder`; shards of another fingerprint (inputs, options, versions) are dropped."""
         self.folder, self.source, self.fingerprint = folder, source, fingerprint
         folder.mkdir(parents=True, exist_ok=True)
+        self.damaged = False
         self.done: dict[str, dict[str, Any]] = self._read_state()
 
     def _read_state(self) -> dict[str, dict[str, Any]]:
         try:
             state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
             done = dict(state["done"]) if state["fingerprint"] == self.fingerprint else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            done = {}
-        kept = {}
-        for key, note in done.items():
-            file = self._file(key)
-            if file.is_file() and sha256_of(file) == note.get("sha256"):
-                kept[key] = note
-        return kept
+            self.damaged = any(part["seal"] != _seal(key, part) for key, part in done.items())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            self.damaged = True
+        if self.damaged:
+            return {}
+        files = {key: self._file(key) for key in done}
+        return {k: part for k, part in done.items() if files[k].is_file() and sha256_of(files[k]) == part["sha256"]}
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -92,7 +102,8 @@ class ShardWriter:
             plans.append(Plan(stored, dtype, tuple(tensor.shape), make))
         try:
             digest = write_safetensors(self._file(key), plans)
-            self.done[key] = {"sha256": digest, "note": note}
+            part = {"sha256": digest, "note": note}
+            self.done[key] = {**part, "seal": _seal(key, part)}
             write_json(self.folder / STATE, {"fingerprint": self.fingerprint, "done": self.done})
         except OSError as error:
             raise ResourceError(

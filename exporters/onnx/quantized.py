@@ -391,7 +391,8 @@ def _static(
         quantized[key] = [new_node(node, "DequantizeLinear", [codes, scale, zero]).outputs[0]]
     weight = _signed_columns(graph, node)
     count = node.attributes["N"].as_int()
-    zeros = _constant(graph, f"grid.zeros_{count}", np.zeros(count, np.int8))
+    # One for each product: ONNX Runtime's transformers of weights fail on a zero point that two share.
+    zeros = _constant(graph, f"{stem}.weight_zeros", np.zeros(count, np.int8))
     wide = new_node(node, "DequantizeLinear", [weight, _scales(graph, node), zeros], axis=1).outputs[0]
     result = new_node(node, "MatMul", [quantized[key][0], wide]).outputs[0]
     result = new_node(node, "Squeeze", [result, axis]).outputs[0] if flat else result

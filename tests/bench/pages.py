@@ -10,7 +10,6 @@ from typing import Any
 
 from tests.bench.goals import Results, judge
 from tests.bench.tables import (
-    QUANTIZED,
     TABLES,
     goals_table,
     quality_text,
@@ -82,36 +81,51 @@ def _missed_text(results: Results) -> str:
 
 
 def readme_section(results: Results) -> str:
-    """Return what stands between the README's marks: the main figures, and what falls short."""
+    """Return what stands between the README's marks: one row for each kind of compression, and where the rest is."""
     parts = []
     if any(result.get("quick") for result in results.values()):
         parts.append(_QUICK)
-    if "quality" in results:
-        head = ("model", "pass", "perplexity, cosine or accuracy", "bytes", "speed-up, ONNX Runtime")
-        parts.append(table(head, _readme_rows(results["quality"])))
-    if "quantize" in results:
-        rows = [quantize_row(row) for row in results["quantize"]["rows"] if "error" not in row]
-        parts.append("Quantization, beside other quantizers on the same model and data:")
-        parts.append(table(QUANTIZED, [row[: len(QUANTIZED)] for row in rows]))
-    parts.append(_missed_text(results))
+    rows = [row for shown in _README for row in _shown(results, *shown)]
+    if rows:
+        parts.append(table(("model", "passes", "quality", "bytes", "speed-up, ONNX Runtime"), rows))
     where = next((result["environment"] for result in results.values()), None)
     if where is not None:
-        parts.append(f"All goals and tables: [docs/figures](docs/figures/README.md). {environment_text(where)}")
+        page = "[docs/figures](docs/figures/README.md)"
+        parts.append(
+            f"Measured on {where['processor']}, {where['threads']} thread. All tables, the goals that are not met among"
+            f" them: {page}."
+        )
     return "\n\n".join(parts)
 
 
-def _readme_rows(quality: Results) -> list[tuple[str, ...]]:
-    """Return the rows of the methods that we recommend; the others stand in docs/figures."""
+_README = (
+    ("quality", "llama-wt2", "width: {importance: obs, allocation: global, sparsity: 0.3}"),
+    ("quality", "llama-wt2", "slicegpt: {rotation: shared, reduction: 0.285}"),
+    ("quantize", "llama-wt2", "gptq: {bits: 4}"),
+    ("quantize", "llama-wt2", "int8-dynamic: {}"),
+    ("quantize", "llama-wt2", "width: {sparsity: 0.3} + gptq: {bits: 4, embedding: 4, head: 4}"),
+    ("quality", "MiniLM", "width: {importance: obs, allocation: global, sparsity: 0.3}"),
+    ("quantize", "MiniLM", "int8-dynamic: {}"),
+)
+"""Suite, model and passes of the rows that the README shows."""
+
+
+def _shown(results: Results, suite: str, model: str, passes: str) -> list[tuple[str, ...]]:
+    """Return the README's row of a result, none where it was not measured."""
+    rows = [row for row in results.get(suite, {}).get("rows", ()) if "error" not in row and row["model"] == model]
+    if suite == "quantize":
+        written = [quantize_row(row) for row in rows]
+        return [(row[0], row[1], row[2], row[4], row[5]) for row in written if row[1] == f"`{passes}`"]
     return [
         (
-            row["model"],
-            f"`{row['pass']}`",
+            model,
+            f"`{passes}`",
             quality_text(row),
             f"{row['ratios']['bytes']:.2f} ×",
             speedup_text(row.get("speedup") or row["run_speedup"]),
         )
-        for row in quality["rows"]
-        if "error" not in row and not row["pass"].startswith("cfsp") and "per_layer" not in row["pass"]
+        for row in rows
+        if row["pass"] == passes
     ]
 
 

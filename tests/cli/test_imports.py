@@ -59,3 +59,11 @@ def test_recipe_errors_need_no_torch(process, tmp_path, arguments, expected):
     code, names = loaded(process, *arguments)
     assert code == expected
     assert names & HEAVY == set()
+
+
+@pytest.mark.parametrize("arguments", [["recipes", "schema"], ["recipes", "validate", "bad.yaml"]])
+def test_files_of_the_working_folder_are_not_imported(process, tmp_path, arguments):
+    (tmp_path / "bad.yaml").write_text("version: 1\nname: x\npasses: [{none-such: {}}]\n")
+    for name in ("json", "yaml", "select", "pydantic", "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the working folder was run')")
+    assert process(*arguments).returncode == (2 if "bad.yaml" in arguments else 0)

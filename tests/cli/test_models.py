@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compressor.data.kinds import TextData
+from compressor.measure.scores import Quality
 from compressor.verification import Check, Verdict
 
 
@@ -213,7 +214,7 @@ def test_eval(cli, tmp_path, monkeypatch):
 
     def measure(runner, data, metrics, reference):
         asked.update(metrics=metrics, reference=reference)
-        return {"perplexity": 4.5, "kl": float("nan")}
+        return Quality({"perplexity": 4.5, "kl": float("nan")}, {}, False, True, None, 3)
 
     def load(request, task, folder):
         asked.update(request=request, folder=folder)

@@ -248,10 +248,12 @@ def test_arm_takes_signed_inputs_of_the_same_steps(made: Made, tmp_path: Path) -
     assert kinds == {onnx.TensorProto.INT8}
     recorded = {INPUTS: input_grids(model, result.codes)}
     assert recorded[INPUTS] and all(check.passed for check in check_inputs(open_weights(signed), recorded))
-    # Where the artifact says that it is for ARM, its products are integer products here, too.
+    # On x86, ONNX Runtime makes unsigned bytes of them: the same products, but for those that 16 bits cut off.
     (signed / "compression.json").write_text('{"target": "arm64"}')
     feed = feed_of(model.task)
-    assert np.array_equal(OnnxRunner(signed).forward(feed), OnnxRunner(unsigned).forward(feed))
+    assert np.array_equal(OnnxRunner(signed, settings=()).forward(feed), OnnxRunner(unsigned).forward(feed))
+    found, expected = OnnxRunner(signed).forward(feed), TorchRunner(model.path).forward(feed)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_a_tied_head_is_stored_once(made: Made) -> None:

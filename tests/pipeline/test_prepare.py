@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from compressor.errors import DataError, RecipeError
+from compressor.errors import DataError, ModelError, RecipeError
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.pipeline import plan
@@ -168,3 +170,46 @@ def test_tokens_per_sample(pico: Pico) -> None:
     assert caught.value.hint == "Set x to at most 256."
     images: ModelFolder = open_model(pico("vit"))
     assert sample_length(images, 10_000, "x") == 10_000, "images have no positions to run out of"
+
+
+def _without_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def _without_a_tensor(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "layers.1.mlp.up_proj" not in k}, model / "model.safetensors")
+
+
+def _without_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def _with_a_damaged_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_without_weights, "safetensors"),
+        (_without_a_tensor, r"layers\.1\.mlp\.up_proj"),
+        (_without_tokenizer, "has no tokenizer"),
+        (_with_a_damaged_tokenizer, "tokenizer of .* cannot be read"),
+    ],
+)
+def test_plan_refuses_a_folder_that_a_run_would(
+    pico: Pico, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    model = Path(shutil.copytree(pico("llama"), tmp_path / "model"))
+    (tmp_path / "text.txt").write_text("some text")
+    recipe = read([], "evaluation: {data: text.txt, length: 32}", tmp_path)
+    assert plan(recipe, model=str(model))["notes"] == []
+    damage(model)
+    with pytest.raises((ModelError, DataError), match=said):
+        plan(recipe, model=str(model))
+
+
+def test_plan_can_do_without_data_and_says_so(pico: Pico) -> None:
+    (note,) = plan(read([], "evaluation: {data: nowhere.txt, length: 32}"), model=str(pico("llama")))["notes"]
+    assert note == "evaluation.data: nowhere.txt: no such file or folder; a run needs it"

@@ -18,9 +18,11 @@ import pytest
 from compressor.errors import DataError, ModelError, RecipeError, UsageError
 from compressor.machine.progress import NullProgress
 from compressor.model.folder import open_model
+from compressor.passes import methods
 from compressor.pipeline import inspect, plan, run
-from compressor.pipeline.work import rejected_folder, work_folder
-from compressor.recipe import Recipe
+from compressor.pipeline.place import rejected_folder
+from compressor.pipeline.work import work_folder
+from compressor.recipe import Recipe, load_recipe
 from compressor.report.schema import check_report
 from compressor.storage.tensors import sha256_of
 from tests.pipeline.conftest import Maker
@@ -89,11 +91,23 @@ def test_inspect_shows_true_widths(finished: tuple[Path, dict[str, Any]]) -> Non
     assert shown["parameters"] == report["compressed"]["parameters"]
 
 
-def test_same_inputs_give_the_same_bytes(
-    finished: tuple[Path, dict[str, Any]], pico: Pico, make_recipe: Maker, tmp_path: Path
-) -> None:
-    go(make_recipe(), pico("llama"), tmp_path / "elsewhere" / "again")
+def test_the_recipe_as_run_gives_the_same_bytes(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    options = {name: method.Options for name, method in methods().items()}
+    again = load_recipe(finished[0] / "recipe.yaml", options=options)
+    run(again, out=tmp_path / "elsewhere" / "again", progress=NullProgress())
     assert hashes(tmp_path / "elsewhere" / "again") == hashes(finished[0])
+
+
+def test_what_is_published_names_no_place_of_this_machine(
+    finished: tuple[Path, dict[str, Any]], pico: Pico, make_recipe: Maker
+) -> None:
+    out, _ = finished
+    places = {str(out.parent), str(pico("llama").parent), str(make_recipe().folder), str(Path.cwd()), str(Path.home())}
+    for name in ("compression.json", "report.json", "report.html", "README.md", "junit.xml"):
+        text = (out / name).read_text()
+        assert [place for place in places if place in text] == [], name
+    assert json.loads((out / "compression.json").read_text())["model"] == pico("llama").name
+    assert (out / "recipe.source.yaml").read_text() == make_recipe().text
 
 
 def test_passes_stack_and_loss_is_attributed(pico: Pico, make_recipe: Maker, tmp_path: Path) -> None:
@@ -222,7 +236,8 @@ def start(recipe: Recipe, model: Path, out: Path, mode: str, corpus: Path) -> su
         text = text.replace(name, str(corpus / name))
     file.write_text(text)
     command = [sys.executable, "-c", COMMAND, str(file), str(model), str(out), mode]
-    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(out.parent / "home")}
+    return subprocess.Popen(command, start_new_session=True, env=environment)
 
 
 @pytest.mark.slow
@@ -243,6 +258,7 @@ def test_killed_run_resumes_to_the_same_bytes(
     whole = tmp_path / "whole" / "artifact"
     whole.parent.mkdir()
     assert start(recipe, model, whole, "fresh", corpus).wait() == 0
+    assert not (whole.parent / "home").exists(), "a run writes nothing to the home folder"
 
     out = tmp_path / "killed" / "artifact"
     out.parent.mkdir()

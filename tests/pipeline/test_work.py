@@ -1,37 +1,13 @@
-"""The place of an artifact, refused early, and the folder beside it, left only where there is something to resume."""
+"""The folder in which a run works: left only where there is something to resume, and never taken from anybody else."""
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
 
-from compressor.errors import DataError, ResourceError, UsageError
-from compressor.pipeline.work import DENSE_MARK, check_target, locked, work_folder
-
-
-def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    targets = [tmp_path / "file" / "out"]
-    if Path("/proc/self").is_dir():  # where even root makes no folder
-        targets += [Path("/proc/x"), Path("/proc/x/y")]
-    for target in targets:
-        with pytest.raises(UsageError, match=f"-o {target}: .* cannot be written") as caught:
-            check_target(target)
-        assert caught.value.hint
-    check_target(tmp_path / "new" / "out")
-    assert [file.name for file in tmp_path.iterdir()] == ["file"], "nothing is left of the attempt"
-
-
-def test_a_full_disk_is_not_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object, **kwargs: object) -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(ResourceError, match="No space left"):
-        check_target(tmp_path / "out")
+from compressor.errors import DataError, UsageError
+from compressor.pipeline.work import DENSE_MARK, is_working, locked, work_folder
 
 
 @pytest.mark.parametrize("kind", [DataError, KeyboardInterrupt])
@@ -54,7 +30,44 @@ def test_what_an_earlier_run_finished_survives_a_resumed_one_that_fails(tmp_path
     work = work_folder(tmp_path / "out")
     (work / "pass-0").mkdir(parents=True)
     (work / "pass-0" / "state.json").write_text("{}")
+    (work / "lock").touch()
     for resume in (True, False):
         with pytest.raises(DataError), locked(work, resume=resume):
             raise DataError("wrong")
         assert work.exists() == resume
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    work = work_folder(tmp_path / "out")
+    assert not is_working(work)
+    with pytest.raises(DataError), locked(work, resume=False):
+        assert is_working(work)
+        with pytest.raises(UsageError, match="another run"), locked(work, resume=True):
+            pass
+        raise DataError("wrong")
+
+
+@pytest.mark.parametrize("where", [".out.work", ".out.work/lock", ".out.work/pass-0", ".out.work/pass-0/state.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_links_in_the_place_of_a_work_folder_lead_nowhere(tmp_path: Path, where: str, resume: bool) -> None:
+    precious = tmp_path / "precious"
+    (precious / "deep").mkdir(parents=True)
+    (precious / "deep" / "lock").write_text("mine")
+    link = tmp_path / where
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.parent != tmp_path:
+        (tmp_path / ".out.work" / "lock").touch()
+    link.unlink(missing_ok=True)
+    link.symlink_to(precious / "deep" / ("lock" if link.suffix or link.name == "lock" else ""))
+    with pytest.raises(UsageError, match="link|not of a run"), locked(work_folder(tmp_path / "out"), resume=resume):
+        pass
+    assert (precious / "deep" / "lock").read_text() == "mine"
+    assert link.is_symlink()
+
+
+def test_a_folder_of_somebody_else_is_not_worked_in(tmp_path: Path) -> None:
+    (tmp_path / ".out.work").mkdir()
+    (tmp_path / ".out.work" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not of a run"), locked(work_folder(tmp_path / "out"), resume=False):
+        pass
+    assert (tmp_path / ".out.work" / "notes.txt").read_text() == "mine"

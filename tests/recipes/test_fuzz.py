@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import RecipeError
-from compressor.recipe import parse_bounds, parse_recipe
-from compressor.recipe._yaml import scalar
+from compressor.recipe import parse_bounds, parse_recipe, write
+from compressor.recipe._yaml import read, scalar
 
 BOUNDED = settings(
     max_examples=100,
@@ -126,3 +127,37 @@ def test_any_bytes(data, toys, tmp_path):
 def test_numbers_and_words_survive_writing(value):
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     assert scalar(text) == value and type(scalar(text)) is type(value)
+
+
+@BOUNDED
+@given(value=st.dictionaries(KEYS, VALUES, max_size=8))
+def test_written_values_are_read_again(value):
+    document = read(write(value))
+    if not document.problems:  # numbers that are not finite, or characters that are none
+        assert read(write(document.value)).value == document.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e3",
+        "1",
+        "",
+        "no",
+        "null",
+        "~",
+        ".inf",
+        "0x10",
+        "12:30",
+        "2001-01-01",
+        "=",
+        "<<",
+        "- a",
+        "a: b",
+        "#x",
+        " x ",
+        "é",
+    ],
+)
+def test_text_stays_text(text):
+    assert read(write({text: [text]})).value == {text: [text]}

@@ -64,7 +64,7 @@ def test_limits_name_the_operator_of_the_graph():
 def test_verdict_and_reasons():
     text = card(REPORTS["failed"](), RECIPE, ONNX)
     assert "**not verified; do not ship it**" in text
-    assert "| `bounds.speedup.decode` | the artifact is slower" in text
+    assert "| `bounds.speedup_decode` | the artifact is slower" in text
 
 
 def test_no_path_of_the_machine():

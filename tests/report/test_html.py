@@ -79,6 +79,30 @@ def test_the_three_savings_are_separate():
         assert figure in text
 
 
+def test_bars_have_an_axis_and_show_what_the_recipe_allows():
+    page = Page(html_report(decoder()))
+    assert "compressed: 138.9 MB, allowed: 215.4 MB 0 538.4 MB allowed: 215.4 MB (the line)" in page.text
+    assert "compressed: 8.06 ms, allowed: 18.0 ms 0 23.4 ms allowed: 18.0 ms (the line)" in page.text
+    assert page.text.count("(the line)") == 2, "no other card has a bound"
+    (first, _) = page.find("line", **{"class": "mark", "x1": "40.000%"})
+    assert first["x2"] == "40.000%"
+
+
+def test_figures_have_their_confidence_intervals():
+    text = Page(html_report(decoder())).text
+    assert "18.32 [17.44 to 19.25] 19.61 [18.66 to 20.61] +7.04 % [+6.51 to +7.59 %]" in text
+    assert "0.0603 nats [0.0571 to 0.0637 nats] — In brackets" not in text and "[0.0571 to 0.0637 nats]" in text
+    assert "1.30× [1.27 to 1.32×]" in text and "by bootstrap over 64 samples" in text
+    assert "In brackets" not in Page(html_report(encoder())).text
+
+
+def test_checks_say_what_they_ask():
+    page = Page(html_report(decoder()))
+    titles = {attributes["title"] for attributes in page.find("code")}
+    assert "The best answer is the same as in PyTorch, at every position of the recorded inputs." not in titles
+    assert any("Bytes of the model files over those of the dense export." in title for title in titles)
+
+
 def test_what_was_not_measured_is_said():
     text = Page(html_report(REPORTS["bare"]())).text
     assert "Theoretical FLOPs per forward pass not known" in text
@@ -91,7 +115,7 @@ def test_verdict_and_reasons():
     passed, failed = Page(html_report(decoder())).text, Page(html_report(REPORTS["failed"]())).text
     assert "Verified 9 of 9 checks passed." in passed
     assert "Not verified: do not ship this artifact 2 of 9 checks failed." in failed
-    assert "bounds.speedup.decode : the artifact is slower than the dense export" in failed
+    assert "bounds.speedup_decode : the artifact is slower than the dense export" in failed
 
 
 def test_only_the_first_reasons_are_in_the_headline():
@@ -103,7 +127,7 @@ def test_only_the_first_reasons_are_in_the_headline():
 def test_failed_checks_lead_the_table():
     text = Page(html_report(REPORTS["failed"]())).text
     table = text[text.index("check result value required") :]
-    assert table.index("bounds.speedup.decode") < table.index("parity.greedy.agreement")
+    assert table.index("bounds.speedup_decode") < table.index("parity.greedy.agreement")
     assert "Also passed : onnx.checker , session.loads , determinism , tokenizer.matches ." in table
 
 

@@ -25,7 +25,7 @@ def test_one_case_for_each_check_and_the_counts_agree(name):
 
 
 def test_failures_carry_the_reason_and_the_figures():
-    failure = parse(REPORTS["failed"]()).find("testsuite/testcase[@name='bounds.speedup.decode']/failure")
+    failure = parse(REPORTS["failed"]()).find("testsuite/testcase[@name='bounds.speedup_decode']/failure")
     assert "it is dominated" in failure.get("message")
     assert failure.text.endswith("value 0.94×, required ≥ 1.3×")
 

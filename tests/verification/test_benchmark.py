@@ -48,11 +48,13 @@ def test_a_spent_budget_still_leaves_enough_rounds() -> None:
     assert len(series.wall) == 3
 
 
-def test_speedup_is_the_median_of_ratios_of_rounds() -> None:
+def test_speedup_is_the_quotient_of_the_latencies_beside_it() -> None:
     ours, other = Series([1.0, 1.0, 10.0], [2.0, 2.0, 2.0]), Series([2.0, 3.0, 20.0], [2.0, 4.0, 8.0])
     phase = Phase("decode", 1, 8, 1, "cpu", ours, other)
     assert phase.ratios() == [2.0, 3.0, 2.0]
-    assert phase.speedup() == 2.0
+    assert phase.speedup() == 3.0 == other.median_ms("cpu") / ours.median_ms("cpu")
+    low, high = phase.speedup_interval()
+    assert 2.0 <= low < 3.0 <= high
     assert phase.to_json()["speedup_wall"] == 2.0
     assert phase.to_json()["ours"]["per_second"] == pytest.approx(1.0)
 

@@ -19,7 +19,7 @@ from compressor.measure.benchmark import Phase, Series
 from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import GATES
-from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
+from compressor.verification import ALWAYS, TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import (
@@ -276,7 +276,7 @@ def test_a_plain_export_is_verified_in_full(artifact: Path, text: DataRequest) -
     figures = {"bytes", "metrics", "samples", "intervals", "latency_ms", "parameters", "flops"}
     assert set(verdict.dense) == set(verdict.compressed) == figures
     assert verdict.compressed["samples"] == 8 and verdict.compressed["intervals"]["perplexity_increase"]
-    assert set(verdict.ratios) == {"bytes", "parameters", "flops", "speedup"}
+    assert set(verdict.ratios) == {"bytes", "parameters", "flops", "speedup", "speedup_interval"}
     assert verdict.ratios["flops"] == 0.5
     assert set(verdict.compressed["latency_ms"]) == {"prefill", "decode"}
     assert verdict.timing["footprint"]["ours"]["memory_bytes"] > 0
@@ -286,7 +286,7 @@ def test_missed_bounds_fail(artifact: Path, text: DataRequest) -> None:
     job = Job(artifact, artifact, {"size_ratio": {"max": 0.5}, "kl": {"max": 1e-6}}, text, timing=False)
     verdict = verify(job)
     assert [c.name for c in verdict.failures] == ["bounds.size_ratio"]
-    assert "allowed is at most 0.5" in verdict.failures[0].reason
+    assert "size ratio is 1; 0.5 is allowed." in verdict.failures[0].reason
 
 
 def test_the_process_answers_errors(tmp_path: Path) -> None:
@@ -346,3 +346,27 @@ def test_portable_graphs_are_checked_with_left_padding(pico: Callable[..., Path]
     verdict = verify(Job(folder, timing=False))
     assert verdict.failures == []
     assert "parity.left_padding.max_abs" in {c.name for c in verdict.checks}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{}",
+        "[]",
+        "garbage",
+        '{"checks": [1]}',
+        json.dumps({"checks": [{"name": "files.seal", "passed": True}]}),
+        json.dumps({"checks": [{"name": name, "passed": True} for name in ALWAYS]}),
+        json.dumps({"checks": [{"name": name, "passed": True} for name in [*ALWAYS[1:], "parity.argmax"]]}),
+    ],
+)
+def test_a_verdict_without_the_checks_that_always_are_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    def forged(module: str, request: str, place: str, **options: object) -> Ended:
+        Path(place).write_text(answer)
+        return Ended(0, "", "")
+
+    monkeypatch.setattr("compressor.verification.run_preloaded", forged)
+    with pytest.raises(VerificationError, match="not to be trusted|no verdict"):
+        run_fresh(Job(tmp_path))

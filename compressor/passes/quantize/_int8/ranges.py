@@ -7,6 +7,7 @@ One scale serves the whole tensor. `range_of` chooses low and high from a histog
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from compressor._lazy import lazy
@@ -24,6 +25,7 @@ LEVELS = 255
 BINS = 2048
 PERCENTILE = 99.99
 _SHRINKS = 100
+_DIGITS = 8
 _SIGMAS = 3.0
 
 
@@ -89,12 +91,18 @@ class ChannelRanges:
         return ranges
 
 
+def _rounded_up(value: float) -> float:
+    """Return the least number of `_DIGITS` binary digits that is not below `value` and not negative."""
+    mantissa, exponent = math.frexp(max(value, 0.0))
+    return math.ldexp(math.ceil(math.ldexp(mantissa, _DIGITS)), exponent - _DIGITS)
+
+
 class Histogram:
     """Counts of the values of a tensor in equal bins between known bounds."""
 
     def __init__(self, low: float, high: float) -> None:
-        """Cover `low` … `high`, which hold 0."""
-        self.low, self.high = min(low, 0.0), max(high, 0.0)
+        """Cover `low` … `high` and 0, a little more: the ends get few digits, so their last bits decide nothing."""
+        self.low, self.high = -_rounded_up(-low), _rounded_up(high)
         if self.high == self.low:
             self.high = self.low + 1.0
         self.counts = torch.zeros(BINS, dtype=torch.float64)

@@ -1,0 +1,108 @@
+"""What every check asks, in a sentence: the hint of the page, and docs/checks.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from compressor.recipe.metrics import BOUNDS, GATES
+
+MEANINGS: Mapping[str, str] = {
+    "bounds": "A measured figure lies within the bound that the recipe sets for it under `verify`.",
+    "code": "The artifact's own modelling code could not be compared with what it should be.",
+    "code.auto_map": "config.json sends transformers to no code but the modelling file that compressor wrote.",
+    "code.modeling": "The modelling file is, byte for byte, the one that compressor writes.",
+    "companions": "Tokenizer and processor files could not be compared with the dense model's.",
+    "companions.files": "Tokenizer and processor files that the dense model has are there, and no others.",
+    "companions.same": "Tokenizer and processor files say the same as the dense model's.",
+    "config": "config.json could not be compared.",
+    "config.genai": "genai_config.json is the one that follows from config.json and the graph.",
+    "config.attention": "Heads and attention windows in the graph are those that config.json states.",
+    "config.norms": "The epsilon of every norm in the graph is the one that config.json states.",
+    "config.ports": "The graph has the inputs and outputs that a model of this config.json has.",
+    "config.recorded": "config.json says what it said when the artifact was made.",
+    "config.rotation": "Positions are rotated in the graph as config.json states.",
+    "config.same": "config.json says what the dense model's says, but for what the passes change.",
+    "config.tensors": "The graph has the weights that a model of this config.json has.",
+    "determinism.bits": "The same inputs give the same outputs twice, bit for bit.",
+    "files": "The artifact's files could not be compared with its manifest.",
+    "files.external": "Where the graph keeps its weights could not be read.",
+    "files.external.inside": "The graph reads no weights from outside of the artifact folder.",
+    "files.external.length": "The file of the graph's weights is as long as the graph needs.",
+    "files.external.present": "The files of the graph's weights are there.",
+    "files.inside": "The manifest names no file outside of the artifact folder.",
+    "files.links": "No file is a link that leads out of the artifact folder.",
+    "files.listed": "The manifest lists the files that it must list.",
+    "files.manifest": "The manifest, compression.json, can be read.",
+    "files.names": "No file takes the name of a module that programs would import from here.",
+    "files.no_strangers": "Nothing lies in the folder that is not part of the artifact.",
+    "files.present": "Every file that the manifest lists is there.",
+    "files.seal": "The manifest has not been changed since it was written.",
+    "files.unchanged": "Every file has the sha256 that the manifest lists.",
+    "gain.dominated": "The artifact is not slower, worse and no smaller than the dense model, all at once.",
+    "gain.effect": "The artifact is smaller or faster than the dense model.",
+    "graph": "The graph could not be checked.",
+    "graph.checker": "The ONNX checker accepts the graph.",
+    "graph.inference": "The shapes of the graph's tensors agree with each other.",
+    "graph.session": "The runtime loads the model.",
+    "graph.task": "The artifact computes what its config.json and the dense model are for.",
+    "parity": "The artifact gives the outputs of the compressed model in PyTorch, on recorded inputs.",
+    "parity.argmax": "The best answer is the same as in PyTorch, at every position of the recorded inputs.",
+    "parity.exact": "Without the rounding of activations, the graph is as close to PyTorch as a float export.",
+    "parity.greedy": "Greedy generation gives the same tokens as in PyTorch.",
+    "parity.ort": "model.ort and model.onnx give the same outputs.",
+    "parity.precision": "The manifest states a precision for which the allowed error is known.",
+    "parity.reference": "The recorded inputs and outputs can be read and were made for this model.",
+    "precision": "The stated precision could not be compared with the stored weights.",
+    "precision.stated": "The weights are stored in the precision that the manifest states.",
+    "processor": "The image processor could not be tried.",
+    "processor.pixels": "The image processor makes the same pixels of a recorded image as when the artifact was made.",
+    "processor.shape": "The image processor makes images of the size that the model takes.",
+    "quality": "The quality on held-out data could not be measured.",
+    "quality.measured": "The quality on the evaluation data could be measured.",
+    "report": "Report, page, card and recipe say what the manifest and the files say.",
+    "shapes": "The shapes of the weights could not be compared.",
+    "shapes.config": "config.json describes a model that can be built.",
+    "shapes.graph": "The weights in the graph have the shapes that config.json describes.",
+    "shapes.layers": "Every layer has the widths that the manifest states.",
+    "shapes.parameters": "The model has as many parameters as the manifest states.",
+    "shapes.weights": "The stored weights have the shapes that config.json describes.",
+    "source": "The model before any pass computes what stock transformers computes with the same files.",
+    "speed.measured": "The artifact could be timed.",
+    "tokenizer": "The tokenizer could not be tried.",
+    "tokenizer.chat": "The chat template renders a recorded conversation as it did when the artifact was made.",
+    "tokenizer.entries": "Entries from all of the vocabulary are the ones that were recorded.",
+    "tokenizer.present": "The artifact has the tokenizer that its task needs.",
+    "tokenizer.probe": "The tokenizer gives ids that the model has rows for.",
+    "tokenizer.same": "The tokenizer is the one that the artifact was made with.",
+    "tokenizer.texts": "Recorded texts give the recorded tokens.",
+    "tokenizer.vocabulary": "The vocabulary is no larger than the embedding table.",
+    "weights": "The stored weights could not be checked.",
+    "weights.accuracy_level": "Weight-only products round their inputs as the manifest states.",
+    "weights.codes": "Quantized weights stand for the floats that the compressed model has, bit for bit.",
+    "weights.finite": "No weight is NaN or infinite.",
+    "weights.inputs": "Calibrated input grids of quantized products are those that the manifest states.",
+    "weights.nonzero": "No weight matrix is zero throughout.",
+    "weights.ort": "model.ort was made from the model.onnx beside it.",
+    "weights.readable": "The file of the weights can be read.",
+    "weights.tables": "No row or column of a large table differs from the reference without a reason.",
+    "weights.tied": "Weights that config.json calls tied are stored once, or are equal.",
+}
+"""Name of a check, or the first parts of several names -> what it asks."""
+
+
+def meaning(name: str) -> str:
+    """Return what a check asks: its own sentence, or that of the longest part of its name that has one."""
+    group, _, rest = name.partition(".")
+    if group == "bounds" and rest in BOUNDS:
+        return f"{MEANINGS[group]} {BOUNDS[rest].text}"
+    if name in GATES:
+        return GATES[name].text
+    parts = name.split(".")
+    known = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((MEANINGS[part] for part in known if part in MEANINGS), "")
+
+
+def plain(text: str) -> str:
+    """Return a sentence without the marks that Markdown has for code."""
+    return re.sub(r"`([^`]*)`", r"\1", text)
