@@ -23,7 +23,7 @@ def paths_of(family: Family) -> dict[str, Any]:
         "embeddings": list(family.embeddings),
         "vectors": list(family.embedding_biases),
         "final_norm": family.final_norm,
-        "heads": list(family.heads),
+        "heads": [] if family.projected else list(family.heads),
         "residual": family.residual,
         "attention_norm": attention.norm,
         "attention_module": attention.module,

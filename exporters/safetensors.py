@@ -101,7 +101,8 @@ def _write_config(source: ModelFolder, out: Path, dtype: str | None, layout: Lay
         dtype = "float32"
         config[QUANTIZATION] = layout.config()
     if dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+        config.pop("torch_dtype", None)  # the older name: beside `dtype` it counts for nothing
+        config["dtype"] = dtype
     files = [out / "config.json"]
     if SECTION in config:
         files.append(add_remote_code(source, config, out))

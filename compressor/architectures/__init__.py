@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from compressor.architectures import bert, llama, opt, vit
@@ -35,9 +34,7 @@ def family_of(config: Any) -> Family:
         ModelError: no family does; the message lists those that are covered and what to add.
     """
     family = family_named(config.model_type)
-    if not getattr(config, "do_layer_norm_before", True):
-        return replace(family, residual="post", final_norm=None)
-    return family
+    return opt.as_configured(family, config) if family is opt.OPT else family
 
 
 def family_named(model_type: Any) -> Family:

@@ -116,6 +116,8 @@ class Family:
         optional: modules of the base model on whose output no hidden state depends; a checkpoint for feature
             extraction may lack them.
         head_count_attributes: attributes of the attention module that hold (heads, key-value heads), if it reads any.
+        projected: whether matrices stand between the residual stream and an embedding of another width, which the head
+            shares or reads too (OPT-350m).
         leading_tokens: how many tokens stand before the patches of an image (class token, distillation token); 0 for
             what is no image model.
     """
@@ -138,4 +140,5 @@ class Family:
     optional: tuple[str, ...] = ()
     embedding_biases: tuple[str, ...] = ()
     head_count_attributes: tuple[str | None, str | None] = (None, None)
+    projected: bool = False
     leading_tokens: int = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from compressor.architectures.family import Attention, Family, FeedForward, Slot
 
 OPT = Family(
@@ -34,3 +37,14 @@ OPT = Family(
     head_count_attributes=("num_heads", None),
 )
 FAMILIES = (OPT,)
+
+
+def as_configured(family: Family, config: Any) -> Family:
+    """Return the table of a model as its config.json has it: norms after the sums or none at the end, narrow tables."""
+    if not config.do_layer_norm_before:
+        family = replace(family, residual="post", final_norm=None)
+    if config._remove_final_layer_norm:
+        family = replace(family, final_norm=None)
+    if config.word_embed_proj_dim != config.hidden_size:
+        family = replace(family, embeddings=("decoder.project_in", "decoder.embed_positions"), projected=True)
+    return family

@@ -109,15 +109,17 @@ def stated_task(classes: Sequence[str]) -> str | None:
 def task_of(config: Any, family: Family, task: str = "auto") -> str:
     """Return the task that the model of a transformers `config` is loaded for.
 
+    `auto` means the one of the class that `architectures` names, and without a class the family's first.
+
     Raises:
-        ModelError: the family is not covered for the task that was asked for, or config.json names no classes.
+        ModelError: the family is not covered for the task that was asked for, config.json names no classes, or there
+            is no task for the class that it names.
     """
     if task == "auto":
         stated = config.architectures or []
         if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
             raise ModelError(f"config.json: architectures is {stated!r}; allowed: a list of class names")
-        found = stated_task(stated)
-        task = found if found in family.tasks else family.tasks[0]
+        return _task_of_class(stated[0], config.model_type, family) if stated else family.tasks[0]
     if task not in family.tasks:
         raise ModelError(
             f"model.task: {task!r} is not covered for {family.name}; allowed: {', '.join(('auto', *family.tasks))}"
@@ -163,3 +165,27 @@ def head_of(config: Any, task: str) -> Head | None:
             " single_label_classification.",
         )
     return Head("labels", names)
+
+
+def _task_of_class(name: str, model_type: str, family: Family) -> str:
+    """Return the task for which stock transformers loads a class; raise ModelError where the family has none for it."""
+    classes = {task: stock_classes(task, model_type) for task in family.tasks}
+    for task, names in classes.items():
+        if name in names:
+            return task
+    covered = [f"{known} ({task})" for task, names in classes.items() for known in names]
+    body = next((task for task in family.tasks if not TASKS[task].endings), None)
+    leave = f", or set model.task: {body}, which leaves the heads of {name} out" if body is not None else ""
+    raise ModelError(
+        f"config.json: architectures names {name!r:.80}, for which there is no task here;"
+        f" covered for model_type {model_type!r}: {', '.join(covered)}",
+        hint=f"Take a model of a covered class{leave}.",
+    )
+
+
+def stock_classes(task: str, model_type: str) -> tuple[str, ...]:
+    """Return the names of the classes that stock transformers loads models of a type with, for a task."""
+    import transformers
+
+    names = getattr(transformers, TASKS[task].auto_class)._model_mapping._model_mapping.get(model_type, ())
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -89,7 +89,7 @@ def load_torch(folder: Path) -> Any:
         return load(folder)
     auto = getattr(transformers, TASKS[task_of(config)].auto_class)
     try:
-        with _quiet():
+        with quiet():
             model, info = auto.from_pretrained(
                 str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True, use_safetensors=True
             )
@@ -120,7 +120,7 @@ def _library(config: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bar and load report off stderr; what is wrong is raised, not logged."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

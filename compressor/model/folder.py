@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,24 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.architectures import Family, StackShapes, family_of
-from compressor.architectures.tasks import Head, head_of, task_of
+from compressor.architectures.tasks import TASKS, Head, head_of, task_of
 from compressor.errors import ModelError
 from compressor.model.blueprint import Blueprint, read_blueprint
-from compressor.model.names import check_entries, codes_as_weight, module_entries
+from compressor.model.leftovers import check_leftovers
+from compressor.model.names import (
+    check_entries,
+    codes_as_weight,
+    missing_names,
+    module_entries,
+    tie_entries,
+    tied_names,
+)
 from compressor.model.skeleton import build_skeleton
 from compressor.model.source import check_activation, read_config, resolve_path
 from compressor.model.weights import materialise
 from compressor.storage.grids import SCALE, ZERO_POINT, Grid, GridSpec
 from compressor.storage.packed import PACKED, PackedEntry, packed_entry
-from compressor.storage.tensors import Checkpoint, Entry, stored_entries
+from compressor.storage.tensors import Checkpoint, Entry, same_values, stored_entries
 
 _UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modules raise when their config makes no sense."""
@@ -70,24 +78,46 @@ class ModelFolder:
         """The tensors, under the names that the skeleton's state_dict gives them.
 
         Raises:
-            ModelError: files are missing or damaged, tensors are missing, or shapes differ from config.json.
+            ModelError: files are missing or damaged, tensors are missing, shapes differ from config.json, or a trained
+                tensor is left over that no module takes.
         """
         model = self.skeleton()
-        entries = self._unpacking(model, stored_entries(self.path))
+        entries, left = self._unpacking(model, stored_entries(self.path))
+        if self.blueprint.tied:
+            tie_entries(model, entries)
+        check_leftovers(model, left, missing_names(model, entries, tied=self.blueprint.tied))
         check_entries(model, entries, tied=self.blueprint.tied)
         return Checkpoint(entries, self.store_dtype)
 
-    def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> dict[str, Entry]:
-        """Return entries under module names; codes of quantized weights are read as the weights that they stand for."""
+    def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]:
+        """Return entries under module names, and those for which there is no place though there should be one.
+
+        Codes of quantized weights are read as the weights that they stand for.
+        """
         names = {codes_as_weight(name): entry for name, entry in stored.items()}
-        entries = module_entries(model, names)
+        entries, rest = module_entries(model, names)
+        known = names.keys() | model.state_dict().keys()
+        left = [entry for name, entry in rest.items() if not self._beside_codes(name, known)]
         numbers = Checkpoint({})
         for module, spec in self.grids.items():
             entry = entries.get(f"{module}.weight")
             if entry is not None and (entry.stored.endswith(PACKED) or entry.dtype == "int8"):
                 entries[f"{module}.weight"] = packed_entry(entry, spec, stored, numbers.read)
         numbers.close()
-        return entries
+        return entries, self._without_heads(model, stored, left)
+
+    def _beside_codes(self, name: str, known: Set[str]) -> bool:
+        """Tell whether a tensor holds numbers of a quantized weight's grid, or a head's that is tied to one."""
+        stem, _, leaf = name.rpartition(".")
+        return bool(self.grids) and leaf.startswith(("weight_", "input_")) and f"{stem}.weight" in known
+
+    def _without_heads(self, model: PreTrainedModel, stored: dict[str, Entry], left: list[Entry]) -> list[Entry]:
+        """Leave out the heads of a class in `architectures` of which the task asks for the body alone."""
+        prefix = f"{model.base_model_prefix}."
+        whole = self.config.architectures in (None, [], [type(model).__name__])
+        if TASKS[self.task].endings or whole or not any(name.startswith(prefix) for name in stored):
+            return left
+        return [entry for entry in left if entry.stored.startswith(prefix)]
 
     def grid(self, module: str) -> Grid:
         """Return the grid of a quantized module, numbers included.
@@ -181,7 +211,27 @@ def open_model(
     store = None if dtype == "auto" else dtype
     task = task_of(config, family, task)
     head_of(config, task)  # refuses a head that is not covered
-    return ModelFolder(folder, config, family, task, read_blueprint(config, family), store)
+    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store)
+    return found.with_blueprint(replace(found.blueprint, tied=False)) if _has_own_head(found) else found
+
+
+def _has_own_head(model: ModelFolder) -> bool:
+    """Tell whether the checkpoint of a tied model stores a head that differs from the embedding: stock does not tie it.
+
+    Both are read, a piece at a time up to the first difference; most tied checkpoints store one of them.
+    """
+    if not model.blueprint.tied or model.grids:
+        return False
+    try:
+        stored = stored_entries(model.path)
+    except ModelError:  # `weights` says what is wrong with it, if it is needed
+        return False
+    if not any(name.endswith(f"{head}.weight") for name in stored for head in model.family.heads):
+        return False
+    skeleton = model.skeleton()
+    entries, _ = module_entries(skeleton, stored)
+    head, embedding = (entries.get(name) for name in tied_names(skeleton))
+    return head is not None and embedding is not None and not same_values(head, embedding)
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -53,6 +53,7 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
         auto = getattr(transformers, TASKS[task].auto_class)
         model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa")
     model.requires_grad_(False)
+    _check_norms(model, family)
     resize(model, family, blueprint)
     if blueprint.tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
@@ -62,6 +63,20 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
     install_gates(model, blueprint)
     model.eval()
     return model
+
+
+def _check_norms(model: PreTrainedModel, family: Family) -> None:
+    """Raise ModelError where norms have no weights: passes and exporters read and change these."""
+    base = base_of(model)
+    blocks = [f"{family.blocks}.0.{path}" for path in (family.attention.norm, family.ffn.norm)]
+    for path in (*blocks, *((family.final_norm,) if family.final_norm else ())):
+        if any(module.weight is None for module in optional_submodules(base, (path,))):
+            keys = [key for key, value in vars(model.config).items() if "elementwise_affine" in key and value is False]
+            raise ModelError(
+                f"config.json{f': {keys[0]} is false' if keys else ''}: the norms of the model have no weights"
+                f" ({path}), which passes and exporters need",
+                hint="Norms with weights of 1 and biases of 0 compute the same: store these and announce them.",
+            )
 
 
 def built_block(block: nn.Module, family: Family, blueprint: Blueprint, index: int, tracks: Tracks) -> nn.Module:
@@ -129,7 +144,7 @@ def resize(model: PreTrainedModel, family: Family, blueprint: Blueprint) -> None
     if family.final_norm:
         _resized(submodule(base, family.final_norm), (last, None))
     for module in optional_submodules(model, family.heads):
-        if not blueprint.tied:
+        if not blueprint.tied and not family.projected:
             _resized(module, (None, last))
     blocks = submodule(base, family.blocks)
     for index, layer in enumerate(shapes.layers):

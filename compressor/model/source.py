@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import Family, family_named
 from compressor.errors import ModelError, did_you_mean
+from compressor.model.foreign import refuse_adapter, refuse_foreign_codes
 
 OWN_TYPE = "compressed_"
 """What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
@@ -54,6 +55,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
             not allowed.
     """
     file = folder / "config.json"
+    refuse_adapter(folder)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,6 +64,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ModelError(f"{file.name} cannot be read: {error}") from error
     if not isinstance(raw, dict) or "model_type" not in raw:
         raise ModelError(f"{folder}: config.json names no model_type")
+    refuse_foreign_codes(raw)
+    if "transformers_weights" in raw:
+        raise ModelError(
+            f"config.json: transformers_weights names {raw['transformers_weights']!r:.80} as the file with the weights",
+            hint="Rename that file to model.safetensors and remove the key.",
+        )
     kind = raw.pop("model_type")
     if isinstance(kind, str) and kind.startswith(OWN_TYPE):
         kind = kind.removeprefix(OWN_TYPE)

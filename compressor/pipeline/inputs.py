@@ -58,6 +58,12 @@ def _hash_of_images(request: DataRequest, path: Path, head: Head | None) -> str:
     return digest.hexdigest()
 
 
+def source_basis(prepared: Prepared, hashes: Mapping[str, str]) -> str:
+    """Name everything that the source gate's result depends on."""
+    basis = {"model": _of_model(prepared, hashes), "environment": fingerprint_environment()}
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
+
+
 def dense_basis(prepared: Prepared, hashes: Mapping[str, str]) -> str:
     """Name everything that the export of the model as it came depends on."""
     return json.dumps(

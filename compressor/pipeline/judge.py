@@ -23,6 +23,7 @@ from compressor.pipeline.as_run import RECIPE
 from compressor.pipeline.place import restore_all
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
+from compressor.pipeline.source import source_against
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
 from compressor.report.seal import check_metrics_again, check_recipe, check_reports
@@ -72,7 +73,8 @@ def verify(
     Args:
         artifact: its folder.
         progress: where to report how far it is.
-        against: the dense model, a folder or hub id.
+        against: the dense model, a folder or hub id; it must be what stock transformers loads, and the model that was
+            compressed.
         bounds: file with bounds, or a recipe; with `against`, the artifact's own recipe if None.
         data: held-out data; with `against`, that of the artifact's recipe if None.
         threads: of the runtime.
@@ -92,10 +94,11 @@ def verify(
     if any(not check.passed for check in signature):
         return _verification_report(artifact, _manifest(artifact), Verdict(signature))
     limits = _bounds(artifact, bounds, with_recipe=against is not None)
+    manifest = _manifest(artifact)
+    source = source_against(against, _own_sections(artifact)[0], manifest, progress) if against is not None else []
     with _comparable(against, artifact, progress) as dense:
         progress.stage("verify", total=VERIFY_STEPS)
         request, metrics = _evaluation_data(artifact, data, with_recipe=dense is not None)
-        manifest = _manifest(artifact)
         job = Job(
             artifact=artifact,
             dense=dense,
@@ -111,7 +114,9 @@ def verify(
     more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
     if dense is not None and data is None:
         more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
-    return _verification_report(artifact, manifest, replace(verdict, checks=(*signature, *verdict.checks, *more)))
+    return _verification_report(
+        artifact, manifest, replace(verdict, checks=(*signature, *source, *verdict.checks, *more))
+    )
 
 
 def _check_artifact(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from compressor.pipeline.place import check_target, located, put_in_place, rejec
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
+from compressor.pipeline.source import checked_source, recorded, source_checks
 from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
@@ -34,6 +36,7 @@ from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_f
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
 from compressor.verification.signature import open_signer, sign
+from compressor.verification.source import why_skipped
 
 ATTRIBUTION_WINDOWS = 32
 """Windows of text on which the loss of each pass is measured; other data is used whole."""
@@ -84,24 +87,30 @@ def run(
 
 
 def _stages(prepared: Prepared) -> int:
-    """Return how many stages follow the loading: calibration, the passes, two exports, verification."""
+    """Return how many stages follow: the source gate, calibration, the passes, two exports, verification."""
     calibrates = bool(prepared.passes) and prepared.uses_calibration
     compares = prepared.recipe.export.format != "safetensors"
-    return calibrates + len(prepared.passes) + compares + 2
+    gated = why_skipped(prepared.source) is None
+    return gated + calibrates + len(prepared.passes) + compares + 2
 
 
 def _run(
     prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock, signer: Any
 ) -> dict[str, Any]:
+    with clock.stage("load"):
+        source = checked_source(prepared, hashes, work, progress)
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
     with clock.stage("export"):
         dense_folder = _export_dense(prepared, hashes, work, progress)
-        artifact = _export(prepared, compressed, entries, hashes, work, progress)
+        artifact = _export(
+            prepared, compressed, entries, {"inputs": hashes, "source": recorded(source)}, work, progress
+        )
     with clock.stage("verify"):
         progress.stage("verify", total=VERIFY_STEPS)
         costs = count_costs(prepared, compressed)
         verdict = run_fresh(_job(prepared, artifact, dense_folder, costs), advance=progress.advance)
+        verdict = replace(verdict, checks=(*source_checks(source), *verdict.checks))
     place = _place(out, verdict)
     report = run_report(prepared, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(prepared))
@@ -195,11 +204,11 @@ def _export(
     prepared: Prepared,
     compressed: ModelFolder,
     entries: list[dict[str, Any]],
-    hashes: dict[str, str],
+    origin: dict[str, Any],
     work: Path,
     progress: Progress,
 ) -> Path:
-    """Write the artifact: model files, recipe, probes with their expected outputs, manifest."""
+    """Write the artifact: model files, recipe, probes with their expected outputs, manifest with what it came from."""
     progress.stage("export")
     folder = work / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
@@ -221,7 +230,7 @@ def _export(
             "layers": recorded_layers(compressed),
             "model": public(prepared.model_id),
             "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
-            "inputs": hashes,
+            **origin,
             "recipe": public_values(prepared),
             "seed": prepared.calibration.seed if prepared.calibration is not None else None,
             "versions": fingerprint_environment(),

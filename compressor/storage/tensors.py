@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 FLOATS = tuple(name for name in _DTYPES.values() if "float" in name)
 _CODES = {name: code for code, name in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
+_PIECE = 1 << 22
+"""Bytes that are compared at a time."""
+_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".safetensors")
+"""How files with weights end, read or not."""
 
 
 def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
@@ -125,6 +129,36 @@ class Checkpoint:
         self._stack.close()
 
 
+def same_values(one: Entry, other: Entry) -> bool:
+    """Tell whether two stored tensors are equal; of a matrix, a few rows at a time are read.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    if one.shape != other.shape:
+        return False
+    rows = one.shape[0] if one.shape else 1
+    step = max(1, _PIECE // max(1, one.bytes // max(1, rows)))
+    checkpoint = Checkpoint({})
+    try:
+        return all(
+            torch.equal(*(checkpoint.read(_rows(entry, start, step)).double() for entry in (one, other)))
+            for start in range(0, rows, step)
+        )
+    finally:
+        checkpoint.close()
+
+
+def _rows(entry: Entry, start: int, count: int) -> Entry:
+    """Return up to `count` rows of a stored matrix from row `start` on as an entry of their own."""
+    if not entry.shape:
+        return entry
+    row = replace(entry, shape=entry.shape[1:])
+    return replace(
+        entry, shape=(min(count, entry.shape[0] - start), *entry.shape[1:]), offset=entry.offset + start * row.bytes
+    )
+
+
 def _read_tensor(stream: RawIOBase, entry: Entry) -> Any:
     """Read a tensor into memory of its own: pages of a mapped file would stay resident as long as any is in use."""
     tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
@@ -139,7 +173,9 @@ def _read_tensor(stream: RawIOBase, entry: Entry) -> Any:
 
 
 def read_header(file: Path) -> dict[str, Entry]:
-    """Return the tensors that a safetensors file states, checked against its length.
+    """Return the tensors that a safetensors file states.
+
+    Their bytes must cover the file one after another: where they overlap or leave a hole, a tensor was lost.
 
     Raises:
         ModelError: the file is missing, truncated, not safetensors, or holds a dtype that is not read.
@@ -150,24 +186,53 @@ def read_header(file: Path) -> dict[str, Entry]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(size - 8, _MAX_HEADER):
                 raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
-        end = max((item["data_offsets"][1] for item in header.values()), default=0)
-        if 8 + length + end != size:
-            raise ValueError(f"the header promises {8 + length + end} bytes, the file has {size}")
         if foreign := [name for name, item in header.items() if item["dtype"] not in _DTYPES]:
             raise ModelError(
                 f"{file.name}: {len(foreign)} tensors are stored in a dtype that is not read: {foreign[0]} is"
                 f" {header[foreign[0]]['dtype']}; allowed: {', '.join(_DTYPES)}",
                 hint="Convert the weights to BF16 or F32, or take the model before it was quantized.",
             )
-        return {name: _entry(file, name, item, 8 + length) for name, item in header.items()}
+        entries = {name: _entry(file, name, item, 8 + length) for name, item in header.items()}
+        _check_cover(entries.values(), 8 + length, size)
+        return entries
     except FileNotFoundError:
         raise ModelError(f"{file.name}: no such file in {file.parent.name}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(
             f"{file.name} is not a whole safetensors file: {error}", hint="Download or copy the model again."
         ) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the header names {key!r} twice")
+        found[key] = value
+    return found
+
+
+def _check_cover(entries: Iterable[Entry], start: int, size: int) -> None:
+    """See that tensors take the bytes from `start` to `size` one after another.
+
+    Raises:
+        ValueError: they overlap, leave a hole, or end elsewhere.
+    """
+    before = "the header"
+    for entry in sorted(entries, key=lambda entry: (entry.offset, entry.bytes)):
+        if entry.offset != start:
+            what = "overlaps" if entry.offset < start else "leaves a hole behind"
+            raise ValueError(f"{entry.stored} {what} {before}")
+        start, before = start + entry.bytes, entry.stored
+    if start != size:
+        raise ValueError(f"the header promises {start} bytes, the file has {size}")
 
 
 def _entry(file: Path, name: str, item: Mapping[str, Any], start: int) -> Entry:
@@ -177,8 +242,10 @@ def _entry(file: Path, name: str, item: Mapping[str, Any], start: int) -> Entry:
         ValueError: the tensor does not take the bytes that are stated for it.
     """
     begin, end = item["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *item["shape"])):
+        raise ValueError(f"{name}: shape and data_offsets must be whole numbers from 0")
     entry = Entry(file, name, tuple(item["shape"]), _DTYPES[item["dtype"]], start + begin)
-    if begin < 0 or end - begin != entry.bytes:
+    if end - begin != entry.bytes:
         raise ValueError(f"{name} takes {end - begin} bytes, its shape and dtype ask for {entry.bytes}")
     return entry
 
@@ -186,28 +253,35 @@ def _entry(file: Path, name: str, item: Mapping[str, Any], start: int) -> Entry:
 def stored_entries(folder: Path) -> dict[str, Entry]:
     """Return all tensors of a model folder under their stored names, from one file or from the shards of an index.
 
+    Where there are both, the single file is the model, as it is for stock transformers.
+
     Raises:
-        ModelError: there is no safetensors file, a shard is missing or damaged, or the index points outside the folder.
+        ModelError: there is no safetensors file, a shard is missing or damaged, the index points outside the folder, or
+            two shards hold a tensor of the same name.
     """
     index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
     if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return read_header(folder / SINGLE)
-        others = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in _WEIGHTS) if folder.is_dir() else []
         raise ModelError(
-            f"{folder}: no {SINGLE} and no {INDEX}" + (f" (found {', '.join(others)})" if others else ""),
-            hint="Only safetensors weights are read; pickle files (.bin, .pt) never are. Convert the model first.",
+            f"{folder}: no {SINGLE} and no {INDEX}" + (f" (found {', '.join(others[:4])})" if others else ""),
+            hint="Only safetensors weights under these names are read; pickle files (.bin, .pt) never are."
+            " Convert the model first.",
         )
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(file) for file in shards.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{INDEX} cannot be read: {error}") from error
     if outside := [file for file in files if Path(file).name != file]:
         raise ModelError(f"{INDEX} points outside the model folder: {outside[0]!r}")
     entries: dict[str, Entry] = {}
     for file in sorted(files):
-        entries.update(read_header(folder / file))
+        found = read_header(folder / file)
+        if twice := sorted(set(found) & set(entries)):
+            raise ModelError(f"{twice[0]} is in two shards, {entries[twice[0]].file.name} and {file}")
+        entries |= found
     if missing := sorted(set(shards) - set(entries)):
         raise ModelError(f"{INDEX} names tensors that no shard holds: {', '.join(missing[:3])}")
     return entries

@@ -7,6 +7,7 @@
 | `precision` | `float32`, `float16`, `bfloat16`, `int8-dynamic`, `int8-weights` or `int4`: chooses the parity gate |
 | `parameters` | parameters of the model, tied weights once |
 | `layers` | per layer: `intermediate_size`, `num_attention_heads`, `num_key_value_heads`, `residual` |
+| `source` | what stock transformers' model gave on the probes of the source gate (`compressor.verification.source`) |
 | `outputs` | relative path -> sha256 of every file that the artifact consists of |
 | `weights` | stored tensor name -> [dtype, shape...] |
 | `tokenizer` | `text`, and the `ids` that the tokenizer gave for it |

@@ -20,7 +20,8 @@ else:
 
 def rotatable(family: Family) -> bool:
     """Tell whether a family's residual stream can be carried in other coordinates without changing what it computes."""
-    return family.residual == "pre" and not family.norm_offset and family.attention.layout == "separate"
+    plain = family.residual == "pre" and family.final_norm is not None and not family.norm_offset
+    return plain and not family.projected and family.attention.layout == "separate"
 
 
 def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, frame: Projection) -> None:
