@@ -146,6 +146,8 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         case = Case(**{**entry, "chunks": tuple(entry["chunks"])})
         if case.padding == "left" and not runner.left_padding:
             continue  # documented limit of GroupQueryAttention: such graphs take right padding only
+        if case.pixels == "noise" and precision == "int8-static":
+            continue  # no image of the calibration data is like that; `parity.exact` compares it without rounding
         try:
             checks += _check_case(runner, case, tensors, tolerance, group, winners, compared)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one

@@ -16,9 +16,11 @@ from onnx import helper
 from safetensors.numpy import load_file, save_file
 
 from compressor.errors import ModelError
+from compressor.exporters.safetensors import export_safetensors
 from compressor.machine.progress import NullProgress
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.torch_runner import TorchRunner
+from compressor.model.folder import open_model
 from compressor.passes import method_options
 from compressor.pipeline import verify
 from compressor.recipe import parse_recipe
@@ -27,6 +29,7 @@ from compressor.report.seal import check_recipe, check_reports
 from compressor.storage.tensors import sha256_of
 from compressor.verification import MANIFEST, REFERENCE, seal, write_reference
 from compressor.verification.baked import check_baked
+from compressor.verification.code import check_code
 from compressor.verification.companions import check_companions, check_same
 from compressor.verification.manifest import check_files, read_manifest
 from compressor.verification.precision import check_precision
@@ -34,6 +37,7 @@ from compressor.verification.reference import check_reference, recorded_companio
 from compressor.verification.tables import check_tables, table_record, tables_in
 from compressor.verification.verdict import Check
 from compressor.verification.weights import open_weights
+from tests.methods.test_tome import reduced
 from tests.verification.test_sabotage import rehash, reseal
 
 Model = Any
@@ -273,6 +277,59 @@ def test_precision_is_the_graphs(stated: str, artifact: Path) -> None:
     assert "float32" in reason and stated in reason
 
 
+# Code
+
+
+def stepped(folder: Path) -> None:
+    file = folder / "modeling_compressed.py"
+    file.write_text(file.read_text() + "\nimport os\nos.system('true')\n")
+
+
+CODE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another statement": (stepped, "code.modeling"),
+    "no file": (lambda folder: (folder / "modeling_compressed.py").unlink(), "code.modeling"),
+    "another class": (
+        lambda folder: rewrite(folder / "config.json", **{"auto_map.AutoConfig": "evil.Evil"}),
+        "code.auto_map",
+    ),
+    "other places": (
+        lambda folder: rewrite(folder / "config.json", **{"compression.paths.ffn_norm": "evil"}),
+        "code.auto_map",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def shaped(pico: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose tokens become fewer, with its modelling file; read-only."""
+    root = tmp_path_factory.mktemp("shaped")
+    model = reduced(open_model(pico("vit")), root / "work")
+    (root / "out").mkdir()
+    export_safetensors(model, root / "out")
+    write_reference(TorchRunner(model.path), root / "out" / REFERENCE)
+    return root / "out"
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_is_generated_again(name: str, shaped: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shaped, tmp_path / "artifact"))
+    record = recorded_companions(folder / REFERENCE)
+    assert record is not None
+    checks = [*check_code(folder, checkpoint=True, manifest={}), *check_companions(folder, record, exported=True)]
+    assert not failing([*checks, *check_reference(TorchRunner(folder), folder / REFERENCE)])
+    edit, expected = CODE[name]
+    edit(folder)
+    assert expected in failing(check_code(folder, checkpoint=True, manifest={}))
+
+
+def test_a_graph_needs_no_code(victim: Path) -> None:
+    assert not failing(check_code(victim, checkpoint=False, manifest={}))
+    (victim / "modeling_compressed.py").write_text("")
+    rewrite(victim / "config.json", auto_map={"AutoModelForCausalLM": "evil.Evil"})
+    found = failing(check_code(victim, checkpoint=False, manifest={}))
+    assert found.keys() == {"code.modeling", "code.auto_map"}
+
+
 # Entries that are no part of the artifact
 
 
@@ -393,13 +450,12 @@ def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
     recipe = (folder / "recipe.yaml").read_text()
     values = parse_recipe(recipe, source="recipe.yaml", options=method_options()).resolved()
     manifest = {**read_manifest(folder), "recipe": values}
-    assert check_recipe(folder, manifest) == []
-    (folder / "recipe.source.yaml").write_text(recipe)
     assert not failing(check_recipe(folder, manifest))
     (folder / "recipe.yaml").write_text(recipe.replace("max: 2", "max: 9"))
     assert "recipe.yaml: verify.size_ratio.max (9" in failing(check_recipe(folder, manifest))["recipe.recorded"]
     (folder / "recipe.yaml").write_text("[" * 1000)
     assert "recipe.recorded" in failing(check_recipe(folder, manifest))
+    assert check_recipe(folder, {}) == []
 
 
 @pytest.mark.parametrize("kind", ["model", "empty", "file", "nothing"])
