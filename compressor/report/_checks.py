@@ -54,6 +54,8 @@ MEANINGS: Mapping[str, str] = {
     "parity.ort": "model.ort and model.onnx give the same outputs.",
     "parity.precision": "The manifest states a precision for which the allowed error is known.",
     "parity.reference": "The recorded inputs and outputs can be read and were made for this model.",
+    "parity.rank": "A model of one output puts the recorded inputs in the order in which PyTorch puts them.",
+    "parity.relative_error": "One output, or several labels, differ from PyTorch far less than between inputs.",
     "precision": "The stated precision could not be compared with the stored weights.",
     "precision.stated": "The weights are stored in the precision that the manifest states.",
     "processor": "The image processor could not be tried.",
