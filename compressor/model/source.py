@@ -21,7 +21,7 @@ OWN_TYPE = "compressed_"
 """What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
 OWN_CLASS = "Compressed"
 """What the class in `architectures` is called then, before the name of the stock class."""
-HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/*"]
+HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def resolve_path(model: str, *, revision: str | None = None) -> Path:
