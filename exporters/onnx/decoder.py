@@ -25,7 +25,7 @@ from compressor.exporters.onnx.attention import (
 from compressor.exporters.onnx.copying import PortNames
 from compressor.exporters.onnx.norms import fused_rms_norms
 from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
-from compressor.exporters.onnx.rotary import check_rotary, rotary_inside
+from compressor.exporters.onnx.rotary import check_rotation, rotary_inside
 from compressor.exporters.onnx.trace import trace
 
 _BATCH, _LENGTH, _PAST = 2, 3, 5  # all different: the tracer takes equal sizes for the same one
@@ -150,7 +150,7 @@ def survey(model: nn.Module) -> Survey:
         ModelError: no attention layer of the model goes through transformers' attention interface, or its rotation
             cannot be exported.
     """
-    check_rotary(model)
+    check_rotation(model.config)
     attention = TracedAttention("record")
 
     def run() -> None:
