@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from compressor._lazy import lazy
-from compressor.architectures.tasks import TASKS
+from compressor.architectures.tasks import RETURNED, TASKS
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError, brief, summary
 from compressor.machine.shortage import raise_shortage
@@ -100,6 +100,7 @@ def load_torch(folder: Path) -> Any:
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                **RETURNED,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
         raise_shortage(error)
