@@ -43,6 +43,11 @@ class TorchRunner:
         if not getattr(self._model.config, "type_vocab_size", 0):
             self._accepted.discard("token_type_ids")
 
+    @property
+    def module(self) -> Any:
+        """The torch module."""
+        return self._model
+
     def forward(self, inputs: Inputs) -> Array:
         """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
         out = self._call(inputs, 0, use_cache=False) if self.task == "text-generation" else self._call(inputs, 0)
