@@ -53,6 +53,12 @@ def test_images_in_blocks(size: int, block: int) -> None:
     assert {round(float(image.mean()), 5) for image in drawn["blocks"]} == means
 
 
+def test_an_image_for_independent_pixels_keeps_them() -> None:
+    images = RNG.standard_normal((2, 3, 32, 32)).astype(np.float32)
+    drawn = draw({"noise": np.asarray([7, 1, 3, 32, 32])}, {"pixel_values": images}, RNG)
+    assert any(np.array_equal(drawn["blocks"][0], image) for image in images) and int(drawn["block"][0]) == 1
+
+
 def test_inputs_outside_of_a_calibrated_range_are_counted() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     # Codes 0 to 255 with 100 for zero and steps of 0.01: from -1 to 1.55.
@@ -70,7 +76,7 @@ def test_a_failed_comparison_says_how_much_lies_outside(pico, tmp_path: Path) ->
     samples = {"pixel_values": RNG.standard_normal((2, 3, 32, 32)).astype(np.float32)}
     file = tmp_path / "reference.safetensors"
     runner = TorchRunner(folder)
-    write_reference(runner, file, samples=samples, grids={name: GridSpec(8, 0, True, "static", 1e-4, 128)})
+    write_reference(runner, file, calibration=samples, grids={name: GridSpec(8, 0, True, "static", 1e-4, 128)})
     assert all(check.passed for check in check_reference(runner, file, "int8-static"))
     with torch.no_grad():
         runner.module.get_submodule("classifier").weight.neg_()
