@@ -108,7 +108,7 @@ def pool(hidden: F64, mask: F64, modes: tuple[str, ...] = ("mean",), prompt_toke
 def _pooled(hidden: F64, mask: F64, positions: NDArray[np.int64], mode: str) -> F64:
     rows = np.arange(len(hidden))
     if mode == "cls":
-        return hidden[rows, mask.argmax(axis=1)]
+        return np.asarray(hidden[rows, mask.argmax(axis=1)])
     if mode == "lasttoken":
         last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
         return np.where(mask.max(axis=1, keepdims=True) > 0, hidden[rows, last], 0.0)

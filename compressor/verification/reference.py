@@ -176,8 +176,8 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         if case.pixels == "noise" and precision == "int8-static":
             continue  # no image of the calibration data is like that; `parity.exact` compares it without rounding
         try:
-            known = replace(tolerance, why=_clipped(facts.get("outside"), case))
-            checks += _check_case(runner, case, tensors, known, group, winners, compared)
+            explained = replace(tolerance, why=_clipped(facts.get("outside"), case))
+            checks += _check_case(runner, case, tensors, explained, group, winners, compared)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             checks.append(failed(f"{group}.{case.name}", error))
     if winners:  # of all probes together: a short one has too few tokens for a share

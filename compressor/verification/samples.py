@@ -31,7 +31,8 @@ def collect(batches: Batches) -> Inputs:
                 break
         else:
             ids = np.asarray(batch["input_ids"], dtype=np.int64)
-            found.append(ids[np.asarray(batch.get("attention_mask", np.ones_like(ids))) > 0])
+            mask = np.asarray(batch.get("attention_mask", np.ones_like(ids)), dtype=np.int64)
+            found.append(ids[mask > 0])
             if sum(map(len, found)) >= _TOKENS:
                 break
     name = "pixel_values" if found and found[0].ndim == 4 else "input_ids"
