@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compressor.architectures.tasks import TASKS
-from compressor.data.images import open_images
+from compressor.data.images import SETTINGS, open_images
 from compressor.data.vocabulary import greatest_token
 from compressor.errors import ModelError
 from compressor.exporters.onnx.rotary import check_rotation
@@ -11,21 +11,22 @@ from compressor.model.folder import ModelFolder
 from compressor.storage.sentence import read_sentence_encoder
 
 
-def check_covered(source: ModelFolder, format_: str, *, data: bool) -> None:
+def check_covered(source: ModelFolder, format_: str, *, data: bool, trust_remote_code: bool = False) -> None:
     """See that the files beside the weights are whole, fit the model, and ask for nothing that is not covered.
 
     Args:
         source: the model; its weights are not read.
         format_: what the artifact is exported as.
         data: whether data will be read, for calibration or evaluation.
+        trust_remote_code: whether code of the image processor's own may run.
 
     Raises:
         ModelError: with the file and what is wrong with it.
         DataError: the image processor cannot be used.
     """
     if TASKS[source.task].inputs == "pixels":
-        if data:
-            open_images(source.path, source.config)
+        if data or (source.path / SETTINGS).is_file():
+            open_images(source.path, source.config, trust_remote_code=trust_remote_code)
         return
     _check_tokens(source)
     if source.task == "feature-extraction":

@@ -108,7 +108,8 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
         dtype=recipe.model.dtype,
     )
     data = recipe.calibration is not None or recipe.evaluation is not None
-    check_covered(source, recipe.export.format, data=data)
+    trusted = recipe.model.trust_remote_code
+    check_covered(source, recipe.export.format, data=data, trust_remote_code=trusted)
     known = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
     problems = disagreements(recipe, passes)
