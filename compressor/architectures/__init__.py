@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.architectures import bert, llama, opt, vit
-from compressor.architectures.family import Attention, Family, FeedForward, Slot
+from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
 from compressor.errors import ModelError, brief
 
@@ -15,6 +15,7 @@ __all__ = [
     "Family",
     "FeedForward",
     "LayerShape",
+    "Setting",
     "Slot",
     "StackShapes",
     "family_named",
@@ -31,9 +32,16 @@ def family_of(config: Any) -> Family:
     """Return the family that covers a transformers `config`.
 
     Raises:
-        ModelError: no family does; the message lists those that are covered and what to add.
+        ModelError: no family does, and the message lists those that are covered and what to add; or a setting of the
+            config makes another computation of it.
     """
     family = family_named(config.model_type)
+    for setting in family.settings:
+        if bool(given := getattr(config, setting.key, setting.covered)) is not setting.covered:
+            raise ModelError(
+                f"config.json: {setting.key} is {given!r}, which means {setting.means}; {family.name} is covered with"
+                f" {setting.key} {str(setting.covered).lower()}"
+            )
     return opt.as_configured(family, config) if family is opt.OPT else family
 
 

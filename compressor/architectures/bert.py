@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.architectures.family import Attention, Family, FeedForward, Slot
+from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 
 BERT = Family(
     name="bert",
@@ -32,5 +32,9 @@ BERT = Family(
     explicit_head_dim=False,
     optional=("pooler",),
     head_count_attributes=("num_attention_heads", None),
+    settings=(
+        Setting("is_decoder", False, "attention that looks at earlier tokens only; encoders are covered"),
+        Setting("add_cross_attention", False, "attention to the output of another model"),
+    ),
 )
 FAMILIES = (BERT,)

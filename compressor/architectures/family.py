@@ -93,6 +93,21 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A key of config.json that changes what a model computes, and the value that is covered.
+
+    Attributes:
+        key: of config.json.
+        covered: its only value that is.
+        means: what any other value makes of the model, for a message.
+    """
+
+    key: str
+    covered: bool
+    means: str
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family.
 
@@ -118,6 +133,7 @@ class Family:
         head_count_attributes: attributes of the attention module that hold (heads, key-value heads), if it reads any.
         projected: whether matrices stand between the residual stream and an embedding of another width, which the head
             shares or reads too (OPT-350m).
+        settings: keys of config.json of which one value alone is covered.
         leading_tokens: how many tokens stand before the patches of an image (class token, distillation token); 0 for
             what is no image model.
     """
@@ -141,4 +157,5 @@ class Family:
     embedding_biases: tuple[str, ...] = ()
     head_count_attributes: tuple[str | None, str | None] = (None, None)
     projected: bool = False
+    settings: tuple[Setting, ...] = ()
     leading_tokens: int = 0

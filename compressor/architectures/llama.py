@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compressor.architectures.family import Attention, Family, FeedForward, Slot
+from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 
 LLAMA = Family(
     name="llama",
@@ -28,6 +28,7 @@ LLAMA = Family(
         writer="mlp.down_proj",
         module="mlp",
     ),
+    settings=(Setting("is_causal", True, "attention that looks at later tokens too; decoders are covered"),),
 )
 MISTRAL = replace(LLAMA, name="mistral", model_types=("mistral",))
 QWEN2 = replace(LLAMA, name="qwen2", model_types=("qwen2",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from compressor.architectures.family import Attention, Family, FeedForward, Slot
+from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 
 OPT = Family(
     name="opt",
@@ -35,6 +35,7 @@ OPT = Family(
     width_key="ffn_dim",
     activation_key="activation_function",
     head_count_attributes=("num_heads", None),
+    settings=(Setting("is_causal", True, "attention that looks at later tokens too; decoders are covered"),),
 )
 FAMILIES = (OPT,)
 

@@ -99,6 +99,9 @@ TASKS: dict[str, Task] = {
 }
 """All tasks, by name."""
 
+RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""Settings of config.json that change what a call returns, not what is computed -> what the code here relies on."""
+
 
 def stated_task(classes: Sequence[str]) -> str | None:
     """Return the task of the first class name that states one; bodies without a head have none of their own."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compressor.architectures.tasks import Head, head_of
 from compressor.data.corpus import Corpus
-from compressor.data.images import check_images, pixels
+from compressor.data.images import check_images, open_images, pixels
 from compressor.data.kinds import (
     Batches,
     EvalData,
@@ -29,11 +29,12 @@ from compressor.data.kinds import (
     TextData,
     ValueData,
 )
-from compressor.data.preprocessors import library_calls, load_processor, load_tokenizer
+from compressor.data.preprocessors import library_calls, load_tokenizer
 from compressor.data.tables import Sentences, read_labels, read_sentences
 from compressor.data.texts import read_lines
 from compressor.data.windows import Windows
 from compressor.errors import DataError
+from compressor.storage.sentence import SentenceEncoder, read_sentence_encoder
 
 TEXT_BATCH_TOKENS = 512
 """Tokens of a calibration batch: matrices are then busy, and a batch's activations are small beside a block."""
@@ -116,7 +117,9 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
     if task == "text-generation":
         data = _windows(path, request, tokenizer)
     else:
-        data = _sentences(path, request, tokenizer, head_of(config, task))
+        head = head_of(config, task)
+        encoder = read_sentence_encoder(folder) if head is None else SentenceEncoder()
+        data = _sentences(path, request, _tokeniser(tokenizer, request.length, encoder), head)
     _check_ids(data, int(config.vocab_size), request.key, folder)
     return data
 
@@ -158,14 +161,16 @@ def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int
     return sorted(random.Random(request.seed).sample(range(count), wanted))
 
 
-def _sentences(path: Path, request: DataRequest, tokenizer: Any, head: Head | None) -> EvalData:
-    """Read sentences for a classifier, which reads both texts of a pair at once, or for an encoder (no head)."""
+def _sentences(path: Path, request: DataRequest, batch: Callable[..., Batches], head: Head | None) -> EvalData:
+    """Read sentences, which `batch` tokenises, for a classifier or an encoder (no head).
+
+    A classifier reads both texts of a pair at once.
+    """
     if path.suffix in {".csv", ".tsv"}:
         table = read_sentences(path, request.key, head)
     else:
         table = Sentences([(line,) for line in read_lines(path, request.key)], [])
     table = _chosen(table, _choose(len(table.texts), request, path, "sentences"))
-    batch = _tokeniser(tokenizer, request.length)
     sides = [list(side) for side in zip(*table.texts, strict=True)]
     if head is not None:
         labelled = _labelled(batch(*sides), table, head, request, path)
@@ -217,15 +222,21 @@ def _check_differs(numbers: NDArray[np.float64], request: DataRequest, path: Pat
         )
 
 
-def _tokeniser(tokenizer: Any, length: int) -> Callable[..., Batches]:
-    """Return what makes batches of texts, or of two lists whose texts are read together, pair by pair."""
+def _tokeniser(tokenizer: Any, length: int, encoder: SentenceEncoder) -> Callable[..., Batches]:
+    """Return what makes batches of texts, or of two lists whose texts are read together, pair by pair.
+
+    Texts are tokenised as `encoder` states, and cut off at `length` tokens or earlier.
+    """
+    length = min(length, encoder.max_length or length)
+    if encoder.lower_case:
+        _lower_case(tokenizer)
 
     def batches_of(*sides: Sequence[str]) -> Batches:
         count = len(sides[0])
 
         def make() -> Iterable[Inputs]:
             for start in range(0, count, SENTENCE_BATCH):
-                parts = [list(side[start : start + SENTENCE_BATCH]) for side in sides]
+                parts = [[encoder.prompt + text for text in side[start : start + SENTENCE_BATCH]] for side in sides]
                 with library_calls("the tokenizer"):
                     encoded = tokenizer(*parts, padding=True, truncation=True, max_length=length, return_tensors="np")
                 yield {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
@@ -235,11 +246,21 @@ def _tokeniser(tokenizer: Any, length: int) -> Callable[..., Batches]:
     return batches_of
 
 
+def _lower_case(tokenizer: Any) -> None:
+    """Make a tokenizer lower-case text before all else."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    own = backend.normalizer
+    backend.normalizer = Sequence([Lowercase(), own] if own is not None else [Lowercase()])
+
+
 def _images(path: Path, request: DataRequest, folder: Path) -> EvalData:
     labels = path / "labels.csv" if path.is_dir() else path
     if not labels.is_file():
         raise DataError(f"{request.key}: {path.name}: images are a folder with labels.csv (file,label)")
-    head = head_of(_config(folder), "image-classification")
+    config = _config(folder)
+    head = head_of(config, "image-classification")
     assert head is not None, "the task has one"
     table = read_labels(labels, request.key, head)
     table = _chosen(table, _choose(len(table.texts), request, path, "images"))
@@ -248,12 +269,12 @@ def _images(path: Path, request: DataRequest, folder: Path) -> EvalData:
     for file, (name,) in zip(files, table.texts, strict=True):
         if root not in file.parents or not os.path.isfile(file):
             raise DataError(f"{request.key}: {labels.name} names {name:.80}, which is not an image in its folder")
-    processor = load_processor(folder, trust_remote_code=request.trust_remote_code)
+    reader = open_images(folder, config, trust_remote_code=request.trust_remote_code)
     check_images(files, request.key)
 
     def make() -> Iterable[Inputs]:
         for start in range(0, len(files), IMAGE_BATCH):
-            yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], processor, request.key)}
+            yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], reader, request.key)}
 
     batches = Batches(make, -(-len(files) // IMAGE_BATCH))
     labelled = _labelled(batches, table, head, request, path)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 PACKAGE = "compressor"
 EXTRAS = {
+    "compressed": ("compressed-tensors", "compressed_tensors", "lets stock transformers read quantized safetensors"),
     "genai": ("onnxruntime-genai", "onnxruntime_genai", "runs exported decoders in onnxruntime-genai"),
     "sign": ("model-signing", "model_signing", "signs artifacts and checks signatures"),
     "test": ("pytest", "pytest", "runs the tests"),
+    "dev": ("ruff", "ruff", "checks changes to the program"),
 }
 """Extra of the package -> the distribution that shows whether it is there, its module, and what for."""
 

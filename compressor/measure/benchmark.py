@@ -229,7 +229,7 @@ def compare(
         batch: batch size, or several; the first one gives the headline figures.
         length: prefill length in tokens and cache length of the decode step (default 128; 64 for encoders), clipped to
             what the model's positions allow.
-        rounds: interleaved rounds per phase; of two models an even number, half of them in each of two sittings.
+        rounds: interleaved rounds per phase; of two models half of them in each of two sittings.
         seconds: budget per phase; the rounds stop early, after at least `MIN_ROUNDS` in a sitting, when it is spent.
         memory: also measure peak memory, each model in a process of its own.
         seed: of the random inputs.
@@ -246,9 +246,11 @@ def compare(
     folders = [Path(ours)] + ([Path(other)] if other is not None else [])
     work = _Work(folders, threads, batches, length, seed)
     taken: _Phases = {}
-    sittings = [[0]] if other is None else [[0, 1], [1, 0]]
-    for order in sittings:
-        more = _sitting(work, order, math.ceil(rounds / len(sittings)), seconds / len(sittings), taken)
+    sittings = [([0], rounds)] if other is None else [([0, 1], math.ceil(rounds / 2)), ([1, 0], rounds // 2)]
+    for order, most in sittings:
+        if most == 0:
+            continue
+        more = _sitting(work, order, most, seconds / len(sittings), taken)
         taken = {key: [a + b for a, b in zip(taken[key], new, strict=True)] if taken else new
                  for key, new in more.items()}  # fmt: skip
     clock = "cpu" if threads == 1 else "wall"
@@ -302,7 +304,7 @@ def image_shape(folder: Path) -> tuple[int, int, int]:
 
 
 def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, taken: _Phases) -> _Phases:
-    """Open the models in `order` and time all phases, in as many rounds as `taken` already has, if it has any.
+    """Open the models in `order` and time all phases, in at most as many rounds as `taken` has, if it has any.
 
     Raises:
         UsageError: the models serve different tasks.
@@ -322,7 +324,7 @@ def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, tak
             calls = {who: makers[who][name] for who in order}
             key = (name, count, size, tokens)
             before = taken.get(key)
-            limits = (rounds, seconds) if before is None else (len(before[0].cpu), math.inf)
+            limits = (rounds, seconds) if before is None else (min(rounds, len(before[0].cpu)), math.inf)
             series = dict(zip(order, _interleave(list(calls.values()), *limits), strict=True))
             found[key] = [series[who] for who in range(len(order))]
     return found

@@ -23,21 +23,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from compressor.architectures.tasks import TASKS
-from compressor.data.kinds import EvalData, Inputs, PairData, TextData
+from compressor.data.kinds import Batches, EvalData, PairData, TextData
 from compressor.data.reading import model_batches
 from compressor.errors import DataError, UsageError, did_you_mean
+from compressor.measure.embedding import open_embedder, similarity, unit
 from compressor.measure.heads import HeadData, measure_head
 from compressor.measure.runner import Runner
 from compressor.measure.scores import Quality, Scores, quality_of
 from compressor.measure.statistics import F64, Correlation, Ratio, Statistic
 from compressor.recipe import METRICS
-from compressor.storage.files import own_file
-from compressor.storage.json_files import read_json
 
 LOGIT_BUDGET = 8 << 20
 """Elements of one batch of logits [B, T, V]: larger batches only cost memory."""
@@ -138,70 +136,31 @@ def _measure_text(runner: Runner, data: TextData, reference: Runner | None) -> Q
 
 def _measure_embeddings(runner: Runner, data: EvalData, reference: Runner | None) -> Quality:
     sides = [data.first_batches, data.second_batches] if isinstance(data, PairData) else [model_batches(data)]
-    pooling = pooling_of(runner.folder, reference.folder if reference is not None else None)
-    ours = [np.concatenate([embed(runner, b, pooling) for b in side]) for side in sides]
-    theirs = (
-        [np.concatenate([embed(reference, b, pooling) for b in side]) for side in sides]
-        if reference is not None
-        else []
-    )
+    compared, ours = _embeddings(runner, sides)
     if isinstance(data, PairData) and not len(ours[0]) == len(ours[1]) == len(data.scores):
         raise DataError(f"{data.source}: {len(ours[0])} and {len(ours[1])} sentences for {len(data.scores)} scores")
-    everything = np.concatenate(ours)
+    everything = unit(np.concatenate(ours))
     finite = bool(np.isfinite(everything).all())
     statistics: dict[str, Statistic] = {}
     dense_statistics: dict[str, Statistic] = {}
     worst: dict[str, float] = {}
-    if theirs:
-        cosines = [(a * b).sum(axis=1) for a, b in zip(ours, theirs, strict=True)]
+    if isinstance(data, PairData):
+        statistics["spearman"] = Correlation(similarity(compared, *ours), data.scores, ranked=True)
+    if reference is not None:
+        compared, theirs = _embeddings(reference, sides)
+        cosines = [similarity("cosine", a, b) for a, b in zip(ours, theirs, strict=True)]
         statistics["cosine"] = Ratio(np.mean(cosines, axis=0), np.ones(len(cosines[0])))
         worst = {"cosine_min": float(np.min(cosines)) if finite else math.nan}
-    if isinstance(data, PairData):
-        statistics["spearman"] = Correlation((ours[0] * ours[1]).sum(axis=1), data.scores, ranked=True)
-        if theirs:
-            similarity = (theirs[0] * theirs[1]).sum(axis=1)
-            dense_statistics["spearman"] = Correlation(similarity, data.scores, ranked=True)
+        if isinstance(data, PairData):
+            dense_statistics["spearman"] = Correlation(similarity(compared, *theirs), data.scores, ranked=True)
     varies = len(everything) == 1 or bool((np.abs(everything - everything[0]) > 1e-6).any())
     quality = quality_of(statistics, dense_statistics, finite=finite, varies=varies, entropy=None, samples=len(data))
     found = {**quality.ours, **worst}
     return replace(quality, ours={name: found[name] for name in METRICS if name in found})
 
 
-def embed(runner: Runner, inputs: Inputs, pooling: str = "mean") -> F64:
-    """Return unit-length sentence embeddings [B, H] of one batch, pooled by `mean`, `cls` or `max` over real tokens."""
-    hidden = runner.forward(inputs).astype(np.float64)
-    mask = np.asarray(inputs.get("attention_mask", np.ones(hidden.shape[:2])), dtype=np.float64)[:, :, None]
-    if pooling == "cls":
-        pooled = hidden[:, 0]
-    elif pooling == "max":
-        pooled = np.where(mask > 0, hidden, -np.inf).max(axis=1)
-    else:
-        pooled = np.where(mask > 0, hidden, 0.0).sum(axis=1) / np.maximum(mask.sum(axis=1), 1.0)
-    norm = np.linalg.norm(pooled, axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        # An all-zero embedding has no direction: NaN, so that no bound accepts it.
-        return np.asarray(pooled / np.where(norm > 0, norm, np.nan), dtype=np.float64)
-
-
-def pooling_of(*folders: Path | None) -> str:
-    """Return how the first folder with sentence-transformers' `1_Pooling/config.json` pools; `mean` without one.
-
-    Raises:
-        ModelError: such a file is not what that library writes.
-    """
-    for folder in folders:
-        path = own_file(folder, _POOLING) if folder is not None else None
-        if path is not None:
-            config = read_json(path, name=_POOLING)
-            if isinstance(mode := config.get("pooling_mode"), str):
-                return mode
-            return next((m for m, key in _POOLING_KEYS.items() if config.get(key)), "mean")
-    return "mean"
-
-
-_POOLING = "1_Pooling/config.json"
-_POOLING_KEYS = {
-    "cls": "pooling_mode_cls_token",
-    "max": "pooling_mode_max_tokens",
-    "mean": "pooling_mode_mean_tokens",
-}
+def _embeddings(runner: Runner, sides: Sequence[Batches]) -> tuple[str, list[F64]]:
+    """Return how a model compares embeddings, and the embeddings of all sentences, side by side of the pairs."""
+    embedder = open_embedder(runner.folder)
+    found = [np.concatenate([embedder.embed(runner, batch) for batch in side]) for side in sides]
+    return embedder.encoder.similarity, found

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from compressor._lazy import lazy
-from compressor.architectures.tasks import TASKS
+from compressor.architectures.tasks import RETURNED, TASKS
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError, brief, summary
 from compressor.machine.shortage import raise_shortage
@@ -42,6 +42,11 @@ class TorchRunner:
         self._accepted = {n for n in accepted if n not in ("labels", "inputs_embeds")}
         if not getattr(self._model.config, "type_vocab_size", 0):
             self._accepted.discard("token_type_ids")
+
+    @property
+    def module(self) -> Any:
+        """The torch module."""
+        return self._model
 
     def forward(self, inputs: Inputs) -> Array:
         """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
@@ -100,6 +105,7 @@ def load_torch(folder: Path) -> Any:
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                **RETURNED,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
         raise_shortage(error)

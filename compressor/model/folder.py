@@ -27,9 +27,10 @@ from compressor.model.names import (
 from compressor.model.skeleton import build_skeleton
 from compressor.model.source import check_activation, read_config, resolve_path
 from compressor.model.weights import materialise
+from compressor.storage.artifact import runtime_model
 from compressor.storage.grids import SCALE, ZERO_POINT, Grid, GridSpec
 from compressor.storage.packed import PACKED, PackedEntry, packed_entry
-from compressor.storage.tensors import Checkpoint, Entry, same_values, stored_entries
+from compressor.storage.tensors import INDEX, SINGLE, Checkpoint, Entry, same_values, stored_entries
 
 UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modules raise when their config makes no sense."""
@@ -249,6 +250,13 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
     """Load a model folder, plain or compressed, as a torch module of its true shapes, in eval mode.
 
     Raises:
-        ModelError: the folder does not hold a covered, undamaged model.
+        ModelError: the folder does not hold a covered, undamaged model, or holds a graph instead of a torch module.
     """
-    return open_model(path).load(dtype)
+    folder = resolve_path(str(path))
+    graph = runtime_model(folder)
+    if graph is not None and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+        raise ModelError(
+            f"{path}: holds {graph.name}, a graph for ONNX Runtime, and no weights for a torch module",
+            hint=f"Open it with onnxruntime.InferenceSession({graph.name!r}); README.md in the folder shows how.",
+        )
+    return open_model(folder).load(dtype)

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import Family, family_named
+from compressor.architectures.tasks import RETURNED
 from compressor.errors import ModelError, brief, did_you_mean, summary
 from compressor.machine.shortage import raise_shortage
 from compressor.model.foreign import refuse_adapter, refuse_foreign_codes
@@ -21,7 +22,7 @@ OWN_TYPE = "compressed_"
 """What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
 OWN_CLASS = "Compressed"
 """What the class in `architectures` is called then, before the name of the stock class."""
-HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "1_Pooling/*"]
+HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def resolve_path(model: str, *, revision: str | None = None) -> Path:
@@ -78,12 +79,14 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raw["architectures"] = [str(name).removeprefix(OWN_CLASS) for name in raw.get("architectures") or ()]
     family_named(kind)
     check_numbers(raw)
+    ours = {key: value for key, value in {**RETURNED, "use_cache": True}.items() if key in raw}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         if trust_remote_code:
-            return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=True))
-        config: PretrainedConfig = AutoConfig.for_model(kind, **{k: v for k, v in raw.items() if k != "auto_map"})
+            return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=True, **ours))
+        stated = {key: value for key, value in raw.items() if key != "auto_map"}
+        config: PretrainedConfig = AutoConfig.for_model(kind, **{**stated, **ours})
         return config
     except Exception as error:  # transformers validates configs with huggingface_hub's own error classes
         raise_shortage(error)

@@ -13,7 +13,7 @@ from compressor.data.reading import DataRequest, find_data
 from compressor.data.tables import read_labels
 from compressor.passes.apply import fingerprint_environment
 from compressor.pipeline.prepare import Prepared
-from compressor.storage.companions import COMPANIONS
+from compressor.storage.companions import companion_files
 from compressor.storage.tensors import sha256_of
 
 _MODEL, _CALIBRATION, _EVALUATION = "model/", "calibration/", "evaluation/"
@@ -31,7 +31,7 @@ def input_hashes(prepared: Prepared) -> dict[str, str]:
     """
     source = prepared.source
     weights = {source.weights.entry(name).file for name in source.weights.names()}
-    beside = [source.path / name for name in COMPANIONS if (source.path / name).is_file()]
+    beside = [source.path / name for name in companion_files(source.path)]
     hashes = {f"{_MODEL}{file.name}": sha256_of(file) for file in sorted(weights)}
     for file in (source.path / "config.json", *beside):
         hashes[f"{_MODEL}{file.relative_to(source.path).as_posix()}"] = sha256_of(file)

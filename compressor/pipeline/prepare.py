@@ -17,6 +17,7 @@ from compressor.model.cost import default_length
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.base import Pass, Target
+from compressor.pipeline.covered import check_covered
 from compressor.pipeline.measures import unmeasurable
 from compressor.recipe import Recipe, disagreements
 
@@ -91,8 +92,9 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
 
     Raises:
         UsageError: no model is named.
-        ModelError: the model is missing or not covered.
-        DataError: the evaluation data is there and cannot be used, or samples are longer than the model's positions.
+        ModelError: the model is missing, damaged or not covered, or its files do not fit together.
+        DataError: the evaluation data is there and cannot be used, samples are longer than the model's positions, or
+            the image processor does not fit the model.
         RecipeError: with all that the recipe asks for and cannot get, alone or of this model.
     """
     name = model or recipe.model.id
@@ -105,6 +107,9 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
         trust_remote_code=recipe.model.trust_remote_code,
         dtype=recipe.model.dtype,
     )
+    data = recipe.calibration is not None or recipe.evaluation is not None
+    trusted = recipe.model.trust_remote_code
+    check_covered(source, recipe.export.format, data=data, trust_remote_code=trusted)
     known = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
     problems = disagreements(recipe, passes)

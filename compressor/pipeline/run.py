@@ -35,6 +35,7 @@ from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
+from compressor.verification.samples import collect
 from compressor.verification.signature import open_signer, sign
 from compressor.verification.source import why_skipped
 
@@ -217,7 +218,9 @@ def _export(
     result = export_model(compressed, folder, prepared.recipe.export, dtype)
     (folder / RECIPE).write_text(recipe_as_run(prepared), encoding="utf-8")
     (folder / SOURCE).write_text(prepared.recipe.text, encoding="utf-8")
-    write_probes(compressed.path, folder / REFERENCE, _samples(prepared))
+    calibrated = any(spec.activations == "static" for spec in compressed.grids.values())
+    drawn = collect(model_batches(prepared.load_calibration())) if calibrated and prepared.uses_calibration else None
+    write_probes(compressed.path, folder / REFERENCE, _samples(prepared), calibration=drawn)
     seal(
         folder,
         {

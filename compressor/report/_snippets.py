@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
-session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+session = ort.InferenceSession(f"{folder}/GRAPH", providers=["CPUExecutionProvider"])
 
 ids = np.asarray([tokenizer("Once upon a time")["input_ids"]], dtype=np.int64)
 feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -46,7 +46,7 @@ from transformers import AutoTokenizer
 
 folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
-session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+session = ort.InferenceSession(f"{folder}/GRAPH", providers=["CPUExecutionProvider"])
 
 batch = tokenizer(["a first sentence", "a second one"], padding=True, return_tensors="np")
 names = {entry.name for entry in session.get_inputs()}
@@ -61,11 +61,18 @@ from transformers import AutoImageProcessor
 
 folder = "."  # this folder
 processor = AutoImageProcessor.from_pretrained(folder)
-session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+session = ort.InferenceSession(f"{folder}/GRAPH", providers=["CPUExecutionProvider"])
 
-pixels = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="np")["pixel_values"]
+pixels = processor(Image.open("photo.jpg").convert("MODE"), return_tensors="np")["pixel_values"]
 logits = session.run(None, {"pixel_values": pixels})[0]  # [batch, classes]
 print(logits.argmax(-1))
+"""
+
+SENTENCES = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(".", backend="onnx")  # this folder; pools and normalizes as its modules.json says
+print(model.encode(["a first sentence", "a second one"]).shape)
 """
 
 OPTIMUM = """\
@@ -96,13 +103,24 @@ def usage(task: str, facts: ArtifactFacts) -> str:
         parts = [("transformers", TRANSFORMERS.format(kind=kind, remote=remote))]
         if facts.shaped:
             parts.insert(0, ("compressor, without code from the folder", LOAD))
-    elif facts.decoder:
-        parts = [("ONNX Runtime", DECODER)]
-        if facts.genai:
-            parts.insert(0, ("onnxruntime-genai, with a generation loop", GENAI))
     else:
-        parts = [("ONNX Runtime", IMAGE if known and known.inputs == "pixels" else ENCODER)]
-        if known:
-            where = "optimum (package `optimum-onnx`, in an environment of its own)"
-            parts.append((where, OPTIMUM.format(kind=known.ort_class)))
+        parts = _graph_parts(task, facts)
     return "\n".join(f"{title}:\n\n```python\n{code}```\n" for title, code in parts)
+
+
+def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
+    """Return title and code of each way to load a graph."""
+    known = TASKS.get(task)
+    plain = DECODER if facts.decoder else IMAGE if known and known.inputs == "pixels" else ENCODER
+    code = plain.replace("GRAPH", facts.graph).replace("MODE", "L" if facts.grey else "RGB")
+    parts = [("ONNX Runtime", code)]
+    if facts.genai:
+        parts.insert(0, ("onnxruntime-genai, with a generation loop", GENAI))
+    if facts.sentences:
+        parts.insert(0, ("sentence-transformers (with its extra `onnx`, in an environment of its own)", SENTENCES))
+    if known:
+        where = "optimum (package `optimum-onnx`, in an environment of its own)"
+        if facts.decoder and not facts.portable:
+            where += ", one prompt at a time, as it pads batches on the left and this graph takes right padding alone"
+        parts.append((where, OPTIMUM.format(kind=known.ort_class)))
+    return parts

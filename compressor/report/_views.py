@@ -52,7 +52,7 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
         [
             ("Peak memory", show.size(plan.get("peak_memory_bytes"))),
             ("Time", show.seconds(plan.get("seconds_estimate"))),
-            ("FLOPs of", f"one sample of {plan['length']} tokens" if plan.get("length") else ""),
+            ("FLOPs of", _sample(plan.get("length"))),
             ("Calibration", _pairs(plan.get("calibration") or {})),
             ("Export", _pairs(plan.get("export") or {})),
         ],
@@ -75,7 +75,7 @@ def render_inspect(info: Mapping[str, Any], console: Console) -> None:
             *((key.capitalize(), show.one_line(str(info.get(key) or show.DASH))) for key in ("family", "task")),
             ("Parameters", show.count(info.get("parameters"))),
             ("Bytes", show.size(info.get("bytes"))),
-            ("FLOPs", show.flops(info.get("flops")) + (f" over {info['length']} tokens" if info.get("length") else "")),
+            ("FLOPs", _flops(info)),
             ("Hidden", str(info.get("hidden_size") or show.DASH)),
             ("Verdict", show.one_line(str(info.get("verdict") or show.DASH))),
         ],
@@ -117,7 +117,7 @@ def render_timing(timing: Mapping[str, Any], console: Console) -> None:
             row.append(f"{rate[phase]:,.0f}" if rate.get(phase) is not None else show.DASH)
         table.add_row(cell(phase), *row)
     console.print(table)
-    conditions = {key: timing[key] for key in ("threads", "batch", "length", "rounds") if timing.get(key) is not None}
+    conditions = {key: timing[key] for key in ("threads", "batch", "length", "rounds") if timing.get(key)}
     if conditions:
         console.print()
         console.print(Text(f"Medians, {_pairs(conditions)}"))
@@ -168,6 +168,18 @@ def _print_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
         if fact and fact != show.DASH:
             table.add_row(Text(name, style="dim"), cell(fact))
     console.print(table)
+
+
+def _sample(length: int | None) -> str:
+    """Return the sample on which FLOPs were counted: tokens, or an image, which has none; nothing if it is unknown."""
+    if length is None:
+        return ""
+    return f"one sample of {length} tokens" if length else "one image"
+
+
+def _flops(info: Mapping[str, Any]) -> str:
+    sample = _sample(info.get("length")).removeprefix("one sample of ")
+    return show.flops(info.get("flops")) + (f" over {sample}" if sample else "")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

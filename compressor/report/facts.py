@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.errors import ModelError
+from compressor.storage.artifact import runtime_model
+from compressor.storage.companions import MODULES
 from compressor.storage.json_files import read_json
 
 
@@ -20,6 +22,9 @@ class ArtifactFacts:
         portable: whether the decoder graph is the portable one (it takes position ids).
         shaped: whether widths differ by layer, so that config.json has a `compression` section.
         decoder: whether the model generates text.
+        graph: name of the file that ONNX Runtime loads.
+        sentences: whether sentence-transformers knows the folder as a sentence encoder.
+        grey: whether an image model takes images of one channel.
     """
 
     format: Literal["onnx", "safetensors"]
@@ -27,18 +32,25 @@ class ArtifactFacts:
     portable: bool = False
     shaped: bool = False
     decoder: bool = False
+    graph: str = "model.onnx"
+    sentences: bool = False
+    grey: bool = False
 
     @classmethod
     def of(cls, folder: Path, task: str) -> ArtifactFacts:
         """Read the facts from a folder; what is missing or damaged there counts as absent."""
         genai = _read(folder / "genai_config.json")
         inputs = genai.get("model", {}).get("decoder", {}).get("inputs", {})
+        graph, config = runtime_model(folder), _read(folder / "config.json")
         return cls(
-            format="onnx" if (folder / "model.onnx").is_file() else "safetensors",
+            format="onnx" if graph is not None else "safetensors",
             genai=bool(genai),
             portable="position_ids" in inputs,
-            shaped="compression" in _read(folder / "config.json"),
+            shaped="compression" in config,
             decoder=task == "text-generation",
+            graph=graph.name if graph is not None else "model.onnx",
+            sentences=task == "feature-extraction" and (folder / MODULES).is_file(),
+            grey=config.get("num_channels") == 1,
         )
 
 

@@ -20,7 +20,7 @@ from compressor.data.preprocessors import TOKENIZER, library_calls, load_process
 from compressor.errors import DataError, ModelError
 from compressor.measure.runner import first_line, read_config
 from compressor.model.source import OWN_CLASS, OWN_TYPE
-from compressor.storage.companions import COMPANIONS
+from compressor.storage.companions import COMPANIONS, companion_files
 from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
 from compressor.verification.tokens import PROBE
@@ -69,7 +69,7 @@ def companion_record(folder: Path, task: str) -> dict[str, Any]:
     """
     record: dict[str, Any] = {
         "config": read_config(folder),
-        "files": {name: sha256_of(folder / name) for name in COMPANIONS if (folder / name).is_file()},
+        "files": {name: sha256_of(folder / name) for name in companion_files(folder)},
     }
     if (folder / "tokenizer.json").is_file():
         record["texts"], record["entries"] = tokenized(folder)
@@ -89,7 +89,7 @@ def check_companions(folder: Path, record: Mapping[str, Any], *, exported: bool)
         exported: whether the artifact is a checkpoint, in whose config.json the export sets some keys.
     """
     checks = [_check_config(folder, record, exported)]
-    found = {name: sha256_of(folder / name) for name in COMPANIONS if (folder / name).is_file()}
+    found = {name: sha256_of(folder / name) for name in companion_files(folder)}
     stated = record.get("files", {})
     wrong = sorted(name for name in found.keys() | stated.keys() if found.get(name) != stated.get(name))
     reason = f"not as it was when the model was exported: {', '.join(wrong)}"
@@ -237,10 +237,11 @@ def processed_images(folder: Path) -> list[dict[str, Any]]:
     from PIL import Image
 
     processor = load_processor(folder)
+    grey = read_config(folder).get("num_channels") == 1
     found = []
     for number, (width, height) in enumerate(_SIZES):
         raw = np.random.PCG64(number).random_raw(height * width * 3) >> np.uint64(56)
-        small = Image.fromarray(raw.astype(np.uint8).reshape(height, width, 3))
+        small = Image.fromarray(raw.astype(np.uint8).reshape(height, width, 3)).convert("L" if grey else "RGB")
         try:
             pixels = np.asarray(processor(images=[small], return_tensors="np")["pixel_values"], np.float64)[0]
         except Exception as error:  # processors raise what the operation at fault raises
@@ -277,7 +278,8 @@ def check_same(folder: Path, dense: Path) -> list[Check]:
     Raises:
         ModelError: the dense model's config.json cannot be read.
     """
-    wrong = sorted(name for name in COMPANIONS if _digest(folder / name) != _digest(dense / name))
+    names = {*COMPANIONS, *companion_files(dense)}
+    wrong = sorted(name for name in names if _digest(folder / name) != _digest(dense / name))
     reason = f"not the dense model's: {', '.join(wrong)}"
     checks = [yes("companions.same", not wrong, reason)]
     try:

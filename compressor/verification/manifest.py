@@ -96,7 +96,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     checks.append(
         yes("files.unchanged", not changed, f"sha256 differs from the one in {MANIFEST}: {', '.join(sorted(changed))}")
     )
-    checks.append(check_names(map(str, outputs)))
+    checks.append(check_names(map(str, outputs), folder))
     extra = strangers(folder, {*map(str, outputs), *_WRITTEN_LATER})
     checks.append(yes("files.no_strangers", not extra, f"not listed in {MANIFEST}: {', '.join(extra)}"))
     return checks

@@ -14,10 +14,15 @@ from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import run_preloaded
 from compressor.machine.shortage import mentions_shortage
 from compressor.measure.torch_runner import TorchRunner
+from compressor.model.folder import open_model
 from compressor.verification.reference import write_reference
 
+_CALIBRATION = "calibration."
 
-def write_probes(model: Path, target: Path, samples: Inputs | None = None) -> None:
+
+def write_probes(
+    model: Path, target: Path, samples: Inputs | None = None, *, calibration: Inputs | None = None
+) -> None:
     """Run the compressed model in PyTorch, in a process of its own, and write its outputs on the probes to `target`.
 
     That process holds the whole model; this one never does.
@@ -26,6 +31,7 @@ def write_probes(model: Path, target: Path, samples: Inputs | None = None) -> No
         model: folder of the compressed model.
         target: file to write.
         samples: a batch of real inputs, to be one of the probes.
+        calibration: what all others are drawn from (`compressor.verification.samples.collect`); None for seeded noise.
 
     Raises:
         ModelError: stock transformers, or our loader for per-layer shapes, refuses the model.
@@ -33,8 +39,9 @@ def write_probes(model: Path, target: Path, samples: Inputs | None = None) -> No
     """
     with tempfile.TemporaryDirectory(prefix="compressor-probes-") as folder:
         given = Path(folder) / "samples.safetensors"
-        if samples is not None:
-            given.write_bytes(save({name: np.ascontiguousarray(array) for name, array in samples.items()}))
+        arrays = {**(samples or {}), **{f"{_CALIBRATION}{name}": array for name, array in (calibration or {}).items()}}
+        if arrays:
+            given.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
         done = run_preloaded("compressor.verification.probes", str(model), str(target), str(given))
     if done.code == -9 or (done.code not in (0, ModelError.exit_code) and mentions_shortage(done.stderr)):
         raise ResourceError("the process that runs the compressed model was killed, most likely for want of memory")
@@ -46,7 +53,13 @@ def write_probes(model: Path, target: Path, samples: Inputs | None = None) -> No
 
 def _main(model: Path, target: Path, samples: Path) -> int:
     try:
-        write_reference(TorchRunner(model), target, samples=load_file(samples) if samples.is_file() else None)
+        given = load_file(samples) if samples.is_file() else {}
+        calibration = {n.removeprefix(_CALIBRATION): a for n, a in given.items() if n.startswith(_CALIBRATION)}
+        beside = {name: array for name, array in given.items() if not name.startswith(_CALIBRATION)}
+        grids = open_model(model).grids if calibration else {}
+        write_reference(
+            TorchRunner(model), target, samples=beside or None, calibration=calibration or None, grids=grids
+        )
     except CompressorError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -9,8 +9,10 @@ columns, whatever the vocabulary, and fewer for the probes of many tokens.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,16 +24,20 @@ from compressor.errors import ModelError, summary
 from compressor.measure.runner import Array, Runner
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
+from compressor.storage.grids import GridSpec
 from compressor.storage.json_files import parse_json
 from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
 from compressor.verification.companions import companion_record
 from compressor.verification.outputs import SAMPLES, check_spread, has_label_sets, has_one_output, same_labels
+from compressor.verification.samples import clipping, draw
 from compressor.verification.tables import table_record, tables_in
 from compressor.verification.verdict import Check, bounded, failed, yes
 
 VERSION = 2
 """Of the file; version 1 had fewer probes and recorded nothing of the files beside the model. Both are read."""
 NEW_TOKENS = 24
+_MUCH_OUTSIDE = 0.001
+_NO_GRIDS: Mapping[str, GridSpec] = MappingProxyType({})
 _ROWS = 64
 
 
@@ -45,6 +51,7 @@ class Tolerance:
         cosine: smallest mean and minimum cosine between output rows.
         agreement: smallest share of equal winners; 1 allows only ties within the tolerance to differ.
         greedy: whether greedy continuations must be equal.
+        why: what a failed comparison says beside its figures.
     """
 
     absolute: float | None = None
@@ -52,6 +59,7 @@ class Tolerance:
     cosine: tuple[float, float] | None = None
     agreement: float = 1.0
     greedy: bool = False
+    why: str = ""
 
 
 TOLERANCES = {
@@ -78,7 +86,14 @@ class _Rows:
 
 
 def write_reference(
-    runner: Runner, path: Path, *, seed: int = 0, samples: Inputs | None = None, companions: bool = True
+    runner: Runner,
+    path: Path,
+    *,
+    seed: int = 0,
+    samples: Inputs | None = None,
+    calibration: Inputs | None = None,
+    grids: Mapping[str, GridSpec] = _NO_GRIDS,
+    companions: bool = True,
 ) -> None:
     """Run the compressed PyTorch model on the probes and write the file `path`.
 
@@ -87,6 +102,8 @@ def write_reference(
         path: the file to write; its folder is made.
         seed: of the probes.
         samples: a batch of real inputs, to be one of the probes.
+        calibration: what the other probes are drawn from (see `compressor.verification.samples`); None for noise.
+        grids: of the weights, whose calibrated ranges are compared with what the probes give; of a `TorchRunner`.
         companions: whether to record what the other files in the runner's folder say and do.
 
     Raises:
@@ -96,6 +113,7 @@ def write_reference(
 
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
+    outside: dict[str, float] = {}
     cases, tokens = cases_of(runner), Tokens(runner, rng)
     if has_one_output(runner):  # an order takes more samples than the other probes have
         by_token = TASKS[runner.task].inputs == "tokens"
@@ -103,9 +121,15 @@ def write_reference(
     if samples is not None:
         cases = (*cases, Case(SAMPLES, len(samples["input_ids"]), (samples["input_ids"].shape[1],)))
     for case in cases:
-        probe = samples if samples is not None and case.name == SAMPLES else make_probe(runner, case, tokens, rng)
+        if samples is not None and case.name == SAMPLES:
+            probe = samples
+        else:
+            probe = make_probe(runner, case, tokens, rng)
+            probe = probe if calibration is None else draw(probe, calibration, rng)
         inputs = restore(probe)
-        outputs = _run(runner, case, inputs)
+        with clipping(getattr(runner, "module", None), grids) as clipped:
+            outputs = _run(runner, case, inputs)
+        outside[case.name] = clipped.share
         if not np.isfinite(outputs).all():
             raise ModelError(f"{runner.folder}: the compressed model gives NaN or infinite outputs (probe {case.name})")
         if "columns" not in tensors:
@@ -119,6 +143,8 @@ def write_reference(
         made, margins = _greedy(runner, prompt, max(1, min(NEW_TOKENS, positions(runner) - 8)))
         tensors |= {"greedy.prompt": prompt, "greedy.tokens": made, "greedy.margin": margins}
     facts: dict[str, Any] = {"version": VERSION, "task": runner.task, "cases": [asdict(case) for case in cases]}
+    if grids:
+        facts["outside"] = outside
     if companions:
         facts["companions"] = companion_record(runner.folder, runner.task)
         tensors |= table_record(runner)
@@ -150,7 +176,8 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         if case.pixels == "noise" and precision == "int8-static":
             continue  # no image of the calibration data is like that; `parity.exact` compares it without rounding
         try:
-            checks += _check_case(runner, case, tensors, tolerance, group, winners, compared)
+            explained = replace(tolerance, why=_clipped(facts.get("outside"), case))
+            checks += _check_case(runner, case, tensors, explained, group, winners, compared)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             checks.append(failed(f"{group}.{case.name}", error))
     if winners:  # of all probes together: a short one has too few tokens for a share
@@ -177,6 +204,17 @@ def check_determinism(runner: Runner, path: Path) -> Check:
     except Exception as error:
         return failed("determinism.bits", error)
     return yes("determinism.bits", first.tobytes() == second.tobytes(), "the same input gave different outputs twice")
+
+
+def _clipped(shares: Any, case: Case) -> str:
+    """Return what is known of inputs outside of calibrated ranges, where it may be the reason of a difference."""
+    share = shares.get(case.name) if isinstance(shares, dict) else None
+    if not isinstance(share, float) or share < _MUCH_OUTSIDE:
+        return ""
+    return (
+        f"{share:.1%} of the inputs of its 8-bit products lie outside of the ranges that were calibrated;"
+        " calibrate on more samples, or with method: minmax"
+    )
 
 
 def _check_case(
@@ -216,9 +254,10 @@ def _check_case(
         compared[case.name] = found.values, wanted.values
     if not alone and tolerance.cosine is not None:
         cosine = _cosine(found.values, wanted.values)
-        checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0]))
+        checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0], why=tolerance.why))
         if case.columns == COLUMNS:  # the worst of many tokens, seen in few columns, says little of rounding
-            checks.append(bounded(f"{name}.cosine_min", float(cosine.min()), least=tolerance.cosine[1]))
+            worst = float(cosine.min())
+            checks.append(bounded(f"{name}.cosine_min", worst, least=tolerance.cosine[1], why=tolerance.why))
     tie = 2 * (tolerance.absolute or 0.0) * scale
     if several:
         winners.append(same_labels(found.values, wanted.values, tie))

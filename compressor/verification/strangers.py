@@ -12,10 +12,11 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from compressor.errors import ModelError
 from compressor.exporters.ort import OPERATORS
 from compressor.exporters.remote_code import MODULE
 from compressor.storage.artifact import BESIDE
-from compressor.storage.companions import COMPANIONS
+from compressor.storage.companions import COMPANIONS, companion_files
 from compressor.verification.verdict import Check, yes
 
 REFERENCE = "verification/reference.safetensors"
@@ -35,9 +36,13 @@ _KINDS = (
 )
 
 
-def check_names(listed: Iterable[str]) -> Check:
+def check_names(listed: Iterable[str], folder: Path) -> Check:
     """Check that a manifest lists only files that an export writes: no module or pickle of somebody else."""
-    foreign = sorted(name for name in listed if not _is_written(name))
+    try:
+        named = companion_files(folder)
+    except ModelError:  # another check says what is wrong with it
+        named = []
+    foreign = sorted(name for name in listed if name not in named and not _is_written(name))
     return yes("files.names", not foreign, f"no export writes {', '.join(foreign)}")
 
 

@@ -25,8 +25,8 @@ from compressor.exporters.onnx.attention import (
 from compressor.exporters.onnx.copying import PortNames
 from compressor.exporters.onnx.norms import fused_rms_norms
 from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
-from compressor.exporters.onnx.rotary import check_rotary, rotary_inside
-from compressor.exporters.onnx.trace import trace
+from compressor.exporters.onnx.rotary import check_rotation, rotary_inside
+from compressor.exporters.onnx.trace import BATCH, SEQUENCE, TOTAL, trace
 
 _BATCH, _LENGTH, _PAST = 2, 3, 5  # all different: the tracer takes equal sizes for the same one
 
@@ -112,12 +112,12 @@ def trace_decoder(model: nn.Module, found: Survey, *, portable: bool, opset: int
     wrapper = (_PortableDecoder if portable else _GroupQueryDecoder)(model, attention).eval()
     ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
     mask = torch.ones(_BATCH, _PAST + _LENGTH, dtype=torch.int64)
-    new, all_tokens = {0: "batch", 1: "sequence"}, {0: "batch", 1: "total_sequence"}
+    new, all_tokens = {0: BATCH, 1: SEQUENCE}, {0: BATCH, 1: TOTAL}
 
     def trace_some(layers: list[int]) -> ir.Model:
         shapes = [found.caches[index] for index in layers]
         past = [tuple(torch.zeros(_BATCH, s.heads, _PAST, s.size, dtype=dtype) for _ in "kv") for s in shapes]
-        cache = [({0: "batch", 2: "past_sequence"},) * 2 for _ in shapes]
+        cache = [({0: BATCH, 2: "past_sequence_length"},) * 2 for _ in shapes]
         inputs = (ids, mask, ids.clone(), past) if portable else (ids, mask, past)
         dims = (new, all_tokens, new, cache) if portable else (new, all_tokens, cache)
         graph = trace(wrapper, inputs, dims, opset)
@@ -150,7 +150,7 @@ def survey(model: nn.Module) -> Survey:
         ModelError: no attention layer of the model goes through transformers' attention interface, or its rotation
             cannot be exported.
     """
-    check_rotary(model)
+    check_rotation(model.config)
     attention = TracedAttention("record")
 
     def run() -> None:
@@ -179,8 +179,8 @@ def _name_ports(graph: ir.Graph, portable: bool, layers: list[int]) -> None:
     for value, name in zip(graph.outputs, ["logits", *(n for _, present in caches for n in present)], strict=True):
         value.name = name
     for value, cache in zip(graph.outputs[1:], graph.inputs[len(names) :], strict=True):
-        value.shape = ir.Shape(["batch", static_size(cache, 1), "total_sequence", static_size(cache, 3)])
-    graph.outputs[0].shape = ir.Shape(["batch", "sequence", static_size(graph.outputs[0], 2)])
+        value.shape = ir.Shape([BATCH, static_size(cache, 1), TOTAL, static_size(cache, 3)])
+    graph.outputs[0].shape = ir.Shape([BATCH, SEQUENCE, static_size(graph.outputs[0], 2)])
 
 
 def _order_ports(graph: ir.Graph, layers: int) -> None:

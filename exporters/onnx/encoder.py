@@ -19,7 +19,7 @@ from compressor.exporters.onnx.attention import attention_of
 from compressor.exporters.onnx.norms import fused_rms_norms
 from compressor.exporters.onnx.plain import EncoderAttention, bias_of
 from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
-from compressor.exporters.onnx.trace import trace
+from compressor.exporters.onnx.trace import BATCH, SEQUENCE, trace
 
 _BATCH, _LENGTH = 2, 7
 _OUTPUTS = ("logits", "last_hidden_state")
@@ -64,7 +64,7 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
     with attention_of(model, attention), fused_rms_norms(model):
         output, blocks = _survey(model, inputs)
         wrapper = _Encoder(model, attention, list(inputs), output).eval()
-        dims: dict[int, str] = {0: "batch"} if "pixel_values" in inputs else {0: "batch", 1: "sequence"}
+        dims: dict[int, str] = {0: BATCH} if "pixel_values" in inputs else {0: BATCH, 1: SEQUENCE}
         all_dims = (tuple(dims for _ in inputs),)
         graph = trace_repeating(
             model, blocks, lambda _: trace(wrapper, tuple(inputs.values()), all_dims, opset), lambda _: ([], [])

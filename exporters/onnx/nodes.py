@@ -16,11 +16,6 @@ def is_weight(value: ir.Value | None) -> bool:
     return value is not None and isinstance(value.const_value, ir.LazyTensor)
 
 
-def reads_weight(node: ir.Node) -> bool:
-    """Tell whether a node reads a weight."""
-    return any(is_weight(value) for value in node.inputs)
-
-
 def by_type(graph: ir.Graph, *types: str) -> Iterator[ir.Node]:
     """Yield the nodes of some types; the graph may change meanwhile."""
     return (node for node in list(graph) if node.op_type in types)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import _optimizer as optimizer
 
 from compressor.exporters.onnx import quantized
-from compressor.exporters.onnx.nodes import SCOPES, by_type, is_weight, new_node, reads_weight, replace
+from compressor.exporters.onnx.nodes import SCOPES, by_type, is_weight, new_node, replace
 from compressor.exporters.onnx.weights import joined, shifted, transposed
 
 _HEADS_AND_BACK = [0, 2, 1, 3]
@@ -38,8 +38,7 @@ def tidy(model: ir.Model, grids: quantized.Grids | None = None, *, signed: bool 
     gemm_to_matmul(graph)
     store_as_read(graph)
     drop_head_reshapes(graph)
-    # Small shape arithmetic is folded; a node that reads a lazy weight never is.
-    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=lambda n: False if reads_weight(n) else None)
+    _optimize(model)
     move_query_scale(graph)
     if grids is not None and grids.grids:
         quantized.mark(graph, grids)
@@ -51,6 +50,24 @@ def tidy(model: ir.Model, grids: quantized.Grids | None = None, *, signed: bool 
     ir.passes.common.RemoveUnusedOpsetsPass()(model)
     name_nodes(graph)
     return stored
+
+
+def _optimize(model: ir.Model) -> None:
+    """Fold small shape arithmetic; the result does not depend on what the weights hold.
+
+    Optimizers join tensors that are equal and remove what adds zero. Trained weights may be equal, or zero, by chance,
+    and each must be found under its name afterwards; so meanwhile they have no contents.
+    """
+    weights = {value: value.const_value for value in model.graph.initializers.values() if is_weight(value)}
+
+    def should_fold(node: ir.Node) -> bool | None:
+        return False if any(value in weights for value in node.inputs) else None
+
+    for value in weights:
+        value.const_value = None
+    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=should_fold)
+    for value, tensor in weights.items():
+        value.const_value = tensor
 
 
 def gemm_to_matmul(graph: ir.Graph) -> None:

@@ -17,15 +17,25 @@ from compressor.exporters.onnx.attention import KeyValue, TracedAttention
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
-def check_rotary(model: nn.Module) -> None:
+def check_rotation(config: Any) -> None:
     """Refuse rotations that depend on the length of the text: no graph of ours computes them.
+
+    Args:
+        config: of a transformers model.
 
     Raises:
         ModelError: the model has one.
     """
-    for rotary in _rotaries_of(model):
-        if (kind := getattr(rotary, "rope_type", "default")) in _LENGTH_DEPENDENT:
-            raise ModelError(f"rope_type {kind!r} rotates by the length of the text, which the exporter does not cover")
+    stated = getattr(config, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    for rope in (stated, *stated.values()):
+        kind = rope.get("rope_type") if isinstance(rope, dict) else None
+        if kind in _LENGTH_DEPENDENT:
+            raise ModelError(
+                f"config.json: rope_type {kind!r} rotates by the length of the text, which no ONNX graph of ours"
+                " computes",
+                hint="Set export.format: safetensors, or remove the scaling from config.json where texts are short.",
+            )
 
 
 def _rotaries_of(model: nn.Module) -> list[nn.Module]:

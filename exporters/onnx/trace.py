@@ -14,6 +14,9 @@ from torch import nn
 
 from compressor.errors import ModelError
 
+BATCH, SEQUENCE, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
+"""Dynamic dimensions as optimum and onnxruntime-genai call them; transformers.js looks for `batch_size`."""
+
 
 def trace(wrapper: nn.Module, inputs: tuple[Any, ...], dims: tuple[Any, ...], opset: int) -> ir.Model:
     """Return the graph of `wrapper(*inputs)`.
@@ -21,7 +24,7 @@ def trace(wrapper: nn.Module, inputs: tuple[Any, ...], dims: tuple[Any, ...], op
     Args:
         wrapper: a module in eval mode.
         inputs: example inputs; sizes that are dynamic must differ from 1 and from each other.
-        dims: for each input the names of its dynamic dimensions, `{0: "batch"}`.
+        dims: for each input the names of its dynamic dimensions, `{0: BATCH}`.
         opset: version of the ONNX operator set.
 
     Raises:

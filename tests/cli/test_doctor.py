@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,11 @@ def test_this_machine(cli):
     assert "CPUExecutionProvider" in facts["runtime"]["onnxruntime_providers"]
     assert facts["memory"]["total_bytes"] > facts["memory"]["available_bytes"] > 0
     assert facts["disk"]["working_folder"]["free_bytes"] > 0
+
+
+def test_every_extra_is_listed(repository):
+    stated = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(doctor.EXTRAS) == set(stated)
 
 
 def test_table(cli, monkeypatch):

@@ -21,7 +21,7 @@ from compressor.exporters.remote_code import add_remote_code
 from compressor.model.blueprint import compression_section, read_blueprint
 from compressor.model.config import config_for
 from compressor.model.cost import count_flops
-from compressor.model.folder import open_model
+from compressor.model.folder import load, open_model
 from compressor.model.names import check_entries
 from compressor.model.source import read_config
 from compressor.storage.tensors import Plan, stored_entries, write_safetensors
@@ -290,3 +290,12 @@ def test_real_models_like_stock(data_root: Path, name: str) -> None:
     inputs = inputs_for(folder.task, vocabulary=500, image=224)
     with torch.no_grad():
         assert torch.equal(ours(**inputs)[0], theirs(**inputs)[0])
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "model.ort"])
+def test_a_graph_is_no_torch_module(graph: str, pico: Pico, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((pico("llama") / "config.json").read_bytes())
+    (tmp_path / graph).write_bytes(b"")
+    with pytest.raises(ModelError, match=f"holds {graph}, a graph for ONNX Runtime") as caught:
+        load(tmp_path)
+    assert "onnxruntime.InferenceSession" in str(caught.value.hint)

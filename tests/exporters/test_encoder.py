@@ -39,7 +39,7 @@ def check_text(model: Any, session: Any, output: str) -> None:
 
 def check_images(model: Any, session: Any) -> None:
     (pixels,) = session.get_inputs()
-    assert pixels.shape[0] == "batch" and all(isinstance(size, int) for size in pixels.shape[1:])
+    assert pixels.shape[0] == "batch_size" and all(isinstance(size, int) for size in pixels.shape[1:])
     random = np.random.default_rng(0)
     for batch in (1, 3, 5):
         images = random.standard_normal((batch, *pixels.shape[1:])).astype(np.float32)

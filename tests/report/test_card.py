@@ -45,10 +45,19 @@ def test_the_recipe_is_quoted_word_for_word_even_with_fences_in_it():
 
 def test_each_format_gets_the_loaders_that_can_read_it():
     decoder_card = card(decoder(), RECIPE, ONNX)
-    assert "og.Model" in decoder_card and "past_key_values." in decoder_card and "optimum" not in decoder_card
+    assert "og.Model" in decoder_card and "past_key_values." in decoder_card
+    assert "one prompt at a time" in decoder_card and "ORTModelForCausalLM" in decoder_card
+    portable = card(decoder(), RECIPE, ArtifactFacts("onnx", decoder=True, portable=True))
+    assert "ORTModelForCausalLM" in portable and "one prompt at a time" not in portable
     encoder_card = card(encoder(), RECIPE, ArtifactFacts("onnx"))
     assert "ORTModelForFeatureExtraction" in encoder_card and "og.Model" not in encoder_card
-    assert "AutoImageProcessor" in card(image(), RECIPE, ArtifactFacts("onnx"))
+    assert "sentence_transformers" not in encoder_card
+    sentences = card(encoder(), RECIPE, ArtifactFacts("onnx", sentences=True))
+    assert 'SentenceTransformer(".", backend="onnx")' in sentences
+    images = card(image(), RECIPE, ArtifactFacts("onnx"))
+    assert "AutoImageProcessor" in images and 'convert("RGB")' in images and "/model.onnx" in images
+    grey = card(image(), RECIPE, ArtifactFacts("onnx", grey=True, graph="model.ort"))
+    assert 'convert("L")' in grey and "/model.ort" in grey
     plain = card(decoder(), RECIPE, ArtifactFacts("safetensors", decoder=True))
     assert 'AutoModelForCausalLM.from_pretrained(".")' in plain and "InferenceSession" not in plain
     shaped = card(decoder(), RECIPE, ArtifactFacts("safetensors", decoder=True, shaped=True))

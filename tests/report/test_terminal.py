@@ -169,3 +169,11 @@ def test_the_paths_stay_on_one_line_for_copying():
     console = Console(width=40, record=True, file=io.StringIO())
     render_report(decoder(), console, folder=folder)
     assert f"Artifact  {folder}\n" in console.export_text()
+
+
+@pytest.mark.parametrize(("length", "said"), [(512, "over 512 tokens"), (0, "over one image"), (None, "GFLOPs")])
+def test_inspect_says_what_flops_are_counted_over(length, said):
+    console = Console(width=100, record=True, file=io.StringIO())
+    render_inspect({**INSPECT, "length": length}, console)
+    (line,) = (line for line in console.export_text().splitlines() if line.startswith("FLOPs"))
+    assert line.rstrip().endswith(said)

@@ -68,7 +68,7 @@ def test_a_model_is_as_fast_as_itself(artifact: Path) -> None:
         ("decode", 2),
     ]
     assert all(0.4 < ratio < 2.5 for ratio in timing.speedup().values())
-    assert timing.rounds % 2 == 0
+    assert 6 <= timing.rounds <= 9
     assert timing.ours.file_bytes == (artifact / "model.onnx").stat().st_size
     assert timing.ours.memory_bytes and 0 < timing.ours.memory_bytes < 1 << 28
     assert json.loads(json.dumps(timing.to_json()))["threads"] == 1

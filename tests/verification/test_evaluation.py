@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ import scipy.stats
 
 from compressor.data.kinds import Batches, Ids, Inputs, LabelData, PairData, SentenceData, SetData, TextData, ValueData
 from compressor.data.reading import DataRequest, load_data
-from compressor.errors import DataError, ModelError, UsageError
-from compressor.measure.evaluation import embed, evaluate, measure, pooling_of
+from compressor.errors import DataError, UsageError
+from compressor.measure.evaluation import evaluate, measure
 from compressor.measure.runner import Array
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import ranks, spearman
@@ -202,38 +201,6 @@ def test_spearman_of_nothing_is_nan() -> None:
 def test_log_softmax_survives_large_logits() -> None:
     x = np.array([[1e4, 0.0, -1e4]], dtype=np.float32)
     assert log_softmax(x) == pytest.approx(scipy.special.log_softmax(x.astype(np.float64), axis=-1))
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
-        ({"pooling_mode_max_tokens": True}, "max"),
-        ({"pooling_mode_mean_tokens": True}, "mean"),
-        ({"pooling_mode": "cls"}, "cls"),
-    ],
-)
-def test_pooling_follows_sentence_transformers(config: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    assert pooling_of(tmp_path, None) == "mean"
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    assert pooling_of(None, tmp_path) == expected
-
-
-@pytest.mark.parametrize("content", ["", "[1]", "3", "\xff"])
-def test_pooling_that_cannot_be_read(content: str, tmp_path: Path) -> None:
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ModelError, match="1_Pooling/config.json cannot be read"):
-        pooling_of(tmp_path)
-
-
-def test_pooling_ignores_padding() -> None:
-    part = next(iter(sentences(4)))
-    runner = FakeRunner("feature-extraction")
-    hidden = runner.forward(part)
-    for mode, expected in (("cls", hidden[1, 0]), ("max", hidden[1, :4].max(0)), ("mean", hidden[1, :4].mean(0))):
-        assert embed(runner, part, mode)[1] == pytest.approx(expected / np.linalg.norm(expected), rel=1e-5)
 
 
 def test_evaluate_reports_what_is_asked() -> None:
