@@ -160,4 +160,4 @@ def _data(request: DataRequest | None) -> dict[str, Any] | None:
     """Return which data was used, how many samples were asked for, and of how many tokens."""
     if request is None:
         return None
-    return {"data": request.data, "samples": request.samples, "length": request.length}
+    return {"data": public(request.data), "samples": request.samples, "length": request.length}
