@@ -85,14 +85,13 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, model: str | None) -> Prepared:
-    """Open the model, plan every pass, and see that what is to be measured can be; reads no weights.
+    """Open the model, plan every pass, and see that what is to be measured can be; reads config.json and no weights.
 
-    Of the model, config.json and the headers of the weight files are read. Of data, what there is for the
-    evaluation of encoders and classifiers is opened, to know of what kind it is.
+    Of data, what there is for the evaluation of encoders and classifiers is opened, to know of what kind it is.
 
     Raises:
         UsageError: no model is named.
-        ModelError: the model is missing, damaged or not covered.
+        ModelError: the model is missing or not covered.
         DataError: the evaluation data is there and cannot be used, or samples are longer than the model's positions.
         RecipeError: with all that the recipe asks for and cannot get, alone or of this model.
     """
@@ -106,7 +105,6 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
         trust_remote_code=recipe.model.trust_remote_code,
         dtype=recipe.model.dtype,
     )
-    source.weights.names()  # the headers of its files: damaged or foreign ones are refused by `plan` as well
     known = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
     problems = disagreements(recipe, passes)
@@ -176,6 +174,7 @@ def _request(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) ->
         length=sample_length(source, stated, f"{purpose}.length"),
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,
         purpose=purpose,
+        trust_remote_code=recipe.model.trust_remote_code,
     )
 
 

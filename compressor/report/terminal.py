@@ -48,6 +48,8 @@ def _print_head(report: Report, console: Console) -> None:
     console.print(line, soft_wrap=False)
     sentence = show.verdict_text(report)
     console.print(Text(sentence[0].upper() + sentence[1:]))
+    for note in report.notes:
+        console.print(Text(f"Note: {show.one_line(note)}", "yellow"))
     console.print()
 
 

@@ -15,9 +15,18 @@ from typing import Any
 
 from compressor.data.kinds import EvalData
 from compressor.data.reading import load_data
-from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
+from compressor.errors import (
+    CompressorError,
+    DataError,
+    ModelError,
+    ResourceError,
+    UsageError,
+    VerificationError,
+    restored,
+)
 from compressor.machine.fresh import Ended, run_preloaded
 from compressor.machine.memory import peak_memory
+from compressor.machine.shortage import mentions_shortage
 from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import check_metrics, measure
 from compressor.measure.opening import open_runner
@@ -26,6 +35,7 @@ from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
 from compressor.storage.artifact import runtime_model
+from compressor.storage.files import foreign_files, is_inside
 from compressor.verification.baked import check_baked
 from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
@@ -37,7 +47,6 @@ from compressor.verification.manifest import (
     REFERENCE,
     check_files,
     check_shapes,
-    is_inside,
     parameter_count,
     read_manifest,
     seal,
@@ -59,7 +68,7 @@ from compressor.verification.recorded import check_beside, check_rows
 from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
-from compressor.verification.verdict import Check, Job, Verdict, failed, yes
+from compressor.verification.verdict import Check, Job, Verdict, failed, whole, yes
 from compressor.verification.weights import check_external, check_values, open_weights
 
 __all__ = [
@@ -76,20 +85,6 @@ __all__ = [
     "verify",
     "write_reference",
 ]
-
-ALWAYS = (
-    "files.seal",
-    "files.present",
-    "files.unchanged",
-    "files.no_strangers",
-    "files.links",
-    "shapes.weights",
-    "precision.stated",
-    "graph.session",
-    "graph.task",
-    "determinism.bits",
-)
-"""Checks that an artifact of any kind is put through before it passes, beside some of parity."""
 
 
 VERIFY_STEPS = 4
@@ -219,30 +214,12 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise VerificationError(f"the verifying process left no verdict that can be read: {error}") from error
     if verdict is None:
-        errors: tuple[type[CompressorError], ...] = (UsageError, ModelError, VerificationError, ResourceError)
-        kinds = {kind.exit_code: kind for kind in errors}
-        kind = kinds.get(data["error"]["exit_code"], CompressorError)
-        raise kind(data["error"]["message"], hint=data["error"]["hint"])
-    return _complete(verdict)
-
-
-def _complete(verdict: Verdict) -> Verdict:
-    """Return the verdict if it is a whole one: none passes without the checks that every artifact is put through.
-
-    Raises:
-        VerificationError: it passed without them, so something else than this package has written it.
-    """
-    names = {check.name for check in verdict.checks}
-    missing = sorted(set(ALWAYS) - names)
-    if not any(name.startswith("parity.") for name in names):
-        missing.append("parity")
-    if verdict.passed and missing:
-        raise VerificationError(f"the verdict is not to be trusted: it passed without the checks {', '.join(missing)}")
-    return verdict
+        raise restored(data["error"])
+    return whole(verdict)
 
 
 def _raise_crash(done: Ended) -> None:
-    if done.code == -9:
+    if done.code == -9 or mentions_shortage(done.last_line):
         raise ResourceError("the verifying process was killed, most likely for want of memory")
     if done.code < 0:
         raise VerificationError(f"the verifying process crashed (signal {-done.code}): the artifact breaks its runtime")
@@ -263,10 +240,14 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
         checks += _guard("files", lambda: check_files(folder, manifest))
     except ModelError as error:
         checks.append(failed("files.manifest", error))
-    escaping = sorted(path.name for path in folder.iterdir() if not is_inside(folder, path.name))
-    checks.append(yes("files.links", not escaping, f"links to outside of the folder: {', '.join(escaping)}"))
-    # A file that leads outside its folder is never handed to a runtime.
-    runner = None if escaping else _check_weights(job, manifest, checks)
+    foreign = foreign_files(folder)
+    others = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.name not in foreign]
+    lost = [path.name for path in others if not is_inside(folder, path.name) or not path.exists()]
+    reasons = [*foreign.values(), *(f"{name} is a link that leads to no file of the folder" for name in lost)]
+    checks.append(yes("files.links", not reasons, "; ".join(reasons)))
+    if reasons:  # what is no file of the folder is never handed to a library
+        return checks, None, manifest
+    runner = _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
     checks += _guard("companions", lambda: check_beside(folder, job.dense))
     return checks, runner, manifest

@@ -15,6 +15,7 @@ verification compares projections.
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
@@ -30,6 +31,7 @@ from compressor._lazy import lazy
 from compressor.architectures.tasks import TASKS
 from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import run_preloaded
+from compressor.measure.runner import first_line
 from compressor.measure.torch_runner import quiet
 from compressor.model.blueprint import SECTION
 from compressor.model.folder import ModelFolder, open_model
@@ -70,6 +72,8 @@ def run_gate(model: ModelFolder, *, trust_remote_code: bool = False) -> dict[str
         done = run_preloaded("compressor.verification.source", str(request), str(answer), threads=1)
         if done.code == -9:
             raise ResourceError("the process that runs the stock model was killed, most likely for want of memory")
+        if done.code < 0:
+            raise ModelError(f"the process that runs the stock model crashed (signal {-done.code})")
         if not answer.is_file():
             raise CompressorError(f"stock transformers cannot run the model: {done.last_line}")
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
@@ -91,13 +95,13 @@ def compare(model: ModelFolder) -> dict[str, Any]:
     stock = load_stock(model)
     name, config = type(stock).__name__, stock.config.to_dict()
     _check_tensors(stock, model)
-    wanted = [outputs_of(stock, probe) for probe in probes]
+    wanted = [_run(stock, probe, "stock transformers") for probe in probes]
     del stock
     gc.collect()
     ours = model.load()
     difference = 0.0
     for probe, outputs in zip(probes, wanted, strict=True):
-        reason, found = _difference(outputs, outputs_of(ours, probe))
+        reason, found = _difference(outputs, _run(ours, probe, "this program"))
         if reason:
             keys = _differing_keys(config, model.config.to_dict())
             raise ModelError(
@@ -107,6 +111,20 @@ def compare(model: ModelFolder) -> dict[str, Any]:
             )
         difference = max(difference, found)
     return {**_record(name, probes, wanted), DIFFERENCE: difference}
+
+
+def _run(model: Any, probe: Probe, whose: str) -> Outputs:
+    """Return a model's outputs on a probe; raise ModelError where it fails on it."""
+    try:
+        return outputs_of(model, probe)
+    except Exception as error:  # what modules raise where config.json makes no sense has no common class
+        if _lacks_memory(error):
+            raise
+        raise ModelError(
+            f"the model as {whose} loads it cannot be run (probe {probe.name}): {type(error).__name__}:"
+            f" {first_line(error)}",
+            hint="Take config.json from the same place as the weights.",
+        ) from error
 
 
 def _record(name: str, probes: list[Probe], wanted: list[Outputs]) -> dict[str, Any]:
@@ -163,8 +181,9 @@ def load_stock(model: ModelFolder) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"stock transformers cannot load the model: {line}") from error
+        if _lacks_memory(error):
+            raise
+        raise ModelError(f"stock transformers cannot load the model: {first_line(error)}") from error
     absent = tuple(model.family.optional) if TASKS[model.task].output == "hidden" else ()
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         names = [str(name) for name in sorted(info.get(kind) or [])]
@@ -249,6 +268,12 @@ def _sha256(arrays: list[Any]) -> str:
     return digest.hexdigest()
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Tell whether memory ran out: torch raises a RuntimeError then, the system an OSError."""
+    said = "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or said or getattr(error, "errno", None) == errno.ENOMEM
+
+
 def _main(request: Path, answer: Path) -> int:
     data: dict[str, Any]
     code = 0
@@ -258,9 +283,11 @@ def _main(request: Path, answer: Path) -> int:
     except CompressorError as error:
         data = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
         code = error.exit_code
-    except MemoryError:
-        data = {"error": {"message": "no memory to load the model in float32", "hint": None, "exit_code": 5}}
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _lacks_memory(error):
+            raise
         code = ResourceError.exit_code
+        data = {"error": {"message": "no memory to load the model in float32", "hint": None, "exit_code": code}}
     answer.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
     return code
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 
 from compressor.data.reading import DataRequest
 from compressor.errors import ModelError, UsageError, VerificationError
+from compressor.machine.shortage import raise_shortage
 
 Bounds: TypeAlias = Mapping[str, Mapping[str, float]]
 Scalar: TypeAlias = bool | int | float | str | None
@@ -96,10 +96,15 @@ def not_judged(name: str, why: str, value: Scalar = None) -> Check:
 
 
 def failed(name: str, error: BaseException) -> Check:
-    """Turn an error into a failed check; an unreadable model counts as damaged."""
+    """Turn an error into a failed check; an unreadable model counts as damaged.
+
+    Raises:
+        ResourceError: memory ran out, which says nothing of the artifact.
+    """
+    raise_shortage(error)
     text = str(getattr(error, "message", error)).strip() or type(error).__name__
     # ONNX Runtime derives its exceptions from Exception directly; its text alone says what happened.
-    return Check(name, False, reason=text.splitlines()[0], damaged=isinstance(error, ModelError))
+    return Check(name, False, reason=text.splitlines()[0][:300], damaged=isinstance(error, ModelError))
 
 
 @dataclass(frozen=True)
@@ -246,22 +251,38 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ModelError: the file is missing or holds something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.name} is missing from {path.parent.name}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path.name} holds a {type(data).__name__}, not a JSON object")
-    return data
-
-
 def _short(value: float | None) -> str:
     return f"{value:.4g}" if value is not None else "nothing"
+
+
+ALWAYS = (
+    "files.seal",
+    "files.present",
+    "files.unchanged",
+    "files.no_strangers",
+    "files.links",
+    "shapes.weights",
+    "precision.stated",
+    "graph.task",
+    "determinism.bits",
+)
+"""Checks that an artifact of any kind is put through before it passes, beside some of parity and one of `LOADED`."""
+LOADED = ("graph.session", "model.loads")
+"""The check that it loads: of a graph, or of safetensors."""
+
+
+def whole(verdict: Verdict) -> Verdict:
+    """Return the verdict if it is a whole one: none passes without the checks that every artifact is put through.
+
+    Raises:
+        VerificationError: it passed without them, so something else than this package has written it.
+    """
+    names = {check.name for check in verdict.checks}
+    missing = sorted(set(ALWAYS) - names)
+    if not names & set(LOADED):
+        missing.append(" or ".join(LOADED))
+    if not any(name.startswith("parity.") for name in names):
+        missing.append("parity")
+    if verdict.passed and missing:
+        raise VerificationError(f"the verdict is not to be trusted: it passed without the checks {', '.join(missing)}")
+    return verdict

@@ -272,7 +272,7 @@ def test_norms_without_weights(model: Callable[..., Path]) -> None:
 )
 def test_a_class_without_a_task_is_refused(model: Callable[..., Path], family: str, name: str) -> None:
     with pytest.raises(
-        ModelError, match=f"architectures names '{name}', for which there is no task here; covered .*tion\)"
+        ModelError, match=rf"architectures names '{name}', for which there is no task here; covered .*tion\)"
     ):
         open_model(model(family, architectures=[name]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,21 @@ def test_same_bytes(pico: Callable[..., Path], tmp_path: Path) -> None:
         export_safetensors(open_model(pico("qwen3")), folder)
     for file in folders[0].iterdir():
         assert file.read_bytes() == (folders[1] / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("keys", [{"torch_dtype": "float16"}, {"torch_dtype": "float16", "dtype": "float32"}])
+def test_only_one_key_states_the_dtype(pico: Callable[..., Path], tmp_path: Path, keys: dict[str, str]) -> None:
+    """Stock transformers reads `dtype` where both are there, older programs read `torch_dtype`."""
+    from transformers import AutoConfig
+
+    source, out = Path(shutil.copytree(pico("llama"), tmp_path / "source")), tmp_path / "out"
+    out.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    config.pop("dtype", None)
+    (source / "config.json").write_text(json.dumps({**config, **keys}))
+    export_safetensors(open_model(source), out, dtype="bfloat16")
+    assert "torch_dtype" not in json.loads((out / "config.json").read_text())
+    assert AutoConfig.from_pretrained(out).dtype == torch.bfloat16
 
 
 def test_shapes_that_differ_from_block_to_block(pico: Callable[..., Path], tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_run_ends_before_its_passes(pico: Pico, tmp_path: Path, monkeypatch: p
     folder = Path(shutil.copytree(pico("llama"), tmp_path / "model"))
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "model.layers.0.mlp.up_proj.bias": torch.ones(100)}, folder / "model.safetensors")
-    recipe = parse_recipe("version: 1\nname: x\npasses: [bf16: {}]\n", source="r.yaml", options=OPTIONS)
+    recipe = parse_recipe("version: 1\nname: x\npasses: [fp16: {}]\n", source="r.yaml", options=OPTIONS)
     with pytest.raises(ModelError, match="up_proj.bias") as caught:
         run(recipe, model=str(folder), out=tmp_path / "out", progress=NullProgress())
     assert caught.value.exit_code == 3 and {path.name for path in tmp_path.iterdir()} == {"model"}

@@ -16,11 +16,12 @@ MAKERS = {"Check", "bounded", "yes", "failed", "_guard", "not_judged", "_gated",
 
 def names() -> Iterator[str]:
     """Every name that verification's code gives a check; of a computed one the part before what is computed."""
-    for file in sorted((ROOT / "compressor" / "verification").glob("*.py")):
+    wings = ("verification", "report", "pipeline")
+    for file in (file for wing in wings for file in sorted((ROOT / "compressor" / wing).glob("*.py"))):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MAKERS and node.args:
                 match node.args[0]:
-                    case ast.Constant(value=str(text)):
+                    case ast.Constant(value=str(text)) if text:
                         yield text
                     case ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]):
                         yield text.rstrip(".")

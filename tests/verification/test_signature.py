@@ -103,5 +103,6 @@ def test_nothing_is_loaded_where_the_signature_fails(tmp_path: Path, monkeypatch
     failed = yes("files.signature", False, "there is no model.sig: the artifact is not signed")
     monkeypatch.setattr(judge, "check_signature", lambda folder, key: failed)
     monkeypatch.setattr(judge, "run_fresh", lambda job: pytest.fail("the artifact was opened"))
+    (tmp_path / "compression.json").write_text("{}")
     report = pipeline.verify(tmp_path, key=tmp_path / "key", progress=NullProgress())
     assert report["verdict"] == "failed" and [c["name"] for c in report["checks"]] == ["files.signature"]

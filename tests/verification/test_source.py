@@ -183,8 +183,39 @@ def test_what_the_program_compressed_is_no_source(pico: Pico) -> None:
         del model.config.compression
 
 
+def test_a_model_that_cannot_be_run(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def fail(*given: Any, **options: Any) -> Any:
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", fail)
+    with pytest.raises(
+        ModelError, match=r"as stock transformers loads it cannot be run \(probe single\): IndexError: index"
+    ):
+        compare(open_model(pico("llama")))
+
+
 @pytest.mark.parametrize(
-    ("code", "kind", "text"), [(-9, ResourceError, "want of memory"), (1, CompressorError, "ValueError: x")]
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(12, "Cannot allocate memory")],
+)
+def test_too_little_memory(pico: Pico, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    import transformers
+
+    def fail(*given: Any, **options: Any) -> Any:
+        raise error
+
+    request, answer = tmp_path / "request.json", tmp_path / "answer.json"
+    request.write_text(json.dumps({"path": str(pico("llama")), "task": "auto", "trust_remote_code": False}))
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", fail)
+    assert source._main(request, answer) == ResourceError.exit_code
+    assert json.loads(answer.read_text())["error"]["exit_code"] == ResourceError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [(-9, ResourceError, "want of memory"), (-11, ModelError, "signal 11"), (1, CompressorError, "ValueError: x")],
 )
 def test_a_process_that_ends_without_an_answer(
     pico: Pico, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[CompressorError], text: str

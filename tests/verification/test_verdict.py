@@ -19,7 +19,7 @@ from compressor.measure.benchmark import Phase, Series
 from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import GATES
-from compressor.verification import ALWAYS, TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
+from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
 from compressor.verification.__main__ import main
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import (
@@ -32,7 +32,7 @@ from compressor.verification.quality import (
     worse_than_dense,
 )
 from compressor.verification.speed import elsewhere, without_speed
-from compressor.verification.verdict import bounded
+from compressor.verification.verdict import ALWAYS, LOADED, bounded, whole
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,14 @@ def test_speed_is_judged_where_the_artifact_is_to_run(monkeypatch: pytest.Monkey
     assert left == {"top1": {"min": 0.1}}
     assert [c.name for c in checks] == ["bounds.speedup", "bounds.latency_decode_ms", "gain.dominated", "gain.effect"]
     assert all(check.passed and check.reason == f"not judged: {why}" for check in checks)
+
+
+@pytest.mark.parametrize("loaded", LOADED)
+def test_graphs_and_safetensors_each_have_their_check_of_loading(loaded: str) -> None:
+    checks = tuple(Check(name, True) for name in [*ALWAYS, "parity.argmax", loaded])
+    assert whole(Verdict(checks)).passed
+    with pytest.raises(VerificationError, match="graph.session or model.loads"):
+        whole(Verdict(checks[:-1]))
 
 
 def test_pytorch_speed_is_judged_unless_it_imitates_integer_products(pico: Callable[..., Path]) -> None:
