@@ -39,6 +39,7 @@ def verdicts(monkeypatch):
 
     monkeypatch.setattr("compressor.pipeline.judge.run_fresh", run_fresh)
     monkeypatch.setattr("compressor.pipeline.judge.check_reports", lambda folder, manifest: [])
+    monkeypatch.setattr("compressor.pipeline.judge.check_recipe", lambda folder, manifest: [])
     monkeypatch.setattr("compressor.pipeline.judge.source_against", lambda *asked: [Check("source.stock", True)])
     return asked
 
