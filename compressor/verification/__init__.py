@@ -27,20 +27,20 @@ from compressor.errors import (
 from compressor.machine.fresh import Ended, run_preloaded
 from compressor.machine.memory import peak_memory
 from compressor.machine.shortage import mentions_shortage
-from compressor.measure.benchmark import Timing, compare, file_bytes
+from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import check_metrics, measure
 from compressor.measure.opening import open_runner
 from compressor.measure.runner import Runner, read_config, task_of
-from compressor.measure.scores import Interval, Quality
+from compressor.measure.scores import Quality
 from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
-from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
 from compressor.storage.files import foreign_files, is_inside
 from compressor.verification.baked import check_baked
 from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
+from compressor.verification.figures import cost_values, figures
 from compressor.verification.graph import check_graph, open_checked
 from compressor.verification.manifest import (
     MANIFEST,
@@ -131,8 +131,8 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     timing, found = _time(job, comparable)
     advance("speed")
     checks += found
-    report = _figures(job, quality, timing)
-    values = {**_quality_values(quality), **_cost_values(report, timing)}
+    report = figures(job, quality, timing)
+    values = {**_quality_values(quality), **cost_values(report, timing)}
     checks += _judge(job, values, timing, manifest, imitated=_imitates(runner, precision), measured=quality is not None)
     checks += check_gates_met(checks, job.bounds)
     ours, theirs = (quality.ours, quality.dense) if quality is not None else ({}, {})
@@ -368,55 +368,3 @@ def _time(job: Job, loaded: bool) -> tuple[Timing | None, list[Check]]:
 
 def _is_onnx(folder: Path) -> bool:
     return runtime_model(folder) is not None
-
-
-def _figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[str, dict[str, Any]]:
-    """Return report.json's `dense`, `compressed` and `ratios`."""
-    intervals = quality.intervals() if quality else ({}, {})
-    latency = timing.latency_ms() if timing else {}
-    compressed = _side(job.artifact, quality.ours if quality else {}, intervals[0], latency, job)
-    samples = quality.samples if quality else None
-    compressed |= {"flops": job.flops[1] if job.flops else None, "samples": samples}
-    if job.dense is None:
-        return {"dense": {}, "compressed": compressed, "ratios": {}}
-    latency = timing.latency_ms("other") if timing else {}
-    dense = _side(job.dense, quality.dense if quality else {}, intervals[1], latency, job)
-    dense |= {"flops": job.flops[0] if job.flops else None, "samples": samples}
-    keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
-    ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
-    ratios["speedup"] = timing.speedup() if timing else {}
-    ratios["speedup_interval"] = timing.speedup_interval() if timing else {}
-    return {"dense": dense, "compressed": compressed, "ratios": ratios}
-
-
-def _side(
-    folder: Path, metrics: dict[str, float], intervals: dict[str, Interval], latency: dict[str, float], job: Job
-) -> dict[str, Any]:
-    from compressor.model.folder import open_model
-
-    wanted = {shown for name, facts in METRICS.items() if name in job.metrics for shown in (name, *facts.brings)}
-    shown = {name: value for name, value in metrics.items() if not wanted or name in wanted}
-    # Changes from dense are listed beside the metric that they follow from.
-    sure = {name: list(pair) for name, pair in intervals.items() if BOUNDS[name].metric in shown}
-    side: dict[str, Any] = {"bytes": file_bytes(folder), "metrics": shown, "intervals": sure, "latency_ms": latency}
-    try:
-        side["parameters"] = parameter_count(open_model(folder))
-    except CompressorError:
-        side["parameters"] = None  # `shapes.config` already says why
-    return side
-
-
-def _cost_values(report: dict[str, dict[str, Any]], timing: Timing | None) -> dict[str, float]:
-    values: dict[str, float] = {"bytes": float(report["compressed"]["bytes"])}
-    for name, key in (("size_ratio", "bytes"), ("parameters_ratio", "parameters"), ("flops_ratio", "flops")):
-        if key in report["ratios"]:
-            values[name] = report["ratios"][key]
-    if timing is None:
-        return values
-    values |= {f"latency_{phase}_ms": ms for phase, ms in timing.latency_ms().items()}
-    speedup = timing.speedup()
-    if speedup:
-        values |= {f"speedup_{phase}": ratio for phase, ratio in speedup.items()} | {"speedup": min(speedup.values())}
-    if timing.other is not None and timing.ours.memory_bytes and timing.other.memory_bytes:
-        values["memory_ratio"] = timing.ours.memory_bytes / timing.other.memory_bytes
-    return values
