@@ -15,9 +15,10 @@ An error says what is wrong, where (the recipe key or the file), what was given,
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class CompressorError(Exception):
@@ -104,7 +105,41 @@ class Interrupted(CompressorError):
     exit_code = 130
 
 
+def described(error: CompressorError) -> dict[str, Any]:
+    """Return an error as JSON values, for another process."""
+    return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+
+
+def restored(data: Mapping[str, Any]) -> CompressorError:
+    """Return the error that `described` described; of several kinds with one exit code, the first in the tree."""
+    kinds = {kind.exit_code: kind for kind in (UsageError, ModelError, VerificationError, ResourceError, Interrupted)}
+    return kinds.get(data["exit_code"], CompressorError)(data["message"], hint=data["hint"])
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest allowed word, or an empty string."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def brief(value: Any, most: int = 60) -> str:
+    """Return a value for a message: its `repr` on one line, cut to `most` characters."""
+    try:
+        text = repr(value[: 2 * most] if isinstance(value, str | bytes | list | tuple) else value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints; a value nested in itself
+        text = f"a {type(value).__name__} that is too large to show"
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def summary(error: BaseException, most: int = 300) -> str:
+    """Return what a library's error says on one line: without C++ frames and notes on warnings, cut to `most`.
+
+    An error without a message gives the name of its class.
+    """
+    text = " ".join(_FRAMES.split(str(error), maxsplit=1)[0].split())
+    text = "".join(char for char in text if char.isprintable()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+_FRAMES = re.compile(r"(?m)^\s*(Exception raised from |frame #0|C\+\+ CapturedTraceback)")

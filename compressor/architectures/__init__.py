@@ -7,7 +7,7 @@ from typing import Any
 from compressor.architectures import bert, llama, opt, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
-from compressor.errors import ModelError
+from compressor.errors import ModelError, brief
 
 __all__ = [
     "Attention",
@@ -48,6 +48,6 @@ def family_named(model_type: Any) -> Family:
             return family
     covered = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
     raise ModelError(
-        f"model_type {model_type!r} in config.json is not covered; covered are: {covered}",
+        f"model_type {brief(model_type)} in config.json is not covered; covered are: {covered}",
         hint="A new family is one table in compressor/architectures/ (see CONTRIBUTING.md, 'Add an architecture').",
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from compressor.architectures.family import Family
-from compressor.errors import ModelError
+from compressor.errors import ModelError, brief
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def stock_shapes(config: Any, family: Family) -> StackShapes:
     """Return the shapes that a transformers config states by its own keys: the same for every block.
 
     Raises:
-        ModelError: a width or a count is below one.
+        ModelError: a width or a count is below one, or heads do not divide what they share.
     """
     hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
     count = _count(config, "num_hidden_layers")
@@ -74,17 +74,29 @@ def stock_shapes(config: Any, family: Family) -> StackShapes:
         num_key_value_heads=_count(config, "num_key_value_heads", heads),
         residual=(hidden, hidden, hidden),
     )
-    head_dim = _count(config, "head_dim", hidden // heads) if family.explicit_head_dim else hidden // heads
+    stated = getattr(config, "head_dim", None) if family.explicit_head_dim else None
+    if stated is None and hidden % heads:
+        raise _uneven("hidden_size", hidden, "num_attention_heads", heads)
+    if heads % layer.num_key_value_heads:
+        raise _uneven("num_attention_heads", heads, "num_key_value_heads", layer.num_key_value_heads)
+    head_dim = _count(config, "head_dim") if stated is not None else hidden // heads
     return StackShapes(hidden, head_dim, (layer,) * count)
+
+
+def _uneven(key: str, value: int, divisor: str, count: int) -> ModelError:
+    return ModelError(
+        f"config.json: {key} is {value}, which {divisor}, {count}, does not divide",
+        hint="Take config.json from the same place as the weights.",
+    )
 
 
 def _count(config: Any, key: str, absent: int | None = None) -> int:
     """Return a width or a count that the config states, `absent` where it states none."""
     stated = getattr(config, key, None)
     given = absent if stated is None else stated
-    if not isinstance(given, int) or given < 1:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise ModelError(
-            f"config.json: {key} is {given!r}; allowed: whole numbers from 1",
+            f"config.json: {key} is {brief(given)}; allowed: whole numbers from 1",
             hint="Take config.json from the same place as the weights.",
         )
     return given

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from compressor.architectures.family import Family
-from compressor.errors import ModelError
+from compressor.errors import ModelError, brief
 
 _HEADS = {
     "labels": ("accuracy", "top1", "kl"),
@@ -118,7 +118,7 @@ def task_of(config: Any, family: Family, task: str = "auto") -> str:
     if task == "auto":
         stated = config.architectures or []
         if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
-            raise ModelError(f"config.json: architectures is {stated!r}; allowed: a list of class names")
+            raise ModelError(f"config.json: architectures is {brief(stated)}; allowed: a list of class names")
         return _task_of_class(stated[0], config.model_type, family) if stated else family.tasks[0]
     if task not in family.tasks:
         raise ModelError(

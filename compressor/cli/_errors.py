@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from compressor.errors import CompressorError, Interrupted, ResourceError, UsageError
+from compressor.machine.shortage import is_shortage, shortage
 
 ISSUES = "Please report this, with what `compressor --debug ...` (the same command) and `compressor doctor` print."
 
@@ -45,25 +46,20 @@ def _is_usage(error: Exception) -> bool:
 
 def _known(error: Exception) -> CompressorError:
     """Return the error of ours that a library's error amounts to."""
-    text = str(error)
+    if is_shortage(error):
+        return shortage(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         where = f" ({error.filename})" if error.filename else ""
         return ResourceError(f"no room left on disk{where}", hint="Free some, or choose another folder with -o.")
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
         return UsageError(f"{error.filename}: {error.strerror}", hint="Check the path and its permissions.")
-    # PyTorch and ONNX Runtime raise RuntimeErrors of their own; comparing names spares importing them.
-    allocation = ("can't allocate memory", "failed to allocate", "bad allocation", "std::bad_alloc")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ResourceError(f"out of memory{f': {_first_line(text)}' if text else ''}", hint=_MEMORY_HINT)
-    if isinstance(error, RuntimeError) and any(phrase in text.lower() for phrase in allocation):
-        return ResourceError(f"out of memory: {_first_line(text)}", hint=_MEMORY_HINT)
-    return CompressorError(f"internal error: {type(error).__name__}: {_first_line(text) or 'no message'}", hint=ISSUES)
+    return CompressorError(
+        f"internal error: {type(error).__name__}: {_first_line(str(error)) or 'no message'}", hint=ISSUES
+    )
 
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 """What the file system says of a path that the user can mend."""
-
-_MEMORY_HINT = "Fewer or shorter calibration samples or a smaller calibration.cache_memory need less."
 
 
 def _first_line(text: str) -> str:

@@ -5,6 +5,7 @@ Calibration data and evaluation data are read by the same functions. Too little 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.architectures.tasks import Head, head_of
-from compressor.data.images import check_images, load_processor, pixels
+from compressor.data.corpus import Corpus
+from compressor.data.images import check_images, pixels
 from compressor.data.kinds import (
     Batches,
     EvalData,
@@ -27,15 +29,16 @@ from compressor.data.kinds import (
     TextData,
     ValueData,
 )
+from compressor.data.preprocessors import library_calls, load_processor, load_tokenizer
 from compressor.data.tables import Sentences, read_labels, read_sentences
-from compressor.data.texts import DOCUMENT_END, read_documents, read_lines
+from compressor.data.texts import read_lines
+from compressor.data.windows import Windows
 from compressor.errors import DataError
 
 TEXT_BATCH_TOKENS = 512
 """Tokens of a calibration batch: matrices are then busy, and a batch's activations are small beside a block."""
 SENTENCE_BATCH = 32
 IMAGE_BATCH = 16
-_CHARACTERS_PER_TOKEN = 8
 
 Purpose = Literal["calibration", "evaluation"]
 
@@ -51,6 +54,7 @@ class DataRequest:
         length: tokens per window or at most per sentence.
         seed: for the choice of calibration samples.
         purpose: calibration draws at random offsets, evaluation reads from the start without overlap.
+        trust_remote_code: whether the recipe asks for code of the model folder by name.
     """
 
     data: str
@@ -59,6 +63,7 @@ class DataRequest:
     length: int
     seed: int
     purpose: Purpose
+    trust_remote_code: bool = False
 
     @property
     def key(self) -> str:
@@ -105,7 +110,7 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
         return _images(path, request, folder)
     if path.is_dir():
         raise DataError(f"{request.key}: {path.name} is a folder; {task} needs a file (.txt, .jsonl, .csv, .tsv)")
-    tokenizer = load_tokenizer(folder, request.key)
+    tokenizer = load_tokenizer(folder, request.key, trust_remote_code=request.trust_remote_code)
     config = _config(folder)
     data: EvalData
     if task == "text-generation":
@@ -134,72 +139,10 @@ def _check_ids(data: EvalData, size: int, key: str, folder: Path) -> None:
         )
 
 
-def load_tokenizer(folder: Path, where: str = "model.id") -> Any:
-    """Load the tokenizer of a model folder.
-
-    Raises:
-        DataError: there is none, or transformers cannot read it.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")):
-        raise DataError(f"{where}: {folder.name} has no tokenizer", hint="Copy tokenizer.json beside config.json.")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise DataError(f"{where}: the tokenizer of {folder.name} cannot be read: {error}") from error
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise text; documents apart, each with the tokenizer's own opening token, where the text marks their ends."""
-    if DOCUMENT_END not in text:
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    documents = [part.strip() for part in text.split(DOCUMENT_END)]
-    encoded = tokenizer([part for part in documents if part], verbose=False)["input_ids"]
-    return [token for ids in encoded for token in ids]
-
-
 def _windows(path: Path, request: DataRequest, tokenizer: Any) -> TextData:
-    text = read_documents(path, request.key)
-    if request.purpose == "calibration" and request.samples is not None:
-        windows = _random_windows(text, request, tokenizer)
-    else:
-        ids = _encode(tokenizer, text)
-        count = len(ids) // request.length
-        count = min(count, request.samples) if request.samples is not None else count
-        windows = [ids[i * request.length : (i + 1) * request.length] for i in range(count)]
-        if not count or (request.samples is not None and count < request.samples):
-            _short(path, request, f"{len(ids)} tokens", len(ids) // request.length)
-    return TextData(np.asarray(windows, dtype=np.int64), str(path))
-
-
-def _random_windows(text: str, request: DataRequest, tokenizer: Any) -> list[list[int]]:
-    """Draw windows at random offsets; a long text is tokenised only around them."""
-    samples, length = request.samples or 0, request.length
-    rng = random.Random(request.seed)
-    span = length * _CHARACTERS_PER_TOKEN
-    windows: list[list[int]] = []
-    if len(text) >= 4 * samples * span and DOCUMENT_END not in text:
-        for _ in range(2 * samples):
-            start = text.find(" ", rng.randrange(len(text) - 2 * span))
-            ids = tokenizer(text[start : start + span], add_special_tokens=False, verbose=False)["input_ids"]
-            if len(ids) >= length:
-                windows.append(list(ids[:length]))
-            if len(windows) == samples:
-                return windows
-    ids = _encode(tokenizer, text)
-    if len(ids) < samples * length:
-        _short(Path(request.data), request, f"{len(ids)} tokens", len(ids) // length)
-    starts = [rng.randrange(len(ids) - length + 1) for _ in range(samples)]
-    return [ids[start : start + length] for start in starts]
-
-
-def _short(path: Path, request: DataRequest, given: str, possible: int) -> None:
-    wanted = f"{request.samples} samples of " if request.samples is not None else "at least one window of "
-    raise DataError(
-        f"{request.key}: {path.name} has {given}, too little for {wanted}{request.length} tokens",
-        hint=f"Give more text, or set {request.purpose}.samples to at most {possible}, or a smaller length.",
-    )
+    windows = Windows(Corpus(path, request.key), tokenizer, length=request.length, samples=request.samples)
+    random_places = request.purpose == "calibration" and request.samples is not None
+    return TextData(windows.drawn(request.seed) if random_places else windows.first(), str(path))
 
 
 def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int]:
@@ -208,7 +151,7 @@ def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int
     if not count or wanted > count:
         raise DataError(
             f"{request.key}: {path.name} has {count} {what}, {wanted or 1} are asked for",
-            hint=f"Give more data or set {request.purpose}.samples to at most {count}.",
+            hint=f"Give more data or set {request.purpose}.samples to at most {count}." if count else "Give more data.",
         )
     if request.purpose == "evaluation":
         return list(range(wanted))
@@ -283,7 +226,8 @@ def _tokeniser(tokenizer: Any, length: int) -> Callable[..., Batches]:
         def make() -> Iterable[Inputs]:
             for start in range(0, count, SENTENCE_BATCH):
                 parts = [list(side[start : start + SENTENCE_BATCH]) for side in sides]
-                encoded = tokenizer(*parts, padding=True, truncation=True, max_length=length, return_tensors="np")
+                with library_calls("the tokenizer"):
+                    encoded = tokenizer(*parts, padding=True, truncation=True, max_length=length, return_tensors="np")
                 yield {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
 
         return Batches(make, -(-count // SENTENCE_BATCH))
@@ -299,12 +243,12 @@ def _images(path: Path, request: DataRequest, folder: Path) -> EvalData:
     assert head is not None, "the task has one"
     table = read_labels(labels, request.key, head)
     table = _chosen(table, _choose(len(table.texts), request, path, "images"))
-    root = labels.parent.resolve()
-    files = [(root / name).resolve() for (name,) in table.texts]
-    for file in files:
-        if root not in file.parents or not file.is_file():
-            raise DataError(f"{request.key}: {labels.name} names {file.name}, which is not an image in its folder")
-    processor = load_processor(folder)
+    root = Path(os.path.realpath(labels.parent))
+    files = [Path(os.path.realpath(root / name)) for (name,) in table.texts]
+    for file, (name,) in zip(files, table.texts, strict=True):
+        if root not in file.parents or not os.path.isfile(file):
+            raise DataError(f"{request.key}: {labels.name} names {name:.80}, which is not an image in its folder")
+    processor = load_processor(folder, trust_remote_code=request.trust_remote_code)
     check_images(files, request.key)
 
     def make() -> Iterable[Inputs]:

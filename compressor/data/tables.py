@@ -122,7 +122,7 @@ def read_labels(path: Path, key: str, head: Head) -> Sentences:
     """Read the table of an image folder: file names, one in each of `texts`, and the labels that a head takes.
 
     Raises:
-        DataError: the file is no table, its columns cannot be told, or a label is not what it must be.
+        DataError: the file is no table, its columns cannot be told, a label is not what it must be, or a file has two.
     """
     table = _read(path, key)
     if not table.rows:
@@ -137,7 +137,12 @@ def read_labels(path: Path, key: str, head: Head) -> Sentences:
     file, label = (table.find(_FILE), table.find(names)) if table.header else (0, 1)
     if file is None or label is None or (not table.header and table.width != 2):
         raise table.unknown(_LABEL_HINT)
-    return Sentences([(row[file],) for _, row in table.rows], _numbers(table, label, head))
+    numbers = _numbers(table, label, head)
+    first: dict[str, float] = {}
+    for (line, row), number in zip(table.rows, numbers, strict=True):
+        if first.setdefault(row[file], number) != number:
+            raise DataError(f"{table.where} line {line}: {row[file]:.80} has the label {first[row[file]]:g} already")
+    return Sentences([(row[file],) for _, row in table.rows], numbers)
 
 
 def _sentence_columns(table: _Table) -> tuple[tuple[int, ...], int | None]:
@@ -228,6 +233,8 @@ def _no_class(table: _Table, line: int, cell: str, classes: int) -> DataError:
 def _read(path: Path, key: str) -> _Table:
     where = f"{key}: {path.name}"
     text = read_text(path, key)
+    if "\0" in text:
+        raise DataError(f"{where} holds a NUL, which is no character of a table", hint="Save it as UTF-8 text.")
     try:
         rows = list(_rows(text, **_dialect(path, text)))
     except csv.Error as error:

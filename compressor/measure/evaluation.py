@@ -20,7 +20,6 @@ passes by accident. Which data allow which metric is stated in `compressor.archi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,12 +30,14 @@ import numpy as np
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import EvalData, Inputs, PairData, TextData
 from compressor.data.reading import model_batches
-from compressor.errors import DataError, ModelError, UsageError, did_you_mean
+from compressor.errors import DataError, UsageError, did_you_mean
 from compressor.measure.heads import HeadData, measure_head
 from compressor.measure.runner import Runner
 from compressor.measure.scores import Quality, Scores, quality_of
 from compressor.measure.statistics import F64, Correlation, Ratio, Statistic
 from compressor.recipe import METRICS
+from compressor.storage.files import own_file
+from compressor.storage.json_files import read_json
 
 LOGIT_BUDGET = 8 << 20
 """Elements of one batch of logits [B, T, V]: larger batches only cost memory."""
@@ -189,18 +190,16 @@ def pooling_of(*folders: Path | None) -> str:
         ModelError: such a file is not what that library writes.
     """
     for folder in folders:
-        path = folder / "1_Pooling" / "config.json" if folder is not None else None
-        if path is not None and path.is_file():
-            try:
-                config = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                raise ModelError(f"1_Pooling/config.json cannot be read: {error}") from error
+        path = own_file(folder, _POOLING) if folder is not None else None
+        if path is not None:
+            config = read_json(path, name=_POOLING)
             if isinstance(mode := config.get("pooling_mode"), str):
                 return mode
             return next((m for m, key in _POOLING_KEYS.items() if config.get(key)), "mean")
     return "mean"
 
 
+_POOLING = "1_Pooling/config.json"
 _POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",

@@ -13,8 +13,10 @@ from compressor._lazy import lazy
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine.processor import target_for
+from compressor.machine.shortage import raise_shortage
 from compressor.measure.runner import Array, Past, complete, first_line, greedy
 from compressor.storage.artifact import ONNX_MODEL, runtime_model
+from compressor.storage.files import check_folder
 from compressor.storage.processor import target_of_folder
 
 ort = lazy("onnxruntime")
@@ -46,9 +48,10 @@ class OnnxRunner:
                 that the artifact is for.
 
         Raises:
-            ModelError: there is no such file, or ONNX Runtime refuses it.
+            ModelError: there is no such file, ONNX Runtime refuses it, or files of the folder are not its own.
         """
         self.folder = Path(folder)
+        check_folder(self.folder)
         settings = imitation(self.folder) if settings is None else settings
         path = runtime_model(self.folder)
         if _EXACT in settings and path is not None and (self.folder / ONNX_MODEL).is_file():
@@ -68,6 +71,7 @@ class OnnxRunner:
         try:
             self._session = ort.InferenceSession(graph or str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+            raise_shortage(error)
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         self._inputs: dict[str, Any] = {i.name: i for i in self._session.get_inputs()}
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]

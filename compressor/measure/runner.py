@@ -7,7 +7,6 @@ that `extend` returns and takes back. Encoders return `last_hidden_state` [B, T,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 
 from compressor.architectures.tasks import stated_task
 from compressor.data.kinds import Ids, Inputs
-from compressor.errors import ModelError
+from compressor.errors import ModelError, brief
+from compressor.storage.files import own_file
+from compressor.storage.json_files import read_json
 
 Array: TypeAlias = NDArray[np.float32]
 Past: TypeAlias = Any
@@ -96,24 +97,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing or is not a JSON object.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no config.json there", hint="A model folder holds config.json.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds a {type(config).__name__}, not an object")
-    return config
+    file = own_file(folder, "config.json")
+    if file is None:
+        raise ModelError(f"{folder}: no config.json there", hint="A model folder holds config.json.")
+    return read_json(file)
 
 
 def task_of(config: dict[str, Any]) -> str:
-    """Return the task that the class named in `architectures` serves; an encoder body has none of its own."""
-    name = str((config.get("architectures") or [""])[0])
-    return stated_task([name]) or "feature-extraction"
+    """Return the task that the class named in `architectures` serves; an encoder body has none of its own.
+
+    Raises:
+        ModelError: `architectures` is no list of names.
+    """
+    stated = config.get("architectures") or [""]
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise ModelError(f"config.json: architectures is {brief(stated)}; allowed: a list of class names")
+    return stated_task(stated[:1]) or "feature-extraction"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; the name of its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, cut to a sane length; the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -14,8 +14,10 @@ import numpy as np
 from compressor._lazy import lazy
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Ids, Inputs
-from compressor.errors import ModelError, UsageError
-from compressor.measure.runner import Array, Past, complete, first_line, greedy, read_config, task_of
+from compressor.errors import ModelError, UsageError, brief, summary
+from compressor.machine.shortage import raise_shortage
+from compressor.measure.runner import Array, Past, complete, greedy, read_config, task_of
+from compressor.storage.files import check_folder
 
 torch = lazy("torch")
 transformers = lazy("transformers")
@@ -82,8 +84,9 @@ def load_torch(folder: Path) -> Any:
     Raises:
         ModelError: the folder cannot be loaded, or weights are missing from it or left over.
     """
+    check_folder(folder)
     config = read_config(folder)
-    if "compression" in config or ("quantization_config" in config and not _library(config)):
+    if "compression" in config or (config.get("quantization_config") is not None and not _library(config)):
         from compressor.model.folder import load
 
         return load(folder)
@@ -91,10 +94,16 @@ def load_torch(folder: Path) -> Any:
     try:
         with quiet():
             model, info = auto.from_pretrained(
-                str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True, use_safetensors=True
+                str(folder),
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
-        raise ModelError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
+        raise_shortage(error)
+        raise ModelError(f"{folder}: transformers cannot load it: {summary(error)}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         # The pooler is no part of what an encoder returns here, and many checkpoints come without it.
         if names := [str(name) for name in sorted(info.get(kind) or []) if "pooler." not in str(name)]:
@@ -106,11 +115,14 @@ def _library(config: dict[str, Any]) -> bool:
     """Tell whether compressed-tensors is installed.
 
     Raises:
-        ModelError: it is not, and the model cannot do without it.
+        ModelError: it is not, and the model cannot do without it; or the section is none of that library's.
     """
+    stated = config["quantization_config"]
+    groups = stated.get("config_groups", {}) if isinstance(stated, dict) else None
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise ModelError(f"config.json: quantization_config is {brief(stated)}; allowed: an object with config_groups")
     if importlib.util.find_spec("compressed_tensors") is not None:
         return True
-    groups = config["quantization_config"].get("config_groups", {})
     if any(group.get("input_activations") for group in groups.values()):
         raise ModelError(
             "the model computes in 8-bit integers, for which compressed-tensors must be installed",

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from compressor.architectures import Family, StackShapes, shapes_in, shapes_section, stock_shapes
-from compressor.errors import ModelError
+from compressor.errors import ModelError, summary
 from compressor.storage.grids import GridSpec, read_section
 
 SECTION = "compression"
@@ -133,7 +133,7 @@ def _applied(blueprint: Blueprint, section: Any) -> Blueprint:
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"config.json: the compression section does not describe the model's layers: {error}"
+            f"config.json: the compression section does not describe the model's layers: {summary(error)}"
         ) from error
 
 

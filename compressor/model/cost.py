@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.model.folder import ModelFolder
+from compressor.model.folder import UNBUILDABLE, ModelFolder, unbuildable
 from compressor.storage.packed import checkpoint_bytes, grid_bytes
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
@@ -33,12 +33,18 @@ def count_flops(model: ModelFolder, length: int) -> int:
     """Return the FLOPs of one forward pass over one sample: matrix products, convolutions and attention.
 
     A multiplication and an addition count as two. For images `length` is ignored.
+
+    Raises:
+        ModelError: config.json describes modules that do not fit together.
     """
     skeleton = model.skeleton()
     torch.nn.Module.to(skeleton, "meta")  # transformers wraps `to` without types
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        skeleton(**_meta_inputs(model, length))
+    try:
+        with torch.no_grad(), counter:
+            skeleton(**_meta_inputs(model, length))
+    except UNBUILDABLE as error:
+        raise unbuildable(error) from error
     return int(counter.get_total_flops())
 
 

@@ -12,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.architectures import Family, StackShapes, family_of
 from compressor.architectures.tasks import TASKS, Head, head_of, task_of
-from compressor.errors import ModelError
+from compressor.errors import ModelError, summary
+from compressor.machine.shortage import raise_shortage
 from compressor.model.blueprint import Blueprint, read_blueprint
 from compressor.model.leftovers import check_leftovers
 from compressor.model.names import (
@@ -30,8 +31,21 @@ from compressor.storage.grids import SCALE, ZERO_POINT, Grid, GridSpec
 from compressor.storage.packed import PACKED, PackedEntry, packed_entry
 from compressor.storage.tensors import Checkpoint, Entry, same_values, stored_entries
 
-_UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modules raise when their config makes no sense."""
+
+
+def unbuildable(error: BaseException) -> ModelError:
+    """Return the error for a config whose modules cannot be built, or do not fit together.
+
+    Raises:
+        ResourceError: it is for want of memory that they cannot.
+    """
+    raise_shortage(error)
+    return ModelError(
+        f"config.json describes a model that cannot be built: {type(error).__name__}: {summary(error)}",
+        hint="Take config.json from the same place as the weights.",
+    )
 
 
 @dataclass(frozen=True)
@@ -161,11 +175,8 @@ class ModelFolder:
         """Return the skeleton of all that config.json describes."""
         try:
             return build_skeleton(self.config, self.family, self.task, self.blueprint)
-        except _UNBUILDABLE as error:
-            raise ModelError(
-                f"config.json describes a model that cannot be built: {type(error).__name__}: {error}",
-                hint="Take config.json from the same place as the weights.",
-            ) from error
+        except UNBUILDABLE as error:
+            raise unbuildable(error) from error
 
     @cached_property
     def _absent(self) -> tuple[str, ...]:

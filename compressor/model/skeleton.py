@@ -51,7 +51,7 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
     """
     with parameters_on_meta():
         auto = getattr(transformers, TASKS[task].auto_class)
-        model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa")
+        model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
     model.requires_grad_(False)
     _check_norms(model, family)
     resize(model, family, blueprint)

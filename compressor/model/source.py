@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from compressor.architectures import Family, family_named
-from compressor.errors import ModelError, did_you_mean
+from compressor.errors import ModelError, brief, did_you_mean, summary
+from compressor.machine.shortage import raise_shortage
 from compressor.model.foreign import refuse_adapter, refuse_foreign_codes
+from compressor.storage.files import check_folder, own_file
+from compressor.storage.json_files import read_json
 
 OWN_TYPE = "compressed_"
 """What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
@@ -25,7 +28,8 @@ def resolve_path(model: str, *, revision: str | None = None) -> Path:
     """Return the local folder of a model: `demo`, a folder, or a hub id whose needed files are then downloaded.
 
     Raises:
-        ModelError: there is no such folder, and the hub does not have it or cannot be reached.
+        ModelError: there is no such folder, and the hub does not have it or cannot be reached; or the folder holds
+            files that are not its own (see `compressor.storage.files`).
     """
     if model == "demo":
         from compressor.demo import MODEL_DIR
@@ -33,6 +37,7 @@ def resolve_path(model: str, *, revision: str | None = None) -> Path:
         return Path(MODEL_DIR)
     folder = Path(model).expanduser()
     if folder.is_dir():
+        check_folder(folder)
         return folder
     if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
         raise ModelError(f"{model}: no such folder", hint="Give a local model folder or a hub id such as owner/name.")
@@ -54,15 +59,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         ModelError: it is missing, is not a config, is of a family that is not covered, or asks for remote code that was
             not allowed.
     """
-    file = folder / "config.json"
+    file = own_file(folder, "config.json")
     refuse_adapter(folder)
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no config.json", hint="Give the folder of a Hugging Face model.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file.name} cannot be read: {error}") from error
-    if not isinstance(raw, dict) or "model_type" not in raw:
+    if file is None:
+        raise ModelError(f"{folder}: no config.json", hint="Give the folder of a Hugging Face model.")
+    raw = read_json(file)
+    if "model_type" not in raw:
         raise ModelError(f"{folder}: config.json names no model_type")
     refuse_foreign_codes(raw)
     if "transformers_weights" in raw:
@@ -75,6 +77,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         kind = kind.removeprefix(OWN_TYPE)
         raw["architectures"] = [str(name).removeprefix(OWN_CLASS) for name in raw.get("architectures") or ()]
     family_named(kind)
+    check_numbers(raw)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -82,19 +85,63 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
             return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=True))
         config: PretrainedConfig = AutoConfig.for_model(kind, **{k: v for k, v in raw.items() if k != "auto_map"})
         return config
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError) as error:
-        raise ModelError(f"config.json is not a config that transformers understands: {error}") from error
     except Exception as error:  # transformers validates configs with huggingface_hub's own error classes
-        raise ModelError(f"config.json: {type(error).__name__}: {error}") from error
+        raise_shortage(error)
+        what = f"{type(error).__name__}: {summary(error)}"
+        raise ModelError(f"config.json is not a config that transformers understands: {what}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuse numbers in config.json that no model has, before modules of them are built.
+
+    Raises:
+        ModelError: a size is no number from 1 to its bound, another number is out of all bounds, or the padding token
+            is none of the vocabulary.
+    """
+    for key, value in config.items():
+        least, most = (1, _MOST[key]) if key in _MOST else (-_LARGEST, _LARGEST)
+        for number in value if isinstance(value, list) and key in _SIDES else [value]:
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if (key in _MOST or whole) and number is not None and not (whole and least <= number <= most):
+                raise _no_size(f"{key} is {brief(value)}; allowed: whole numbers from {least} to {most}")
+    size, padding = config.get("vocab_size"), config.get("pad_token_id")
+    if isinstance(size, int) and isinstance(padding, int) and padding >= size:
+        raise _no_size(f"pad_token_id is {brief(padding)}; vocab_size is {size}, so tokens are 0 to {size - 1}")
+
+
+def _no_size(problem: str) -> ModelError:
+    return ModelError(f"config.json: {problem}", hint="Take config.json from the same place as the weights.")
+
+
+_LARGEST = 2**53
+_SIDES = ("image_size", "patch_size")
+"""Keys that may state height and width apart."""
+_MOST = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "ffn_dim": 2**22,
+    "word_embed_proj_dim": 2**20,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**16,
+    "vocab_size": 2**26,
+    "max_position_embeddings": 2**24,
+    "image_size": 2**14,
+    "patch_size": 2**12,
+    "num_channels": 2**10,
+    "num_labels": 2**20,
+}
+"""Key of config.json -> beyond what it takes minutes, or more memory than there is, to build a model of no weights."""
 
 
 def check_activation(config: PretrainedConfig, family: Family) -> None:
     """Raise ModelError where config.json names an activation that transformers does not have."""
     given = getattr(config, family.activation_key)
-    if given not in ACT2FN:
+    if not isinstance(given, str) or given not in ACT2FN:
+        near = did_you_mean(given, ACT2FN) if isinstance(given, str) else ""
         raise ModelError(
-            f"config.json: {family.activation_key} is {given!r}{did_you_mean(given, ACT2FN)};"
-            f" allowed: {', '.join(sorted(ACT2FN))}"
+            f"config.json: {family.activation_key} is {brief(given)}{near}; allowed: {', '.join(sorted(ACT2FN))}"
         )

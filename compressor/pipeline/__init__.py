@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from compressor.pipeline.alone import bench, evaluate
 from compressor.pipeline.inspect import inspect
-from compressor.pipeline.judge import Evaluation, bench, evaluate, verify
+from compressor.pipeline.judge import Evaluation, verify
 from compressor.pipeline.plan import plan
 from compressor.pipeline.run import run
 

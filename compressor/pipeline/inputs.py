@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,10 +51,10 @@ def _hash_of_images(request: DataRequest, path: Path, head: Head | None) -> str:
     if head is None or not labels.is_file():
         return ""  # what is wrong with it is said when it is read
     digest = hashlib.sha256(labels.read_bytes())
-    root = labels.parent.resolve()
+    root = Path(os.path.realpath(labels.parent))
     for name in sorted({name for (name,) in read_labels(labels, request.key, head).texts}):
-        file = (root / name).resolve()
-        if file.is_relative_to(root) and file.is_file():
+        file = Path(os.path.realpath(root / name))
+        if file.is_relative_to(root) and os.path.isfile(file):
             digest.update(f"\n{name} {sha256_of(file)}".encode())
     return digest.hexdigest()
 

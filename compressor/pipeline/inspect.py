@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressorError
+from compressor.errors import ModelError
 from compressor.measure.benchmark import file_bytes
 from compressor.model.cost import count_flops, default_length, recorded_layers
 from compressor.model.folder import ModelFolder, open_model
 from compressor.pipeline.place import restore
 from compressor.storage.artifact import runtime_model
+from compressor.storage.files import own_file
+from compressor.storage.json_files import read_json
 from compressor.verification import MANIFEST
 
 _INSPECT_TOKENS = 512
@@ -60,7 +61,7 @@ def _layers(model: ModelFolder) -> list[dict[str, Any]]:
 
 def _verdict(folder: Path) -> str | None:
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return str(report["verdict"])
-    except (OSError, ValueError, KeyError, TypeError, CompressorError):
+        report = own_file(folder, "report.json")
+        return str(read_json(report)["verdict"]) if report is not None else None
+    except (ModelError, KeyError):
         return None

@@ -174,6 +174,7 @@ def _request(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) ->
         length=sample_length(source, stated, f"{purpose}.length"),
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,
         purpose=purpose,
+        trust_remote_code=recipe.model.trust_remote_code,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Batches, EvalData, Inputs, TextData
 from compressor.data.reading import model_batches
-from compressor.errors import UsageError
+from compressor.errors import ModelError, UsageError
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
@@ -31,6 +30,7 @@ from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folde
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.grids import precision_of
+from compressor.storage.json_files import read_json
 from compressor.storage.processor import TARGET
 from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
 from compressor.verification.probes import write_probes
@@ -267,7 +267,7 @@ def _place(out: Path, verdict: Verdict) -> Path:
     if verdict.passed or not out.is_dir() or not any(out.iterdir()):
         return out
     try:
-        kept = json.loads((out / "report.json").read_text(encoding="utf-8")).get("verdict") == "passed"
-    except (OSError, ValueError, AttributeError, RecursionError):
+        kept = read_json(out / "report.json").get("verdict") == "passed"
+    except ModelError:
         kept = True
     return rejected_folder(out) if kept else out

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from compressor.errors import ModelError
+from compressor.storage.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class ArtifactFacts:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(file)
+    except ModelError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from compressor.storage.files import own_file
+
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -28,12 +30,17 @@ COMPANIONS = (
 
 
 def copy_companions(source: Path, out: Path) -> list[Path]:
-    """Copy the files of `COMPANIONS` that `source` has into `out`; return the copies."""
+    """Copy the files of `COMPANIONS` that `source` has into `out`; return the copies.
+
+    Raises:
+        ModelError: one of them leads outside the folder.
+    """
     copies = []
     for name in COMPANIONS:
-        if (source / name).is_file():
+        file = own_file(source, name)
+        if file is not None:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             # The contents alone: a hub folder holds read-only links.
-            shutil.copyfile(source / name, out / name)
+            shutil.copyfile(file, out / name)
             copies.append(out / name)
     return copies

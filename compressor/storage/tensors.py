@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.errors import ModelError, ResourceError
+from compressor.errors import ModelError, ResourceError, summary
+from compressor.storage.files import read_index
+from compressor.storage.json_files import as_object, parse_json
+from compressor.storage.regular import open_regular
 
 torch = lazy("torch")
 
@@ -182,16 +185,17 @@ def read_header(file: Path) -> dict[str, Entry]:
     """
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(size - 8, _MAX_HEADER):
                 raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(length), object_pairs_hook=_unique)
+            what = f"the header of {file.name}"
+            header = as_object(parse_json(stream.read(length), what, pairs=_unique), what)
         header.pop("__metadata__", None)
         if foreign := [name for name, item in header.items() if item["dtype"] not in _DTYPES]:
             raise ModelError(
-                f"{file.name}: {len(foreign)} tensors are stored in a dtype that is not read: {foreign[0]} is"
-                f" {header[foreign[0]]['dtype']}; allowed: {', '.join(_DTYPES)}",
+                f"{file.name}: {len(foreign)} tensors are stored in a dtype that is not read: {foreign[0]:.80} is"
+                f" {header[foreign[0]]['dtype']:.20}; allowed: {', '.join(_DTYPES)}",
                 hint="Convert the weights to BF16 or F32, or take the model before it was quantized.",
             )
         entries = {name: _entry(file, name, item, 8 + length) for name, item in header.items()}
@@ -199,9 +203,9 @@ def read_header(file: Path) -> dict[str, Entry]:
         return entries
     except FileNotFoundError:
         raise ModelError(f"{file.name}: no such file in {file.parent.name}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
         raise ModelError(
-            f"{file.name} is not a whole safetensors file: {error}", hint="Download or copy the model again."
+            f"{file.name} is not a whole safetensors file: {summary(error)}", hint="Download or copy the model again."
         ) from error
 
 
@@ -269,15 +273,9 @@ def stored_entries(folder: Path) -> dict[str, Entry]:
             hint="Only safetensors weights under these names are read; pickle files (.bin, .pt) never are."
             " Convert the model first.",
         )
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(file) for file in shards.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{INDEX} cannot be read: {error}") from error
-    if outside := [file for file in files if Path(file).name != file]:
-        raise ModelError(f"{INDEX} points outside the model folder: {outside[0]!r}")
+    shards = read_index(index)
     entries: dict[str, Entry] = {}
-    for file in sorted(files):
+    for file in sorted(set(shards.values())):
         found = read_header(folder / file)
         if twice := sorted(set(found) & set(entries)):
             raise ModelError(f"{twice[0]} is in two shards, {entries[twice[0]].file.name} and {file}")

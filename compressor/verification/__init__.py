@@ -15,9 +15,18 @@ from typing import Any
 
 from compressor.data.kinds import EvalData
 from compressor.data.reading import load_data
-from compressor.errors import CompressorError, DataError, ModelError, ResourceError, UsageError, VerificationError
+from compressor.errors import (
+    CompressorError,
+    DataError,
+    ModelError,
+    ResourceError,
+    UsageError,
+    VerificationError,
+    restored,
+)
 from compressor.machine.fresh import Ended, run_preloaded
 from compressor.machine.memory import peak_memory
+from compressor.machine.shortage import mentions_shortage
 from compressor.measure.benchmark import Timing, compare, file_bytes
 from compressor.measure.evaluation import check_metrics, measure
 from compressor.measure.opening import open_runner
@@ -27,6 +36,7 @@ from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
 from compressor.recipe import BOUNDS, METRICS
 from compressor.storage.artifact import runtime_model
+from compressor.storage.files import foreign_files, is_inside
 from compressor.verification.baked import check_baked
 from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
@@ -37,7 +47,6 @@ from compressor.verification.manifest import (
     REFERENCE,
     check_files,
     check_shapes,
-    is_inside,
     parameter_count,
     read_manifest,
     seal,
@@ -205,15 +214,12 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise VerificationError(f"the verifying process left no verdict that can be read: {error}") from error
     if verdict is None:
-        errors: tuple[type[CompressorError], ...] = (UsageError, ModelError, VerificationError, ResourceError)
-        kinds = {kind.exit_code: kind for kind in errors}
-        kind = kinds.get(data["error"]["exit_code"], CompressorError)
-        raise kind(data["error"]["message"], hint=data["error"]["hint"])
+        raise restored(data["error"])
     return whole(verdict)
 
 
 def _raise_crash(done: Ended) -> None:
-    if done.code == -9:
+    if done.code == -9 or mentions_shortage(done.last_line):
         raise ResourceError("the verifying process was killed, most likely for want of memory")
     if done.code < 0:
         raise VerificationError(f"the verifying process crashed (signal {-done.code}): the artifact breaks its runtime")
@@ -234,10 +240,13 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
         checks += _guard("files", lambda: check_files(folder, manifest))
     except ModelError as error:
         checks.append(failed("files.manifest", error))
-    escaping = sorted(path.name for path in folder.iterdir() if not is_inside(folder, path.name))
-    checks.append(yes("files.links", not escaping, f"links to outside of the folder: {', '.join(escaping)}"))
-    # A file that leads outside its folder is never handed to a runtime.
-    runner = None if escaping else _check_weights(job, manifest, checks)
+    foreign = foreign_files(folder)
+    escaping = [path.name for path in folder.iterdir() if path.name not in foreign and not is_inside(folder, path.name)]
+    reasons = [*foreign.values(), *(f"{name} is a link to outside of the folder" for name in sorted(escaping))]
+    checks.append(yes("files.links", not reasons, "; ".join(reasons)))
+    if reasons:  # what is no file of the folder is never handed to a library
+        return checks, None, manifest
+    runner = _check_weights(job, manifest, checks)
     checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
     checks += _guard("companions", lambda: check_beside(folder, job.dense))
     return checks, runner, manifest

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import CompressorError, ResourceError, UsageError, described
+from compressor.machine.shortage import is_shortage, shortage
+from compressor.storage.json_files import read_json
 from compressor.verification import Job, verify
-from compressor.verification.verdict import read_json
 
 
 def main(arguments: list[str]) -> int:
@@ -26,8 +27,11 @@ def main(arguments: list[str]) -> int:
         verdict = verify(_read_job(request), advance=lambda done: print(done, flush=True))
         data, code = verdict.to_json(), verdict.exit_code
     except CompressorError as error:
-        data = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
-        code = error.exit_code
+        data, code = {"error": described(error)}, error.exit_code
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        data, code = {"error": described(shortage(error))}, ResourceError.exit_code
     answer.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
     return code
 

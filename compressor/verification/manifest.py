@@ -24,11 +24,13 @@ from typing import Any
 
 from compressor.errors import ModelError
 from compressor.storage.artifact import BESIDE, SIGNATURE
+from compressor.storage.files import is_inside, own_file
+from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
 from compressor.verification.strangers import REFERENCE as REFERENCE
 from compressor.verification.strangers import check_names, strangers
 from compressor.verification.tokens import probe_record
-from compressor.verification.verdict import Check, failed, read_json, yes
+from compressor.verification.verdict import Check, failed, yes
 from compressor.verification.weights import StoredWeights, open_weights
 
 MANIFEST = "compression.json"
@@ -184,21 +186,13 @@ def parameter_count(model: Any, *, without: str | None = None) -> int:
     return total
 
 
-def is_inside(folder: Path, name: str) -> bool:
-    """Tell whether a relative path stays in the folder, also through symbolic links."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or not name:
-        return False
-    return (folder / name).resolve().is_relative_to(folder.resolve())
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read compression.json.
 
     Raises:
         ModelError: it is missing or cannot be read.
     """
-    return read_json(folder / MANIFEST)
+    return read_json(own_file(folder, MANIFEST) or folder / MANIFEST)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from compressor._lazy import lazy
-from compressor.errors import ModelError
+from compressor.data.preprocessors import TOKENIZER, library_calls, load_tokenizer, try_tokenizer
+from compressor.errors import DataError, ModelError
+from compressor.storage.files import own_file
+from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
-from compressor.verification.verdict import Check, read_json, yes
+from compressor.verification.verdict import Check, yes
 
 tokenizers = lazy("tokenizers")
-transformers = lazy("transformers")
 
 PROBE = "In 1984, Zoë's 3 quick brown foxes (and 12 dogs!) jumped over the lazy café: naïve? Yes - 100% so.\n"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
@@ -42,7 +44,8 @@ def check_tokenizer(folder: Path, manifest: Mapping[str, Any], dense: Path | Non
         ids, size = _encode(folder, recorded["text"] if isinstance(recorded, dict) else PROBE)
     except ModelError as error:
         return [*checks, yes("tokenizer.present", False, error.message, damaged=True)]
-    rows = int(read_json(folder / "config.json").get("vocab_size") or 0)
+    stated = read_json(folder / "config.json").get("vocab_size")
+    rows = stated if isinstance(stated, int) else 0
     reason = f"the tokenizer has {size} tokens, the model's embedding {rows} rows: it is another model's tokenizer"
     checks.append(yes("tokenizer.vocabulary", size <= rows, reason, value=size))
     expected = recorded.get("ids") if isinstance(recorded, dict) else None
@@ -60,13 +63,22 @@ def _same(file: Path, other: Path) -> bool:
 
 
 def _encode(folder: Path, text: str = PROBE) -> tuple[list[int], int]:
-    """Return the ids of a text and the number of tokens that the tokenizer knows (highest id + 1)."""
+    """Return the ids of a text and the number of tokens that the tokenizer knows (highest id + 1).
+
+    Raises:
+        ModelError: the tokenizer cannot be used.
+    """
+    what = f"the tokenizer of {folder.name}"
     try:
-        if (folder / "tokenizer.json").is_file():
-            fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        file = own_file(folder, TOKENIZER)
+        if file is None:
+            slow = load_tokenizer(folder, folder.name)
+            with library_calls(what):
+                return list(slow(text)["input_ids"]), max(slow.get_vocab().values(), default=-1) + 1
+        try_tokenizer(file, what)
+        with library_calls(what):
+            fast = tokenizers.Tokenizer.from_file(str(file))
             vocabulary = fast.get_vocab(with_added_tokens=True)
             return list(fast.encode(text).ids), max(vocabulary.values(), default=-1) + 1
-        slow = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return list(slow(text)["input_ids"]), max(slow.get_vocab().values(), default=-1) + 1
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise ModelError(f"the tokenizer of {folder.name} cannot be read: {str(error).splitlines()[0]}") from error
+    except DataError as error:
+        raise ModelError(error.message, hint=error.hint) from error

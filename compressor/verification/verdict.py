@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 
 from compressor.data.reading import DataRequest
 from compressor.errors import ModelError, UsageError, VerificationError
+from compressor.machine.shortage import raise_shortage
 
 Bounds: TypeAlias = Mapping[str, Mapping[str, float]]
 Scalar: TypeAlias = bool | int | float | str | None
@@ -96,10 +96,15 @@ def not_judged(name: str, why: str, value: Scalar = None) -> Check:
 
 
 def failed(name: str, error: BaseException) -> Check:
-    """Turn an error into a failed check; an unreadable model counts as damaged."""
+    """Turn an error into a failed check; an unreadable model counts as damaged.
+
+    Raises:
+        ResourceError: memory ran out, which says nothing of the artifact.
+    """
+    raise_shortage(error)
     text = str(getattr(error, "message", error)).strip() or type(error).__name__
     # ONNX Runtime derives its exceptions from Exception directly; its text alone says what happened.
-    return Check(name, False, reason=text.splitlines()[0], damaged=isinstance(error, ModelError))
+    return Check(name, False, reason=text.splitlines()[0][:300], damaged=isinstance(error, ModelError))
 
 
 @dataclass(frozen=True)
@@ -244,23 +249,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ModelError: the file is missing or holds something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.name} is missing from {path.parent.name}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path.name} holds a {type(data).__name__}, not a JSON object")
-    return data
 
 
 def _short(value: float | None) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import onnx_ir as ir
 
 from compressor.exporters.onnx.saving import GRAPH
+from compressor.storage.files import own_file
+from compressor.storage.json_files import read_json
 
 NAME = "genai_config.json"
 # "llama" is what the runtime calls any decoder with this set of inputs.
@@ -102,10 +104,8 @@ def genai_document(source: Path, config: Any, ports: Mapping[str, Sequence[int |
 
 def _special_tokens(source: Path, config: Any) -> dict[str, Any]:
     """Return begin, end and padding token ids; the runtime wants numbers: the end token stands for missing ones."""
-    stated: dict[str, Any] = {}
-    file = source / "generation_config.json"
-    if file.is_file():
-        stated = json.loads(file.read_text(encoding="utf-8"))
+    file = own_file(source, "generation_config.json")
+    stated = read_json(file) if file is not None else {}
     found = {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = stated.get(name)

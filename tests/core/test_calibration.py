@@ -59,7 +59,7 @@ def test_too_little_text_says_how_much_there_is(pico: Pico, tmp_path: Path, purp
     (tmp_path / "short.txt").write_text("a few words only")
     with pytest.raises(DataError, match=f"{purpose}.data: short.txt has .* tokens, too little for 4 samples") as caught:
         load_data(request(tmp_path / "short.txt", purpose=purpose), "text-generation", pico("llama"))
-    assert f"{purpose}.samples" in str(caught.value)
+    assert f"{purpose}.length" in str(caught.value) and "at most 0" not in str(caught.value)
     assert caught.value.exit_code == 3
 
 
