@@ -9,7 +9,7 @@ import json
 from io import TextIOWrapper
 from pathlib import Path
 
-from compressor.errors import DataError, brief
+from compressor.errors import DataError
 from compressor.storage.regular import open_regular
 
 DOCUMENT_END = "<|endoftext|>"
@@ -96,7 +96,7 @@ def parse_document(line: str, path: Path, number: int | None, key: str) -> str:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f'{where}: not JSON with a "text" field', hint='Each line is {"text": "..."}.') from error
     if not isinstance(document, str) or not _is_unicode(document):
-        raise DataError(f'{where}: "text" is {brief(document)}; allowed: a string of Unicode characters')
+        raise DataError(f'{where}: "text" is {json.dumps(document)[:60]}; allowed: a string of Unicode characters')
     return document
 
 

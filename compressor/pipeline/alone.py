@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError, ModelError, ResourceError, described, restored, summary
-from compressor.machine.fresh import Ended, run_module
+from compressor.machine.fresh import Ended, run_preloaded
 from compressor.machine.libraries import calm_libraries
 from compressor.machine.progress import NullProgress, Progress
 from compressor.machine.shortage import is_shortage, mentions_shortage, shortage
@@ -87,7 +87,7 @@ def _alone(function: str, path: str, given: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="compressor-alone-") as folder:
         job, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
         job.write_text(json.dumps({"function": function, "path": path, "given": given}), encoding="utf-8")
-        done = run_module("compressor.pipeline.alone", str(job), str(answer), threads=given["threads"])
+        done = run_preloaded("compressor.pipeline.alone", str(job), str(answer), threads=given["threads"])
         if not answer.is_file():
             raise _crash(path, done)
         result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))

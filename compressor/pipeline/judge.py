@@ -28,6 +28,7 @@ from compressor.recipe import ExportSection, ModelSection, load_bounds, load_rec
 from compressor.report.schema import build_report
 from compressor.report.seal import check_metrics_again, check_recipe, check_reports
 from compressor.storage.artifact import runtime_model
+from compressor.storage.files import own_file
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.manifest import MANIFEST, read_manifest
 from compressor.verification.signature import check_signature
@@ -243,12 +244,20 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def _own_recipe(artifact: Path) -> Path | None:
+    """Return the recipe in an artifact; None where it is none of its files, of which verification says so."""
+    try:
+        return own_file(artifact, RECIPE)
+    except ModelError:
+        return None
+
+
 def _bounds(artifact: Path, file: Path | None, *, with_recipe: bool) -> dict[str, dict[str, float]]:
     """Return the bounds of a file, else those of the artifact's own recipe where it counts, else none."""
-    own = artifact / RECIPE
+    own = _own_recipe(artifact)
     if file is not None:
         return {name: bound.to_json() for name, bound in load_bounds(file).items()}
-    if not with_recipe or not own.is_file():
+    if not with_recipe or own is None:
         return {}
     try:
         return {name: bound.to_json() for name, bound in load_bounds(own).items()}
@@ -261,8 +270,8 @@ def _evaluation_data(
 ) -> tuple[DataRequest | None, tuple[str, ...]]:
     """Return what to evaluate on, and the metrics: what the user says, else what the artifact's recipe says."""
     section = None
-    own = artifact / RECIPE
-    if own.is_file() and (with_recipe or data is not None):
+    own = _own_recipe(artifact)
+    if own is not None and (with_recipe or data is not None):
         with contextlib.suppress(RecipeError):  # of another release: its bounds were read, its passes are not needed
             section = load_recipe(own, options=method_options()).evaluation
     samples, length = (section.samples, section.length) if section is not None else (None, 512)

@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 Options = Mapping[str, type[BaseModel]]
+_MAX_PASSES = 64
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,9 @@ def _passes(value: Mapping[str, Any], options: Options, document: Document) -> t
     items = value["passes"]
     if not isinstance(items, list):
         message = f"expected a list such as `- magnitude: {{sparsity: 0.3}}`, got {shown(items)}"
+        return [], [Problem("passes", message, line_of(("passes",), document))]
+    if len(items) > _MAX_PASSES:
+        message = f"{len(items)} methods; at most {_MAX_PASSES} are read"
         return [], [Problem("passes", message, line_of(("passes",), document))]
     entries: list[PassEntry] = []
     problems: list[Problem] = []

@@ -25,10 +25,11 @@ from compressor.report.facts import ArtifactFacts
 from compressor.report.html import html_report
 from compressor.report.junit import junit_report
 from compressor.report.schema import Report, build_ratios, check_report
+from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
 from compressor.verification.companions import differing_keys, flat
 from compressor.verification.manifest import MANIFEST
-from compressor.verification.verdict import Check, failed, read_json, yes
+from compressor.verification.verdict import Check, failed, yes
 
 REPORT = "report.json"
 SEAL = "seal"

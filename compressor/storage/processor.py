@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import ModelError
 from compressor.machine.processor import TARGETS
+from compressor.storage.json_files import read_json
 
 TARGET = "target"
 """Key of compression.json."""
@@ -22,7 +23,6 @@ def stated_target(manifest: Mapping[str, Any]) -> str | None:
 def target_of_folder(folder: Path) -> str | None:
     """Return the kind of processor that the artifact in `folder` was made for; None where nothing says so."""
     try:
-        manifest = json.loads((folder / "compression.json").read_bytes())
-    except (OSError, ValueError, RecursionError):  # verification says what is wrong with it
+        return stated_target(read_json(folder / "compression.json"))
+    except ModelError:  # verification says what is wrong with it
         return None
-    return stated_target(manifest) if isinstance(manifest, dict) else None

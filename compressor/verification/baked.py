@@ -19,8 +19,9 @@ from compressor.architectures.tasks import TASKS
 from compressor.exporters.onnx.genai_config import NAME as GENAI
 from compressor.exporters.onnx.genai_config import genai_document
 from compressor.model.folder import ModelFolder, open_model
+from compressor.storage.json_files import read_json
 from compressor.verification.companions import differing_keys, flat
-from compressor.verification.verdict import Check, read_json, yes
+from compressor.verification.verdict import Check, yes
 from compressor.verification.weights import StoredWeights
 
 onnx = lazy("onnx")

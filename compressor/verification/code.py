@@ -9,7 +9,8 @@ from typing import Any
 from compressor.exporters.remote_code import MODULE, remote_code
 from compressor.model.blueprint import SECTION
 from compressor.model.folder import open_model
-from compressor.verification.verdict import Check, read_json, yes
+from compressor.storage.json_files import read_json
+from compressor.verification.verdict import Check, yes
 
 _READ_BY_CODE = ("paths", "head_dim")
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from compressor._lazy import lazy
 from compressor.architectures.tasks import TASKS
-from compressor.data.images import load_processor
+from compressor.data.preprocessors import load_processor, load_tokenizer
 from compressor.errors import DataError, ModelError
 from compressor.measure.runner import first_line, read_config
 from compressor.model.source import OWN_CLASS, OWN_TYPE
 from compressor.storage.companions import COMPANIONS
+from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
 from compressor.verification.tokens import PROBE
-from compressor.verification.verdict import Check, failed, read_json, yes
+from compressor.verification.verdict import Check, failed, yes
 
 tokenizers = lazy("tokenizers")
 transformers = lazy("transformers")
@@ -203,11 +204,9 @@ def rendered_chat(folder: Path) -> str:
         ModelError: transformers cannot read the tokenizer.
     """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError, ...
-        raise ModelError(f"the tokenizer of {folder.name} cannot be read: {first_line(error)}") from error
+        tokenizer = load_tokenizer(folder, folder.name)
+    except DataError as error:
+        raise ModelError(error.message, hint=error.hint) from error
     try:
         text = tokenizer.apply_chat_template(
             _MESSAGES, tokenize=False, add_generation_prompt=True, strftime_now=lambda form: "1 January 2025"

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from compressor.data.kinds import Inputs
 from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import run_preloaded
+from compressor.machine.shortage import mentions_shortage
 from compressor.measure.torch_runner import TorchRunner
 from compressor.verification.reference import write_reference
 
@@ -35,7 +36,7 @@ def write_probes(model: Path, target: Path, samples: Inputs | None = None) -> No
         if samples is not None:
             given.write_bytes(save({name: np.ascontiguousarray(array) for name, array in samples.items()}))
         done = run_preloaded("compressor.verification.probes", str(model), str(target), str(given))
-    if done.code == -9:
+    if done.code == -9 or (done.code not in (0, ModelError.exit_code) and mentions_shortage(done.stderr)):
         raise ResourceError("the process that runs the compressed model was killed, most likely for want of memory")
     if done.code == ModelError.exit_code:
         raise ModelError(done.stderr.strip())

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
-from compressor.errors import ModelError
+from compressor.errors import ModelError, summary
 from compressor.measure.runner import Array, Runner
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
+from compressor.storage.json_files import parse_json
 from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
 from compressor.verification.companions import companion_record
 from compressor.verification.outputs import SAMPLES, check_spread, has_label_sets, has_one_output, same_labels
@@ -335,10 +336,22 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise ModelError(f"{path.parent.name}/{path.name} is missing: nothing tells what the exported model computed")
     try:
         with safetensors.safe_open(str(path), framework="numpy") as handle:
-            facts = json.loads(handle.metadata()["reference"])
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
-    if not isinstance(facts, dict) or facts.get("version") not in (1, VERSION):
-        raise ModelError(f"{path.parent.name}/{path.name} is not a reference of version 1 to {VERSION}")
-    return tensors, facts
+            facts = _checked(parse_json(handle.metadata()["reference"], "its list of probes"))
+            return {name: handle.get_tensor(name) for name in handle.keys()}, facts  # noqa: SIM118
+    except (safetensors.SafetensorError, ModelError, OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {summary(error)}") from error
+
+
+def _checked(facts: Any) -> dict[str, Any]:
+    """Return what a reference says of its probes, in the form in which it was written.
+
+    Raises:
+        TypeError, ValueError, LookupError: it has another form.
+    """
+    if facts["version"] not in (1, VERSION):
+        raise ValueError(f"it is not of version 1 to {VERSION}")
+    cases = [Case(**{**entry, "chunks": tuple(entry["chunks"])}) for entry in facts["cases"]]
+    sizes = [size for case in cases for size in case.chunks]
+    if not isinstance(facts["task"], str) or not cases or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("it names no task, no probe, or a probe without tokens")
+    return dict(facts)

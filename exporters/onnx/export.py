@@ -24,6 +24,7 @@ from compressor.exporters.onnx.trace import quiet
 from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
 from compressor.exporters.result import ExportResult
 from compressor.storage.companions import copy_companions
+from compressor.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
@@ -84,7 +85,7 @@ def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = No
 
 def _write_config(source: Path, out: Path) -> None:
     """Copy config.json; code that it names does not come along, so that the copy names none."""
-    config = json.loads(source.read_text(encoding="utf-8"))
+    config = read_json(source)
     if config.pop("auto_map", None) is None:
         shutil.copyfile(source, out)
     else:

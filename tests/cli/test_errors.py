@@ -25,6 +25,11 @@ class OutOfMemoryError(RuntimeError):
     """Named as PyTorch's."""
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "shown"),
     [
@@ -42,6 +47,15 @@ class OutOfMemoryError(RuntimeError):
             5,
             "error: out of memory: ",
         ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5, "error: out of memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 5, "error: out of memory\n"),
+        (ImportError("\n\nIMPORTANT: PLEASE READ THIS FOR ADVICE ON HOW TO SOLVE THIS ISSUE!\n"), 5, "error: out of"),
+        (
+            caused(RuntimeError("Failed to import transformers.models"), MemoryError()),
+            5,
+            "error: out of memory: Failed",
+        ),
+        (ImportError("No module named 'nowhere'"), 1, "error: internal error: ImportError"),
         (OSError(errno.ENOSPC, "No space left", "/x/model.onnx"), 5, "error: no room left on disk (/x/model.onnx)\n"),
         (OSError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied\nnext:  Check the path"),
         (OSError(errno.EIO, "Input/output error", "/x"), 1, "error: internal error: OSError: [Errno 5]"),

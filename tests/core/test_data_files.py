@@ -173,3 +173,39 @@ def test_all_damaged_images_are_counted_and_the_first_named(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"1.png.*2.png.*3.png.*; 4 of 6 images are damaged") as caught:
         check_images(files, KEY)
     assert "4.png" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_eight_bits_are_refused(tmp_path: Path, mode: str) -> None:
+    from PIL import Image
+
+    value = float("nan") if mode == "F" else 40_000
+    Image.new(mode, (8, 8), value).save(tmp_path / "deep.tiff")
+    with pytest.raises(DataError, match=f"deep.tiff is not a readable image: its pixels are of mode {mode}"):
+        check_images([tmp_path / "deep.tiff"], KEY)
+
+
+def test_images_that_other_programs_would_draw_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(DataError, match="x.png is not a readable image"):
+        check_images([tmp_path / "x.png"], KEY)
+
+
+def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
+    with pytest.raises(DataError, match="it has 9000 x 9000 pixels; allowed: 64 million"):
+        check_images([tmp_path / "huge.png"], KEY)
+
+
+def test_a_file_with_two_labels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels.csv line 3: a.png has the label 1 already"):
+        read_labels(written(tmp_path, "labels.csv", "file,label\na.png,1\na.png,2\n"), KEY, 4)
+    assert len(read_labels(written(tmp_path, "labels.csv", "a.png,1\na.png,1\n"), KEY, 4)) == 2
+
+
+def test_a_table_with_a_nul(tmp_path: Path) -> None:
+    for read in (read_labels, read_sentences):
+        with pytest.raises(DataError, match="labels.csv holds a NUL"):
+            read(written(tmp_path, "labels.csv", "file,label\na\0b.png,1\n"), KEY, 4)

@@ -126,6 +126,7 @@ def test_missing_keys_without_a_line(problems):
         ("export: {target: avx}", "export.target: allowed: auto, x86-avx2, x86-vnni or arm64, got 'avx'"),
         ("verify: {kl: {max: -0.1}}", "verify.kl: max -0.1 can never be met: the value is at least 0"),
         ("passes: {width: {}}", "passes: expected a list such as `- magnitude: {sparsity: 0.3}`, got a mapping"),
+        (f"passes: [{', '.join(['width: {}'] * 65)}]", "passes: 65 methods; at most 64 are read"),
         ("passes: [[]]", "passes[0]: expected one method with its options, got an empty list"),
         ("passes: [{}]", "passes[0]: expected one method with its options, got an empty mapping"),
         ("passes: [{int8-dynamic: {x: 1}}]", "passes[0].int8-dynamic.x: unknown key; nothing is allowed here"),

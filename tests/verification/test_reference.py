@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,3 +111,28 @@ def test_noise_between_two_runs_is_noticed(artifact: Path) -> None:
 
     assert check_determinism(OnnxRunner(artifact), artifact / REFERENCE).passed
     assert not check_determinism(Noisy(artifact), artifact / REFERENCE).passed
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {},
+        {"reference": "{}"},
+        {"reference": "[]"},
+        {"reference": "null"},
+        {"reference": "[" * 100_000},
+        {"reference": '{"task": "text-generation", "cases": [{"name": "a", "batch": 1, "chunks": [0]}]}'},
+        {"reference": '{"task": "text-generation", "cases": [{"name": "a"}]}'},
+        {"reference": '{"task": 3, "cases": []}'},
+    ],
+    ids=range(9),
+)
+def test_a_damaged_list_of_probes_is_named(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"columns": np.arange(3)}, tmp_path / "reference.safetensors", metadata=metadata)
+    runner = SimpleNamespace(task="text-generation")
+    (check,) = check_reference(runner, tmp_path / "reference.safetensors")  # type: ignore[arg-type]
+    assert not check.passed and "reference.safetensors cannot be read: " in check.reason
+    assert not check_determinism(runner, tmp_path / "reference.safetensors").passed  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,23 @@ def test_data_behind_a_link_is_never_read(victim: Path, judge: Judge) -> None:
     assert "files.inside" in found
     assert "model.onnx.data" in found["files.links"]
     assert not any(check.name.startswith("graph.session") for check in verdict.checks)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "outside"])
+@pytest.mark.parametrize("name", ["config.json", "compression.json", "chat_template.jinja"])
+def test_what_is_no_file_of_the_folder_is_named_and_keeps_nobody_waiting(
+    name: str, kind: str, victim: Path, judge: Judge
+) -> None:
+    (victim / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(victim / name)
+    else:
+        (victim / name).symlink_to(name if kind == "loop" else "../elsewhere.json")
+        (victim.parent / "elsewhere.json").write_text("{}")
+    verdict = judge(victim)
+    assert verdict.exit_code in (3, 4)
+    assert name in reasons(verdict)["files.links"]
+    assert "graph.session" not in {check.name for check in verdict.checks}
 
 
 @pytest.mark.parametrize("covered", [False, True], ids=["plain", "rehashed"])
