@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def _timing(data: dict[str, Any]) -> Timing:
 def main(job: Path, answer: Path) -> int:
     """Do what a job says and write the result, or the error, as JSON; return the exit code."""
     asked = json.loads(job.read_text(encoding="utf-8"))
-    function = {"bench": judge.bench, "evaluate": judge.evaluate}[asked["function"]]
+    function: Callable[..., Timing | Evaluation] = judge.bench if asked["function"] == "bench" else judge.evaluate
     code = 0
     try:
         with calm_libraries():

@@ -241,8 +241,9 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     except ModelError as error:
         checks.append(failed("files.manifest", error))
     foreign = foreign_files(folder)
-    escaping = [path.name for path in folder.iterdir() if path.name not in foreign and not is_inside(folder, path.name)]
-    reasons = [*foreign.values(), *(f"{name} is a link to outside of the folder" for name in sorted(escaping))]
+    others = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.name not in foreign]
+    lost = [path.name for path in others if not is_inside(folder, path.name) or not path.exists()]
+    reasons = [*foreign.values(), *(f"{name} is a link that leads to no file of the folder" for name in lost)]
     checks.append(yes("files.links", not reasons, "; ".join(reasons)))
     if reasons:  # what is no file of the folder is never handed to a library
         return checks, None, manifest
