@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from compressor.data.images import load_processor
-from compressor.data.reading import DataRequest, find_data, load_tokenizer
+from compressor.data.preprocessors import load_processor, load_tokenizer
+from compressor.data.reading import DataRequest, find_data
 from compressor.errors import DataError
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder

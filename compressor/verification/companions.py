@@ -16,7 +16,7 @@ import numpy as np
 
 from compressor._lazy import lazy
 from compressor.architectures.tasks import TASKS
-from compressor.data.preprocessors import load_processor, load_tokenizer
+from compressor.data.preprocessors import TOKENIZER, library_calls, load_processor, load_tokenizer, try_tokenizer
 from compressor.errors import DataError, ModelError
 from compressor.measure.runner import first_line, read_config
 from compressor.model.source import OWN_CLASS, OWN_TYPE
@@ -27,7 +27,6 @@ from compressor.verification.tokens import PROBE
 from compressor.verification.verdict import Check, failed, yes
 
 tokenizers = lazy("tokenizers")
-transformers = lazy("transformers")
 
 TEXTS = (
     PROBE,
@@ -160,19 +159,24 @@ def tokenized(folder: Path) -> tuple[list[list[int]], list[str]]:
     Raises:
         ModelError: the tokenizer cannot be used.
     """
+    file = folder / TOKENIZER
+    what = f"the tokenizer of {folder.name}"
     try:
-        fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        added = [token.content for _, token in sorted(fast.get_added_tokens_decoder().items())]
-        texts = [list(fast.encode(text).ids) for text in (*TEXTS, " x".join(added[:64]))]
-        texts.append(list(fast.encode(PROBE, TEXTS[2]).ids))
-        fast.no_padding()
-        fast.no_truncation()
-        ids = sorted(set(fast.get_vocab(with_added_tokens=True).values()))
-        decoded = fast.decode_batch([[number] for number in ids], skip_special_tokens=False)
-        encoded = fast.encode_batch(decoded, add_special_tokens=False)
-        lines = [f"{i}\0{fast.id_to_token(i)}\0{t}\0{e.ids}\n" for i, t, e in zip(ids, decoded, encoded, strict=True)]
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise ModelError(f"the tokenizer of {folder.name} cannot be used: {first_line(error)}") from error
+        with library_calls(what):
+            try_tokenizer(file, what)
+            fast = tokenizers.Tokenizer.from_file(str(file))
+            added = [token.content for _, token in sorted(fast.get_added_tokens_decoder().items())]
+            texts = [list(fast.encode(text).ids) for text in (*TEXTS, " x".join(added[:64]))]
+            texts.append(list(fast.encode(PROBE, TEXTS[2]).ids))
+            fast.no_padding()
+            fast.no_truncation()
+            ids = sorted(set(fast.get_vocab(with_added_tokens=True).values()))
+            decoded = fast.decode_batch([[number] for number in ids], skip_special_tokens=False)
+            encoded = fast.encode_batch(decoded, add_special_tokens=False)
+            rows = zip(ids, decoded, encoded, strict=True)
+            lines = [f"{i}\0{fast.id_to_token(i)}\0{text}\0{e.ids}\n" for i, text, e in rows]
+    except DataError as error:
+        raise ModelError(error.message, hint=error.hint) from error
     size = max(1, -(-len(lines) // _PARTS))
     parts = ("".join(lines[start : start + size]) for start in range(0, len(lines), size))
     return texts, [hashlib.sha256(part.encode("utf-8", "surrogatepass")).hexdigest()[:16] for part in parts]
