@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import ModelError
 from compressor.storage.grids import SECTION as GRIDS
+from compressor.storage.json_files import read_json
 
 ADAPTER = "adapter_config.json"
 _QUANTIZED = ("quantization_config", "compression_config")
@@ -23,10 +23,9 @@ def refuse_adapter(folder: Path) -> None:
     if not file.is_file():
         return
     try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        stated = None
-    facts = stated if isinstance(stated, dict) else {}
+        facts = read_json(file)
+    except ModelError:
+        facts = {}
     kind = str(facts.get("peft_type") or "LORA").replace("LORA", "LoRA")[:40]
     base = str(facts.get("base_model_name_or_path") or "its base model")[:200]
     install = "" if importlib.util.find_spec("peft") else "pip install peft, then "

@@ -189,8 +189,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(size - 8, _MAX_HEADER):
                 raise ValueError("the header is longer than the file")
-            what = f"the header of {file.name}"
-            header = as_object(parse_json(stream.read(length), what, pairs=_unique), what)
+            header = _parsed(stream.read(length))
         header.pop("__metadata__", None)
         if foreign := [name for name, item in header.items() if item["dtype"] not in _DTYPES]:
             raise ModelError(
@@ -207,6 +206,18 @@ def read_header(file: Path) -> dict[str, Entry]:
         raise ModelError(
             f"{file.name} is not a whole safetensors file: {summary(error)}", hint="Download or copy the model again."
         ) from error
+
+
+def _parsed(header: bytes) -> dict[str, Any]:
+    """Return a header, whose keys are there once each.
+
+    Raises:
+        ValueError: it is no JSON object of sane depth.
+    """
+    try:
+        return as_object(parse_json(header, "its header", pairs=_unique), "its header")
+    except ModelError as error:
+        raise ValueError(error.message) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.architectures.tasks import Head
 from compressor.data.images import check_images
 from compressor.data.tables import read_labels, read_sentences
 from compressor.data.texts import DOCUMENT_END, read_documents, read_lines
@@ -199,13 +200,16 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
         check_images([tmp_path / "huge.png"], KEY)
 
 
+HEAD = Head("labels", ("a", "b", "c", "d"))
+
+
 def test_a_file_with_two_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels.csv line 3: a.png has the label 1 already"):
-        read_labels(written(tmp_path, "labels.csv", "file,label\na.png,1\na.png,2\n"), KEY, 4)
-    assert len(read_labels(written(tmp_path, "labels.csv", "a.png,1\na.png,1\n"), KEY, 4)) == 2
+        read_labels(written(tmp_path, "labels.csv", "file,label\na.png,1\na.png,2\n"), KEY, HEAD)
+    assert len(read_labels(written(tmp_path, "labels.csv", "a.png,1\na.png,1\n"), KEY, HEAD).texts) == 2
 
 
 def test_a_table_with_a_nul(tmp_path: Path) -> None:
     for read in (read_labels, read_sentences):
         with pytest.raises(DataError, match="labels.csv holds a NUL"):
-            read(written(tmp_path, "labels.csv", "file,label\na\0b.png,1\n"), KEY, 4)
+            read(written(tmp_path, "labels.csv", "file,label\na\0b.png,1\n"), KEY, HEAD)

@@ -342,7 +342,7 @@ A, B = [{"dtype": "F32", "shape": [2], "data_offsets": list(place)} for place in
         ({"a": {**A, "shape": [-1, -2]}}, 8, "whole numbers"),
         ({"a": {**A, "shape": [True, 2]}}, 8, "whole numbers"),
         ({"a": {**A, "data_offsets": [0.0, 8.0]}}, 8, "whole numbers"),
-        ('{"a": ' + "[" * 100_000, 8, "recursion"),
+        ('{"a": ' + "[" * 100_000, 8, "nested deeper"),
     ],
 )
 def test_a_header_that_does_not_cover_its_file(tmp_path: Path, header: Any, size: int, reason: str) -> None:
