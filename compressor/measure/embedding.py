@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from compressor._lazy import lazy
 from compressor.data.kinds import Inputs
-from compressor.data.reading import load_tokenizer
+from compressor.data.preprocessors import load_tokenizer
 from compressor.measure.runner import Runner
 from compressor.measure.statistics import F64
 from compressor.storage.sentence import SentenceEncoder, SentenceModule, read_sentence_encoder
