@@ -28,7 +28,7 @@ class Task:
         inputs: what the model reads.
         output: what one number of its output is.
         metrics: kind of evaluation data (see `compressor.data.kinds`) -> the metrics that it allows, in report order;
-            the kind that allows most comes first.
+            the kind that allows most comes first, but for classifiers, whose heads tell their kind.
         phases: what is timed: one `forward` pass, or reading a prompt and making one token.
         length: tokens per sample when it is timed, unless stated; 0 for images.
     """

@@ -212,8 +212,9 @@ def parse_bounds(text: str, *, source: str) -> dict[str, Bound]:
     document = _read(text, source)
     value = document.value
     where: KeyPath = ()
-    if isinstance(value, dict) and "verify" in value:
-        value, where = {} if value["verify"] is None else value["verify"], ("verify",)
+    if isinstance(value, dict) and {"verify", "version"} & set(value):
+        stated = value.get("verify")  # a recipe may bound nothing
+        value, where = {} if stated is None else stated, ("verify",)
     section, problems = validate(VerifySection, value, where, document)
     if found := _once([*document.problems, *problems]):
         raise RecipeError(found, source=source)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from compressor.architectures.tasks import Head
 from compressor.data.images import check_images
-from compressor.data.tables import read_labels, read_sentences
+from compressor.data.tables import Sentences, read_labels, read_sentences
 from compressor.data.texts import DOCUMENT_END, read_documents, read_lines
 from compressor.errors import DataError
 
 KEY = "evaluation.data"
+HEAD, TWO = Head("labels", ("a", "b", "c", "d")), Head("labels", ("a", "b"))
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -99,7 +100,7 @@ def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
     table = "id,score,sentence2,sentence1\nr0,3.5,two,one\n"
     found = read_sentences(written(tmp_path, "x.csv", table), KEY)
     assert (found.texts, found.numbers) == ([("one", "two")], [3.5])
-    found = read_sentences(written(tmp_path, "x.csv", "id,label,text\nr0,1,one\n"), KEY, 2)
+    found = read_sentences(written(tmp_path, "x.csv", "id,label,text\nr0,1,one\n"), KEY, TWO)
     assert (found.texts, found.numbers) == ([("one",)], [1.0])
     found = read_sentences(written(tmp_path, "x.csv", "sentence,label\n" + "a; b; c,1\n" * 3 + ",\n"), KEY)
     assert (found.texts, found.numbers) == ([("a; b; c",)] * 3, [1.0] * 3)
@@ -133,7 +134,7 @@ def test_label_of_a_sentence_is_a_class_of_the_model(tmp_path: Path, label: str)
     file = written(tmp_path, "x.csv", f"sentence,label\ngood,1\nbad,{label}\n")
     assert read_sentences(file, KEY).numbers == [1.0, float(label)]
     with pytest.raises(DataError, match=rf"x.csv line 3: label '{label}'; the model knows classes 0 to 1"):
-        read_sentences(file, KEY, 2)
+        read_sentences(file, KEY, TWO)
 
 
 def test_image_labels(tmp_path: Path) -> None:
@@ -142,20 +143,29 @@ def test_image_labels(tmp_path: Path) -> None:
         "file,label\na.png, 3\n\nb.png,0\n",
         "label;width;file\n3;9;a.png\n0;9;b.png\n",
     ):
-        assert read_labels(written(tmp_path, "labels.csv", table), KEY, 4) == [("a.png", 3), ("b.png", 0)]
+        assert read_labels(written(tmp_path, "labels.csv", table), KEY, HEAD) == Sentences(
+            [("a.png",), ("b.png",)], [3.0, 0.0]
+        )
 
 
-@pytest.mark.parametrize("label", ["4", "-1", "²", "cat", "1_0", "1.0", pytest.param("9" * 5000, id="long")])
+@pytest.mark.parametrize("label", ["4", "-1", "1_0", "1.5"])
 def test_image_label_is_a_class_of_the_model(tmp_path: Path, label: str) -> None:
     file = written(tmp_path, "labels.csv", f"file,label\na.png,3\nb.png,{label}\n")
     with pytest.raises(DataError, match=r"labels.csv line 3: label '.*; the model knows classes 0 to 3"):
-        read_labels(file, KEY, 4)
+        read_labels(file, KEY, HEAD)
+
+
+@pytest.mark.parametrize("label", ["²", "cat", pytest.param("9" * 5000, id="long")])
+def test_an_image_label_is_a_number(tmp_path: Path, label: str) -> None:
+    file = written(tmp_path, "labels.csv", f"file,label\na.png,3\nb.png,{label}\n")
+    with pytest.raises(DataError, match=r"labels.csv line 3: the score or label is '.*; allowed: finite numbers"):
+        read_labels(file, KEY, HEAD)
 
 
 @pytest.mark.parametrize("table", ["a.png\nb.png\n", "a.png,1,2\n", "name,number\na.png,1\n"])
 def test_image_labels_that_cannot_be_told(tmp_path: Path, table: str) -> None:
     with pytest.raises(DataError, match="cannot tell"):
-        read_labels(written(tmp_path, "labels.csv", table), KEY, 4)
+        read_labels(written(tmp_path, "labels.csv", table), KEY, HEAD)
 
 
 def test_all_damaged_images_are_counted_and_the_first_named(tmp_path: Path) -> None:
@@ -198,9 +208,6 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
     Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
     with pytest.raises(DataError, match="it has 9000 x 9000 pixels; allowed: 64 million"):
         check_images([tmp_path / "huge.png"], KEY)
-
-
-HEAD = Head("labels", ("a", "b", "c", "d"))
 
 
 def test_a_file_with_two_labels(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_load_knows_its_folder(tmp_path: Path, good, toys):
 
 def test_bounds_alone_and_within_a_recipe(tmp_path: Path, good):
     assert {k: v.to_json() for k, v in parse_bounds("kl: {max: 0.1}", source="b").items()} == {"kl": {"max": 0.1}}
+    assert parse_bounds("version: 1\nname: x\npasses: []\n", source="b") == {}, "a recipe may bound nothing"
     path = tmp_path / "r.yaml"
     path.write_text(good)
     assert list(load_bounds(path)) == ["perplexity_increase", "speedup"]
