@@ -22,7 +22,7 @@ from compressor.passes.base import Target
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.surveys import angular_distances
 from compressor.passes.structure.width import Width, WidthOptions
-from compressor.passes.surgery.backward import sampled_labels
+from compressor.passes.surgery.backward import inputs_of, sampled_labels
 from compressor.walk import Walk
 from compressor.walk.sampling import stride
 from tests.core.test_loading import COVERED
@@ -147,7 +147,8 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
     source = open_model(pico(family))
     batches = batches_for(source.task)
     walk = Walk(source, batches, work=tmp_path, cache_bytes=PLENTY)
-    found = fisher_traces(walk, every=3, seed=5)
+    inputs = [inputs_of(walk, view, 2) for view in walk.survey(keep=True, every=2)]
+    found = fisher_traces(walk, inputs, every=2, share=2, seed=5)
 
     module = source.load()
     blocks = module.base_model.get_submodule(source.family.blocks)
@@ -161,7 +162,7 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
         block.get_submodule(source.family.ffn.writer).register_forward_hook(shift)
     generator = torch.Generator().manual_seed(5)
     sums, counts = [0.0] * len(blocks), [0] * len(blocks)
-    for inputs in list(batches)[::3]:
+    for inputs in list(batches)[::4]:
         written.clear()
         out = module(**{name: torch.as_tensor(array) for name, array in inputs.items()})[0]
         mask = torch.as_tensor(inputs["attention_mask"]).bool() if "attention_mask" in inputs else None
