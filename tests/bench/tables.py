@@ -272,7 +272,7 @@ def tokens_table(tokens: Results) -> str:
 
 
 def real_table(real: Results) -> str:
-    """Return one row per run on the model of real size; below, a dense forward pass and onnxruntime-genai's decoding."""
+    """Return one row per run on the model of real size; below, a forward pass and onnxruntime-genai's decoding."""
     head = ("pass", "quality", "parameters", "bytes", "speed-up", "CPU s", "over a forward pass", "peak MB", "verdict")
     lines = [table(head, [_real_row(row) for row in real["rows"]])]
     if "cpu_seconds" in (real.get("forward") or {}):
