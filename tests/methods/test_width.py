@@ -20,6 +20,7 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from compressor.passes.structure._width.fisher import fisher_traces
+from compressor.passes.structure._width.refine import vertex
 from compressor.passes.structure._width.surveys import angular_distances
 from compressor.passes.structure.width import Width, WidthOptions
 from compressor.passes.surgery.backward import inputs_of, sampled_labels
@@ -177,6 +178,13 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
             seen = gradient.reshape(-1, gradient.shape[-1]) if mask is None else gradient.reshape(*mask.shape, -1)[mask]
             sums[i], counts[i] = sums[i] + float(seen.square().sum()), counts[i] + seen.numel()
     assert found == pytest.approx([total / count for total, count in zip(sums, counts, strict=True)], rel=1e-3)
+
+
+def test_a_step_that_goes_too_far_is_shortened_to_the_least_error() -> None:
+    def error(share: float) -> float:
+        return 3 * (share - 0.3) ** 2 + 1
+
+    assert vertex(error(0), error(1), slope=0.9) == pytest.approx(0.3)  # the derivative at 0 is -1.8
 
 
 def test_angular_distances_are_those_of_stock_hidden_states(pico: Pico, tmp_path: Path) -> None:
