@@ -37,6 +37,8 @@ class Needs:
         calibration: whether it looks at calibration data: `none`; `takes` it where the recipe has any; `must` have it.
         dense: whether blocks must be shown the dense stream beside the current one.
         walks: how often the blocks are walked, surveys included (for progress and time estimates).
+        tokens_per_channel: it looks at an evenly spread part of the calibration data, about so many tokens per channel
+            of the widest FFN; None: at all of it.
         foreseen: whether the widths of all layers and the grids of all weights follow from the options and the config.
         dtype: torch name of the type that the artifact's weights get; None leaves it to the recipe.
         formats: what the recipe may export.
@@ -45,6 +47,7 @@ class Needs:
     calibration: Literal["none", "takes", "must"] = "none"
     dense: bool = False
     walks: int = 1
+    tokens_per_channel: int | None = None
     foreseen: bool = True
     dtype: str | None = None
     formats: tuple[str, ...] = FORMATS

@@ -13,6 +13,7 @@ from compressor.data.reading import IMAGE_BATCH, SENTENCE_BATCH, text_batch
 from compressor.machine.threads import fixed_threads
 from compressor.measure.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
 from compressor.pipeline.prepare import Prepared
+from compressor.walk.sampling import thinning
 
 _FLOAT = 4
 _DOUBLE = 8
@@ -105,14 +106,14 @@ def _tokens(prepared: Prepared) -> tuple[int, int]:
 def _flops_per_second(threads: int) -> float:
     """Measure one matrix product on this machine, with the threads that a run uses."""
     a = torch.ones(768, 768)
-    rounds = 8
+    seconds = []
     with fixed_threads(threads):
         torch.mm(a, a)
-        start = time.perf_counter()
-        for _ in range(rounds):
+        for _ in range(8):
+            start = time.perf_counter()
             torch.mm(a, a)
-        end = time.perf_counter()
-    return rounds * 2 * 768**3 / (end - start)
+            seconds.append(time.perf_counter() - start)
+    return 2 * 768**3 / min(seconds)
 
 
 def estimate_seconds(prepared: Prepared, flops: int) -> float:
@@ -120,5 +121,40 @@ def estimate_seconds(prepared: Prepared, flops: int) -> float:
     request = prepared.calibration
     if request is None or request.samples is None:
         return 0.0
-    passes = sum(method.needs.walks + (2 if method.needs.dense else 1) for method in prepared.passes)
-    return passes * request.samples * flops / (0.5 * _flops_per_second(prepared.recipe.threads))
+    return _pass_seconds(prepared, request.samples, flops)
+
+
+def samples_at_half(prepared: Prepared, flops: int) -> dict[str, float] | None:
+    """Return the most calibration `samples` with which the passes take about half as long, and those `seconds`.
+
+    None where no pass looks at calibration data, or there is next to none.
+    """
+    request = prepared.calibration
+    if request is None or request.samples is None:
+        return None
+    half = 0.5 * _pass_seconds(prepared, request.samples, flops)
+    for samples in range(request.samples - 1, 0, -1):
+        seconds = _pass_seconds(prepared, samples, flops)
+        if 0 < seconds <= 1.05 * half:
+            return {"samples": samples, "seconds": seconds}
+    return None
+
+
+def _pass_seconds(prepared: Prepared, samples: int, flops: int) -> float:
+    """Return the seconds of all passes with so many calibration samples.
+
+    A walk costs one forward pass of the dense model over the tokens that it looks at, and the last one, which changes
+    the blocks, one more for each stream: measured, with half of the rate of a large product.
+    """
+    request, total = prepared.calibration, 0.0
+    assert request is not None and request.samples is not None
+    tokens = _tokens(prepared)[1] // request.samples * samples
+    for method, before in zip(prepared.passes, prepared.blueprints, strict=False):
+        needs = method.needs
+        if needs.calibration == "none":
+            continue
+        forwards, part = needs.walks + (2 if needs.dense else 1), 1
+        if needs.tokens_per_channel is not None:
+            part = thinning(tokens, before.shapes, needs.tokens_per_channel)
+        total += forwards * samples / part
+    return total * flops / (0.5 * _flops_per_second(prepared.recipe.threads))

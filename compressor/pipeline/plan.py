@@ -12,7 +12,7 @@ from compressor.data.reading import DataRequest, find_data
 from compressor.errors import DataError
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
-from compressor.pipeline.memory import estimate_memory, estimate_seconds
+from compressor.pipeline.memory import estimate_memory, estimate_seconds, samples_at_half
 from compressor.pipeline.place import restore
 from compressor.pipeline.prepare import Prepared, planned_model, prepare
 from compressor.recipe import ExportSection, Recipe
@@ -23,7 +23,8 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
 
     Parameters, bytes of the weights and FLOPs are exact, but for bytes that depend on what calibration finds
     (`bytes_exact`): grids chosen by sensitivity, or laid over widths of such choice. Peak memory is a model of the
-    run's own allocations; seconds follow from FLOPs and a rate measured once on this machine.
+    run's own allocations; seconds are those of the passes and follow from FLOPs and a rate measured once on this
+    machine; `half` says with how many calibration samples they would be about half as many.
 
     Raises:
         CompressorError: what `prepare` raises, and what a run would say of the model's folder before it begins.
@@ -50,6 +51,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
         "length": prepared.length if TASKS[prepared.source.task].inputs == "tokens" else 0,
         "peak_memory_bytes": estimate_memory(prepared),
         "seconds_estimate": estimate_seconds(prepared, costs[0].flops),
+        "half": samples_at_half(prepared, costs[0].flops),
         "calibration": None if prepared.calibration is None else {
             "data": prepared.calibration.data, "samples": prepared.calibration.samples,
             "length": prepared.calibration.length, "seed": prepared.calibration.seed},

@@ -18,7 +18,7 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
 
     Args:
         plan: `model`, `passes`, `dense`, `planned`, `bytes_exact`, `ratios`, `peak_memory_bytes`, `seconds_estimate`,
-            `calibration`; absent keys are left out.
+            `half`, `calibration`; absent keys are left out.
         console: where to print.
     """
     console.print(_title("Plan", plan.get("model") or {}))
@@ -51,13 +51,18 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
     _print_facts(
         [
             ("Peak memory", show.size(plan.get("peak_memory_bytes"))),
-            ("Time", show.seconds(plan.get("seconds_estimate"))),
+            ("Time of passes", show.seconds(plan.get("seconds_estimate"))),
+            ("Half of it with", _half(plan.get("half"))),
             ("FLOPs of", _sample(plan.get("length"))),
             ("Calibration", _pairs(plan.get("calibration") or {})),
             ("Export", _pairs(plan.get("export") or {})),
         ],
         console,
     )
+
+
+def _half(half: Mapping[str, Any] | None) -> str:
+    return "" if half is None else f"{half['samples']} calibration samples ({show.seconds(half['seconds'])})"
 
 
 def render_inspect(info: Mapping[str, Any], console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from compressor.data.kinds import Batches
 
 if TYPE_CHECKING:
+    from compressor.architectures import StackShapes
     from compressor.walk.walk import Walk
 
 # No model is calibrated on fewer tokens than this, if there are as many.
@@ -18,9 +19,13 @@ LEAST_TOKENS = 16384
 
 def stride(walk: Walk, tokens_per_channel: int) -> int:
     """Return n such that every n-th calibration batch holds about enough tokens for the widest FFN."""
-    width = max(layer.intermediate_size for layer in walk.source.shapes.layers)
-    needed = max(tokens_per_channel * width, LEAST_TOKENS)
-    return max(1, min(count_tokens(walk) // needed, len(walk.batches)))
+    return min(thinning(count_tokens(walk), walk.source.shapes, tokens_per_channel), len(walk.batches))
+
+
+def thinning(tokens: int, shapes: StackShapes, tokens_per_channel: int) -> int:
+    """Return n such that one n-th of `tokens` is about enough for the widest FFN."""
+    width = max(layer.intermediate_size for layer in shapes.layers)
+    return max(1, tokens // max(tokens_per_channel * width, LEAST_TOKENS))
 
 
 def count_tokens(walk: Walk) -> int:

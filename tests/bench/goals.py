@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tests.bench.real import INT4, PEER
 from tests.bench.speed import STACKED
 
 Results = Mapping[str, Any]
@@ -18,6 +19,7 @@ _S2 = {"0.2": (1.020, 1.030, 1.022), "0.285": (1.038, 1.056, 1.044), "0.375": (1
 _S3, _S3_LABORATORY = 1.14, 1.165
 _S4 = {"slicegpt": (21.5, "43–48 s"), "width": (17.5, "35–43 s")}
 _S6, _E1, _E2, _E3, _U1 = 0.90, 1.0, 0.95, 1.3, 0.5
+_P1 = 8.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def judge(results: Results) -> list[Judged]:
         *_quality(results.get("quality")),
         *_cost(results.get("quality")),
         *_quantize(results.get("quantize"), results.get("speed")),
+        *_real(results.get("real")),
         *_memory(results.get("memory")),
         *_speed(results.get("speed")),
         *_export(results.get("export")),
@@ -183,6 +186,32 @@ def _stacked(speed: Results | None) -> Judged:
         reached += [one["speedup"] for one in generated]
     met = row["bytes_ratio"] <= 0.15 and min(reached) >= 3.5
     return replace(base, ours=f"{row['bytes_ratio']:.3f} ×, {text}", met=met)
+
+
+def _real(real: Results | None) -> list[Judged]:
+    rows = {row["pass"]: row for row in (real or {}).get("rows", ()) if "error" not in row}
+    width, int4 = rows.get("width: {sparsity: 0.2}"), rows.get(INT4)
+    peer, genai = rows.get(PEER.title), (real or {}).get("genai") or {}
+    cost = Judged("P1", "SmolLM2-135M, FFN −20%: CPU time over a dense forward pass", f"≤ {_P1:g} ×", "about 20 ×")
+    gptq = Judged("P2", "SmolLM2-135M, gptq int4 over llm-compressor: CPU time, peak memory, perplexity",
+                  "≤ 0.7 ×, ≤ 0.5 ×, ≤ 1 ×", "measured beside")  # fmt: skip
+    decode = Judged("P3", "SmolLM2-135M int4 in onnxruntime-genai over its builder's graph: tokens/s, first token",
+                    "≥ 1 ×, ≤ 1 ×", "measured beside")  # fmt: skip
+    if width and "forwards" in width:
+        cost = replace(cost, ours=f"{width['forwards']:.1f} ×", met=width["forwards"] <= _P1)
+    if int4 and peer:
+        ours = int4["compression"]
+        ratios = [ours[key] / peer[key] for key in ("cpu_seconds", "peak_bytes")]
+        worse = int4["perplexity_ratio"] / peer["perplexity_ratio"]
+        text = f"{ratios[0]:.2f} ×, {ratios[1]:.2f} ×, {worse:.4f} ×"
+        gptq = replace(gptq, ours=text, met=ratios[0] <= 0.7 and ratios[1] <= 0.5 and worse <= 1)
+    if "speedup" in genai:
+        speed, wait = genai["speedup"], genai["first_token_ratio"]
+        near = speed >= 1 - NOISE and wait <= 1 + NOISE
+        met = speed >= 1 and wait <= 1
+        note = "within noise" if near and not met else ""
+        decode = replace(decode, ours=f"{speed:.3f} ×, {wait:.3f} ×", met=met, note=note)
+    return [cost, gptq, decode]
 
 
 def _memory(memory: Results | None) -> list[Judged]:

@@ -33,7 +33,7 @@ LIBRARIES = (
     "onnxruntime-genai",
     "numpy",
 )
-_JOB_SECONDS = 1500
+_JOB_SECONDS = 7200
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.bench import peers
+from tests.bench import peers, stock
 
 Result = dict[str, Any]
 _PASS_STAGES = ("load", "calibrate", "export dense", "export", "verify")
@@ -302,19 +302,25 @@ def generation(spec: Result) -> Result:
 
     prompt = np.arange(2, 2 + spec["prompt"], dtype=np.int64) % spec["vocabulary"]
     seconds: dict[str, list[float]] = {"ours": [], "other": []}
+    first: dict[str, list[float]] = {"ours": [], "other": []}
     tokens: dict[str, list[int]] = {}
     for sides in (("ours", "other"), ("other", "ours")):
         models = {side: _genai_model(og, spec[side]) for side in sides}
         for number in range(spec["rounds"] // 2 + 1):
             for side in sides if number % 2 else sides[::-1]:
-                spent, tokens[side] = _generate(og, models[side], prompt, spec["tokens"])
+                begun, spent, tokens[side] = _generate(og, models[side], prompt, spec["tokens"])
                 if number:  # the first round warms up
+                    first[side].append(begun)
                     seconds[side].append(spent / spec["tokens"])
         del models
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["other"], strict=True)]
-    per_second = {side: 1 / float(np.median(values)) for side, values in seconds.items()}
-    same = tokens["ours"] == tokens["other"]
-    return {"tokens_per_second": per_second, "speedup": float(np.median(ratios)), "same_tokens": same}
+    waits = [a / b for a, b in zip(first["ours"], first["other"], strict=True)]
+    return {
+        "tokens_per_second": {side: 1 / float(np.median(values)) for side, values in seconds.items()},
+        "speedup": float(np.median(ratios)),
+        "first_token_ratio": float(np.median(waits)),
+        "same_tokens": tokens["ours"] == tokens["other"],
+    }
 
 
 def _genai_model(og: Any, folder: str) -> Any:
@@ -323,18 +329,19 @@ def _genai_model(og: Any, folder: str) -> Any:
     return og.Model(config)
 
 
-def _generate(og: Any, model: Any, prompt: Any, count: int) -> tuple[float, list[int]]:
-    """Return the CPU seconds of `count` steps after the prompt, and the tokens."""
+def _generate(og: Any, model: Any, prompt: Any, count: int) -> tuple[float, float, list[int]]:
+    """Return the CPU seconds until the first token and of `count` steps after it, and the tokens."""
     params = og.GeneratorParams(model)
     params.set_search_options(do_sample=False, max_length=len(prompt) + count + 1, min_length=len(prompt) + count + 1)
     generator = og.Generator(model, params)
+    begin = time.process_time()
     generator.append_tokens(prompt)
     generator.generate_next_token()
     start = time.process_time()
     for _ in range(count):
         generator.generate_next_token()
-    spent = time.process_time() - start
-    return spent, [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+    end = time.process_time()
+    return start - begin, end - start, [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
 
 
 def _measured(export: Callable[[], Any], out: Path, config_of: Path | None = None) -> Result:
@@ -381,6 +388,7 @@ JOBS: dict[str, Callable[[Result], Result]] = {
     for job in (
         pipeline,
         shrink,
+        stock.forward,
         synthetic,
         flops,
         export_ours,

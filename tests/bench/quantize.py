@@ -94,7 +94,7 @@ def run(context: Context) -> Row:
         chosen = tuple(line for line in subject.passes if _wanted(context, subject, line))
         rows += quality.measure(context, replace(subject, passes=chosen), SUITE) if chosen else []
         if (context.folder(SUITE, subject.name) / "dense" / "model.onnx").is_file():
-            rows += [_measure(context, subject, peer) for peer in peers if _wanted(context, subject, peer.title)]
+            rows += [measure_peer(context, subject, peer) for peer in peers if _wanted(context, subject, peer.title)]
     return {"timed": context.timed, "settings": settings, "rows": rows, "skipped": skipped, "planned": planned}
 
 
@@ -126,9 +126,9 @@ def _peers(context: Context, subject: Subject, skipped: list[Row]) -> list[Peer]
     return list(_PEERS)
 
 
-def _measure(context: Context, subject: Subject, peer: Peer) -> Row:
+def measure_peer(context: Context, subject: Subject, peer: Peer, suite: str = SUITE) -> Row:
     """Let another quantizer work, and measure what it has made."""
-    folder = context.folder(SUITE, subject.name)
+    folder = context.folder(suite, subject.name)
     step = f"{subject.name}-peer-{re.sub('[^a-z0-9]+', '-', peer.title.lower())}"
     out = folder / step
     spec = {"model": str(folder / "dense"), "out": str(out), "bits": 4, "block": 32, **peer.options}
@@ -136,24 +136,25 @@ def _measure(context: Context, subject: Subject, peer: Peer) -> Row:
         spec["model"] = str(subject.model)
     if peer.job == "llmcompressor_gptq":
         spec |= {"data": str(subject.calibration), "samples": subject.samples, "length": subject.length}
-    made = context.step(SUITE, step, peer.job, spec)
-    return _peer_row(context, subject, peer.title, step, out, made, timed=peer.timed)
+    made = context.step(suite, step, peer.job, spec)
+    return _peer_row(context, subject, peer.title, step, out, made, suite, timed=peer.timed)
 
 
 def _peer_row(
-    context: Context, subject: Subject, title: str, step: str, out: Path, made: Row, *, timed: bool = True
+    context: Context, subject: Subject, title: str, step: str, out: Path, made: Row, suite: str, *, timed: bool = True
 ) -> Row:
     """Measure what a peer has made, and return it as a row like ours."""
     row: Row = {"model": subject.name, "pass": title, "peer": True, "evaluated": subject.held_out}
     if "error" in made:
         return {**row, "error": made["error"]}
-    dense = context.folder(SUITE, subject.name) / "dense"
+    dense = context.folder(suite, subject.name) / "dense"
     spec = {"ours": str(out), "dense": str(dense if timed else subject.model), "tokenizer": str(subject.model)}
     spec |= {"data": str(subject.evaluation), "samples": subject.held_out, "length": subject.length}
-    found = context.step(SUITE, f"{step}-quality", "measured_quality", spec)
+    found = context.step(suite, f"{step}-quality", "measured_quality", spec)
     if "error" in found:
         return {**row, "error": found["error"]}
     row |= {"metrics": found["ours"], "dense_metrics": found["dense"], "cpu_seconds": made["cpu_seconds"]}
+    row["peak_bytes"] = made["process"]["peak_bytes"]
     if "perplexity" in found["ours"]:
         row["perplexity_ratio"] = found["ours"]["perplexity"] / found["dense"]["perplexity"]
     if timed:
@@ -161,6 +162,6 @@ def _peer_row(
         row["ratios"] = {"bytes": found["bytes"] / found["dense_bytes"]}
         if context.timed:
             row |= quality.speedups(
-                context.step(SUITE, f"{step}-timing", "timing", quality.timing(context, subject, str(out), dense))
+                context.step(suite, f"{step}-timing", "timing", quality.timing(context, subject, str(out), dense))
             )
     return row

@@ -271,9 +271,39 @@ def tokens_table(tokens: Results) -> str:
     return table(head, rows)
 
 
+def real_table(real: Results) -> str:
+    """Return one row per run on the model of real size; below, a forward pass and onnxruntime-genai's decoding."""
+    head = ("pass", "quality", "parameters", "bytes", "speed-up", "CPU s", "over a forward pass", "peak MB", "verdict")
+    lines = [table(head, [_real_row(row) for row in real["rows"]])]
+    if "cpu_seconds" in (real.get("forward") or {}):
+        lines.append(f"One dense forward pass of the calibration data: {real['forward']['cpu_seconds']:.0f} CPU s.")
+    genai = real.get("genai") or {}
+    if "speedup" in genai:
+        lines.append(
+            f"4 bits in onnxruntime-genai: {genai['tokens_per_second']['ours']:.1f} tokens/s, {genai['speedup']:.3f} × "
+            f"those of its builder's graph; {genai['first_token_ratio']:.3f} × the time to the first token."
+        )
+    return "\n\n".join(lines)
+
+
+def _real_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "error" in row:
+        return (f"`{row['pass']}`", f"failed: {row['error']}", *[""] * 7)
+    name = row["pass"] if row.get("peer") else f"`{row['pass']}`"
+    spent = row.get("compression", row)
+    times = f"{row['forwards']:.1f} ×" if "forwards" in row else ""
+    cost = (f"{spent['cpu_seconds']:.0f}", times, f"{spent['peak_bytes'] / _MB:.0f}")
+    if row.get("peer"):
+        return (name, quality_text(row), "", "", "", *cost, "")
+    ratios, speed = row["ratios"], speedup_text(row.get("speedup") or row["run_speedup"])
+    shape = (f"{ratios['parameters']:.3f} ×", f"{ratios['bytes']:.3f} ×", speed)
+    return (name, quality_text(row), *shape, *cost, row["verdict"])
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "quality": ("Quality, size and speed", quality_table),
     "quantize": ("Quantization, beside others", quantize_table),
+    "real": ("A model of real size: SmolLM2-135M-Instruct", real_table),
     "tokens": ("Token reduction", tokens_table),
     "memory": ("Memory over depth", memory_table),
     "speed": ("Realised speed", speed_table),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench import real
 from tests.bench.goals import judge, option
 from tests.bench.harness import Context, joined, run_job, without_paths
 from tests.bench.memory import flatness
@@ -86,6 +87,20 @@ def _quantized() -> list[dict[str, Any]]:
     return [ours, stacked, other, broken, encoder]
 
 
+def _real() -> dict[str, Any]:
+    """Return rows of the model of real size: two of ours, one that failed, llm-compressor's."""
+    mine = [
+        {**_run(line, perplexity, 0.9), "model": real.MODEL, "forwards": 6.5}
+        for line, perplexity in (("width: {sparsity: 0.2}", 44.0), (real.INT4, 40.5))
+    ]
+    spent = {"cpu_seconds": 20.0, "peak_bytes": 2_000_000_000, "forwards": 12.0}
+    peer = {"model": real.MODEL, "pass": real.PEER.title, "peer": True, "metrics": {"perplexity": 40.6}, **spent}
+    peer |= {"dense_metrics": {"perplexity": 40.0}, "perplexity_ratio": 40.6 / 40}
+    broken = {"model": real.MODEL, "pass": "slicegpt: {reduction: 0.2}", "error": "ModelError: no"}
+    genai = {"speedup": 0.98, "first_token_ratio": 1.01, "tokens_per_second": {"ours": 30.0, "other": 30.6}}
+    return {"rows": [*mine, broken, peer], "settings": [], "forward": {"cpu_seconds": 150.0}, "genai": genai}
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     obs = "width: {importance: obs, allocation: global, sparsity: %s}"
@@ -129,6 +144,7 @@ def results() -> dict[str, Any]:
         "cli": {"rows": [{"command": "compressor --help", "seconds": 0.4, "cpu_seconds": 0.2}]},
         "recipes": {"rows": [{**rows[0], "recipe": "demo/sample", "total_seconds": 30.0}]},
         "quantize": {"rows": _quantized(), "settings": [SETTING]},
+        "real": _real(),
         "tokens": {
             "settings": {"batches": [1, 8]},
             "rows": [
@@ -169,6 +185,22 @@ def test_goals_are_judged_by_what_was_measured(results: dict[str, Any]) -> None:
         ("1.020 × at 128", True), ("0.800 × at 128", False)
     ]  # fmt: skip
     assert {j.met for j in judge({})} == {None}
+
+
+def test_the_model_of_real_size_is_judged_beside_others(results: dict[str, Any]) -> None:
+    found = {j.key: j for j in judge(results) if j.key.startswith("P")}
+    assert [(j.ours, j.met, j.note) for j in found.values()] == [
+        ("6.5 ×", True, ""),
+        ("0.55 ×, 0.35 ×, 0.9975 ×", True, ""),
+        ("0.980 ×, 1.010 ×", False, "within noise"),
+    ]
+    assert "0.980 × those of its builder's graph" in figures_page(results)
+
+
+def test_without_the_folder_of_models_the_suite_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(real.VARIABLE, raising=False)
+    found = real.run(Context(quick=True, data=None, scratch=tmp_path))
+    assert found["rows"] == [] and found["skipped"][0]["reason"] == f"{real.VARIABLE} names no folder of models"
 
 
 def test_shortfalls_are_said_plainly(results: dict[str, Any]) -> None:

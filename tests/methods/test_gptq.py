@@ -18,6 +18,7 @@ from compressor.passes.numerics import rounding as solver
 from compressor.passes.numerics.elimination import damped
 from compressor.passes.quantize.gptq import Gptq
 from compressor.passes.quantize.rtn import Rtn
+from compressor.passes.surgery.linears import block_names
 from compressor.storage.grids import Grid, GridSpec, fit_grid
 from tests.methods.quantized import check_on_grids, correlated, outputs, padded, run
 
@@ -191,6 +192,26 @@ def test_correction_brings_the_outputs_nearer(family: str, pico: Make, tmp_path:
         for correct in (True, False)
     ]
     assert errors[0] < 0.95 * errors[1]
+
+
+@pytest.mark.parametrize("family", ["mistral", "bert", "vit"])
+def test_what_weights_should_give_is_what_they_give_where_hardly_anything_is_rounded(
+    family: str, pico: Make, tmp_path: Path
+) -> None:
+    """At 8 bits dense and changed inputs nearly agree, so E[y xᵀ] is nearly W·H, whatever biases there are."""
+    differences: list[float] = []
+
+    class Probe(Gptq):
+        def target(self, weight: torch.Tensor, stats: Any, cross: torch.Tensor | None) -> torch.Tensor:
+            assert cross is not None
+            expected = weight.double() @ stats.gram
+            differences.append(float((cross - expected).norm() / expected.norm()))
+            return weight
+
+    model = open_model(pico(family))
+    run(Probe, model, tmp_path, bits=8, group_size=16)
+    assert len(differences) == len(block_names(model))
+    assert max(differences) < 0.05
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(pico: Make, tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from compressor.passes.structure._width.fisher import fisher_traces
+from compressor.passes.structure._width.refine import vertex
 from compressor.passes.structure._width.surveys import angular_distances
 from compressor.passes.structure.width import Width, WidthOptions
-from compressor.passes.surgery.backward import sampled_labels
+from compressor.passes.surgery.backward import inputs_of, sampled_labels
 from compressor.walk import Walk
 from compressor.walk.sampling import stride
 from tests.core.test_loading import COVERED
@@ -147,7 +148,8 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
     source = open_model(pico(family))
     batches = batches_for(source.task)
     walk = Walk(source, batches, work=tmp_path, cache_bytes=PLENTY)
-    found = fisher_traces(walk, every=3, seed=5)
+    inputs = [inputs_of(walk, view, 2) for view in walk.survey(keep=True, every=2)]
+    found = fisher_traces(walk, inputs, every=2, share=2, seed=5)
 
     module = source.load()
     blocks = module.base_model.get_submodule(source.family.blocks)
@@ -161,7 +163,7 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
         block.get_submodule(source.family.ffn.writer).register_forward_hook(shift)
     generator = torch.Generator().manual_seed(5)
     sums, counts = [0.0] * len(blocks), [0] * len(blocks)
-    for inputs in list(batches)[::3]:
+    for inputs in list(batches)[::4]:
         written.clear()
         out = module(**{name: torch.as_tensor(array) for name, array in inputs.items()})[0]
         mask = torch.as_tensor(inputs["attention_mask"]).bool() if "attention_mask" in inputs else None
@@ -176,6 +178,13 @@ def test_fisher_traces_are_those_of_autograd_over_the_whole_model(pico: Pico, fa
             seen = gradient.reshape(-1, gradient.shape[-1]) if mask is None else gradient.reshape(*mask.shape, -1)[mask]
             sums[i], counts[i] = sums[i] + float(seen.square().sum()), counts[i] + seen.numel()
     assert found == pytest.approx([total / count for total, count in zip(sums, counts, strict=True)], rel=1e-3)
+
+
+def test_a_step_that_goes_too_far_is_shortened_to_the_least_error() -> None:
+    def error(share: float) -> float:
+        return 3 * (share - 0.3) ** 2 + 1
+
+    assert vertex(error(0), error(1), slope=0.9) == pytest.approx(0.3)  # the derivative at 0 is -1.8
 
 
 def test_angular_distances_are_those_of_stock_hidden_states(pico: Pico, tmp_path: Path) -> None:

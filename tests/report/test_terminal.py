@@ -35,6 +35,7 @@ PLAN = {
     "length": 512,
     "peak_memory_bytes": 1_200_000_000,
     "seconds_estimate": 190.0,
+    "half": {"samples": 64, "seconds": 95.0},
     "calibration": {"data": "text/wikitext2-train.txt", "samples": 128, "length": 512, "seed": 0},
 }
 

@@ -4,6 +4,9 @@ A map y ≈ W·h with second moments H = E[h hᵀ] loses ‖W_:,p‖² / [H⁻¹
 others make up for it as well as they can; then W ← W − W_:,p [H⁻¹]_p,: / [H⁻¹]_pp and H⁻¹ is downdated alike
 (Hassibi & Stork 1993, equation 5, with one column of W as a unit). Backward elimination repeats this. A few channels go
 at a time; the joint loss of such a group is tr(W_P [H⁻¹]_PP⁻¹ W_Pᵀ), exact, not the sum of its members' own losses.
+
+Groups are searched for among the cheapest channels only, in their corner of H⁻¹ and WᵀW; the whole of H⁻¹ and W is
+downdated once per block of groups.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ else:
 
 # A group is at most this share of the channels left: a larger one would remove channels that could replace each other.
 GROUP_SHARE = 1 / 64
+# So many channels, as a share of those left, go between two updates of the whole matrices; they are chosen among
+# CANDIDATES times as many.
+BLOCK_SHARE = 1 / 16
+CANDIDATES = 4
 # Removed channels stay in the matrices, unused, until they are this share of them: copying more often costs more time.
 GONE_SHARE = 1 / 8
 # Matrices are packed in strips of so many rows.
@@ -133,7 +140,7 @@ def eliminate(
     state = _State(matrix, invert(damp(gram, damping)))
     while state.count > keep:
         share = group or max(1, int(state.count * GROUP_SHARE))
-        state.remove(min(share, state.count - keep))
+        state.remove(min(max(share, int(state.count * BLOCK_SHARE)), state.count - keep), share)
     gone = channels - keep
     return Elimination(state.order[:gone].clone(), state.losses[:gone].cumsum(0))
 
@@ -156,11 +163,14 @@ class _State:
         self.order = torch.empty_like(self.channels)
         self.losses = torch.empty(self.count, dtype=torch.float64, device=target.device)
 
-    def remove(self, count: int) -> None:
-        """Remove the `count` channels whose own loss is least, the cheapest first."""
+    def remove(self, count: int, group: int) -> None:
+        """Remove the `count` channels whose loss is least, the cheapest first, looking anew after each `group`."""
         norms = torch.linalg.vector_norm(self.target, dim=0)
         costs = norms.square_().div_(self.inverse.diagonal()).masked_fill_(self.gone, torch.inf)
-        going = costs.argsort(stable=True)[:count]
+        going = costs.argsort(stable=True)[: min(CANDIDATES * count, self.count) if group < count else count]
+        if group < count:
+            columns = self.target[:, going]
+            going = going[_cheapest(columns.T @ columns, self.inverse[going[:, None], going], count, group)]
         lower = torch.linalg.cholesky(self.inverse[going[:, None], going])  # (count, count)
         # Columns of W_P L⁻ᵀ: the square of column i is what channel i costs once those before it have gone.
         across = torch.linalg.solve_triangular(lower, self.inverse[going], upper=False)  # (count, columns)
@@ -179,6 +189,35 @@ class _State:
         self.target = packed(self.target, torch.arange(len(self.target), device=left.device), left)
         self.inverse = packed(self.inverse, left, left)
         self.channels, self.gone = self.channels[left], self.gone[left]
+
+
+def _cheapest(squares: torch.Tensor, inverse: torch.Tensor, count: int, group: int) -> torch.Tensor:
+    """Return the `count` candidates that go, in order, `group` at a time.
+
+    Args:
+        squares: [n, n] WᵀW of the candidates' columns; overwritten.
+        inverse: [n, n] H⁻¹ of the candidates; overwritten.
+        count: how many go.
+        group: how many go between two looks at the costs.
+    """
+    gone = torch.zeros(len(squares), dtype=torch.bool, device=squares.device)
+    order: list[torch.Tensor] = []
+    for start in range(0, count, group):
+        costs = (squares.diagonal() / inverse.diagonal()).masked_fill_(gone, torch.inf)
+        going = costs.argsort(stable=True)[: min(group, count - start)]
+        order.append(going)
+        gone[going] = True
+        lower = torch.linalg.cholesky(inverse[going[:, None], going])
+        across, inner = torch.linalg.solve_triangular(
+            lower, torch.cat([inverse[going], squares[going]], 1), upper=False
+        ).chunk(2, dim=1)  # both (group, n)
+        inverse.addmm_(across.T, across, alpha=-1)
+        # W loses Sᵀ·across, S = L⁻¹W_Pᵀ, so WᵀW loses acrossᵀ·SW and its transpose and gets back acrossᵀ·SSᵀ·across.
+        own = torch.linalg.solve_triangular(lower, inner[:, going].T, upper=False)
+        half = inner - own @ across / 2
+        change = across.T @ half
+        squares.sub_(change).sub_(change.T)
+    return torch.cat(order)
 
 
 def packed(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

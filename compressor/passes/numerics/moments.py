@@ -221,35 +221,46 @@ class InputStats:
         """Start with nothing seen of an input of `width` channels in blocks of `group`."""
         self.group = group
         self.count = 0.0
+        # Only what lies on or below the diagonal counts.
         self._gram = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._abs = torch.zeros(width, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(width, dtype=torch.float64, device=device)
         self._peaks = torch.zeros(-(-width // group), dtype=torch.float64, device=device)
         self._tokens = 0
-        self._cross: dict[str, torch.Tensor] = {}
+        self._cross: torch.Tensor | None = None
 
     def add(self, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """See tokens: inputs [tokens, width], weights [tokens] (None: 1 each)."""
-        accumulate(self._gram, weighted(inputs, weights), inputs)
+        scaled = weighted(inputs, weights)
+        accumulate(self._gram, scaled, inputs, lower=True)
+        self._sum += scaled.sum(0)
         size = inputs.abs()
         self._abs += size.sum(0)
         self._peaks += torch.stack([part.amax(1).double().square().sum() for part in size.split(self.group, dim=1)])
         self.count += float(len(inputs) if weights is None else weights.sum())
         self._tokens += len(inputs)
 
-    def want(self, path: str, wanted: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Note what the module at `path` should make, [tokens, outputs], of tokens [tokens, width]."""
-        if path not in self._cross:
-            self._cross[path] = self._gram.new_zeros(wanted.shape[1], inputs.shape[1])
-        accumulate(self._cross[path], weighted(wanted, weights), inputs)
+    def want(self, wanted: torch.Tensor, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Note what should be there, or be made, where tokens [tokens, width] come in; [tokens, anything]."""
+        if self._cross is None:
+            self._cross = self._gram.new_zeros(wanted.shape[1], inputs.shape[1])
+        accumulate(self._cross, weighted(wanted, weights), inputs)
 
-    def cross(self, path: str) -> torch.Tensor:
-        """E[w y xᵀ] of what the module at `path` should make of x, [outputs, width] float64."""
-        return _mean(self._cross[path], self.count)
+    @property
+    def cross(self) -> torch.Tensor:
+        """E[w y xᵀ] of what was wanted, y, where x came in, [anything, width] float64."""
+        assert self._cross is not None, "nothing was wanted"
+        return _mean(self._cross, self.count)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """E[w x], [width] float64."""
+        return _mean(self._sum, self.count)
 
     @property
     def gram(self) -> torch.Tensor:
-        """H, [width, width] float64."""
-        return _mean(self._gram, self.count)
+        """H, [width, width] float64, the caller's own."""
+        return _mirror(_mean(self._gram, self.count))
 
     @property
     def mean_abs(self) -> torch.Tensor:

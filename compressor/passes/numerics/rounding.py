@@ -79,8 +79,9 @@ def group_sums(values: torch.Tensor, spec: GridSpec) -> torch.Tensor:
     """Return the sums over groups, [outputs, groups], of values [outputs, inputs]."""
     outputs, inputs = values.shape
     groups, size = spec.groups(inputs), spec.group_size or inputs
-    padded = torch.nn.functional.pad(values, (0, groups * size - inputs))
-    return padded.reshape(outputs, groups, size).sum(2)
+    if inputs < groups * size:
+        values = torch.nn.functional.pad(values, (0, groups * size - inputs))
+    return values.reshape(outputs, groups, size).sum(2)
 
 
 def spread(values: torch.Tensor, spec: GridSpec, inputs: int) -> torch.Tensor:
@@ -127,16 +128,16 @@ class _Columns:
         """Spread the grid over columns; `order` [inputs] lists the columns as they are visited."""
         inputs = len(order)
         self._group = (torch.arange(inputs, device=order.device) // (grid.spec.group_size or inputs))[order].tolist()
-        self._scale = grid.scale
-        self._zero = None if grid.zero_point is None else grid.zero_point.float()
+        self._scale = grid.scale.T.contiguous()
+        self._zero = None if grid.zero_point is None else grid.zero_point.T.float().contiguous()
         self._middle = float(1 << (grid.spec.bits - 1))
         self._top = (1 << grid.spec.bits) - 1
 
     def rounded(self, column: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes and values, [outputs] float32 each, nearest to a column [outputs] visited as number `index`."""
         group = self._group[index]
-        scale = self._scale[:, group]
-        zero = self._middle if self._zero is None else self._zero[:, group]
+        scale = self._scale[group]
+        zero = self._middle if self._zero is None else self._zero[group]
         codes = (torch.round(column / scale) + zero).clamp_(0, self._top)
         return codes, (codes - zero) * scale
 
@@ -155,20 +156,18 @@ def feed_back(weight: torch.Tensor, grid: Grid, gram: torch.Tensor, *, act_order
     if act_order:
         order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     upper = inverse_factor(gram[order][:, order]).to(weight.dtype)
-    columns, left = _Columns(grid, order), weight[:, order].clone()
-    codes = torch.empty_like(left)
+    columns, left = _Columns(grid, order), weight.T[order].contiguous()  # (inputs, outputs): columns are contiguous
+    codes = torch.empty_like(left, dtype=torch.uint8)
     for start in range(0, inputs, COLUMNS):
         end = min(start + COLUMNS, inputs)
-        block, errors = left[:, start:end], torch.empty_like(left[:, start:end])
+        block, errors = left[start:end], torch.empty_like(left[start:end])
         for i in range(end - start):
             row = upper[start + i, start:end]
-            codes[:, start + i], values = columns.rounded(block[:, i], start + i)
-            errors[:, i] = (block[:, i] - values) / row[i]
-            block[:, i:] -= errors[:, i : i + 1] * row[i:]
-        left[:, end:] -= errors @ upper[start:end, end:]
-    unsorted = torch.empty_like(codes)
-    unsorted[:, order] = codes
-    return unsorted.to(torch.uint8)
+            codes[order[start + i]], values = columns.rounded(block[i], start + i)
+            errors[i] = (block[i] - values) / row[i]
+            block[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+        left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    return codes.T.contiguous()
 
 
 def descend(weight: torch.Tensor, grid: Grid, codes: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
@@ -180,17 +179,16 @@ def descend(weight: torch.Tensor, grid: Grid, codes: torch.Tensor, gram: torch.T
     moments = gram.to(weight.dtype)
     diagonal = moments.diagonal()
     columns = _Columns(grid, torch.arange(inputs, device=weight.device))
-    found = codes.float()
-    values = grid.values(codes)
+    found = torch.empty_like(codes.T, memory_format=torch.contiguous_format)  # (inputs, outputs), like the next
+    values, wanted = grid.values(codes).T.contiguous(), weight.T
     for start in range(0, inputs, COLUMNS):
         end = min(start + COLUMNS, inputs)
-        slope = (weight - values) @ moments[:, start:end]
-        for i in range(end - start):
-            j = start + i
-            found[:, j], new = columns.rounded(values[:, j] + slope[:, i] / diagonal[j], j)
-            slope -= (new - values[:, j])[:, None] * moments[j, start:end]
-            values[:, j] = new
-    return found.to(torch.uint8)
+        slope = moments[start:end] @ (wanted - values)
+        for i, j in enumerate(range(start, end)):
+            found[j], new = columns.rounded(values[j] + slope[i] / diagonal[j], j)
+            slope[i + 1 :].addr_(moments[j, j + 1 : end], new - values[j], alpha=-1)
+            values[j] = new
+    return found.T.contiguous()
 
 
 def refit_scales(weight: torch.Tensor, grid: Grid, codes: torch.Tensor, gram: torch.Tensor) -> Grid:
@@ -201,19 +199,13 @@ def refit_scales(weight: torch.Tensor, grid: Grid, codes: torch.Tensor, gram: to
     """
     outputs, inputs = weight.shape
     spec = grid.spec
-    groups, size = spec.groups(inputs), spec.group_size or inputs
-    scale, moments = grid.scale.clone(), gram.double()
+    groups = spec.groups(inputs)
+    scale, moments, same = grid.scale.clone(), gram.double(), gram.to(weight.dtype)
     eye = torch.eye(groups, dtype=torch.float64, device=weight.device)
     for rows in torch.arange(outputs, device=weight.device).split(max(1, _ENTRIES // max(inputs, groups**2))):
         zero = grid.zero_point
         steps = codes[rows].double() - (grid.zero(inputs) if zero is None else spread(zero[rows], spec, inputs))
-        system = torch.stack(
-            [
-                group_sums(steps[:, g * size : (g + 1) * size] @ moments[g * size : (g + 1) * size] * steps, spec)
-                for g in range(groups)
-            ],
-            dim=1,
-        )
+        system = _group_products(steps.to(weight.dtype), same, spec).double()
         wanted = group_sums(weight[rows].double() @ moments * steps, spec)
         old = grid.scale[rows].double()
         # In units of the old scales all unknowns are near 1, and so the ridge treats them alike.
@@ -223,3 +215,15 @@ def refit_scales(weight: torch.Tensor, grid: Grid, codes: torch.Tensor, gram: to
         factor = torch.linalg.solve(system, wanted + ridge[:, None])
         scale[rows] = torch.where((factor > 0.25) & (factor < 4), factor * old, old).to(scale.dtype)
     return replace(grid, scale=scale)
+
+
+def _group_products(steps: torch.Tensor, moments: torch.Tensor, spec: GridSpec) -> torch.Tensor:
+    """Return c_g·H_gh·c_hᵀ for all pairs of groups of every row c of `steps` [rows, inputs]: [rows, groups, groups]."""
+    rows, inputs = steps.shape
+    size, groups = spec.group_size or inputs, spec.groups(inputs)
+    system = steps.new_empty(rows, groups, groups)
+    for g in range(groups):
+        start = g * size
+        products = steps[:, start : start + size] @ moments[start : start + size, start:]
+        system[:, g, g:] = system[:, g:, g] = group_sums(products.mul_(steps[:, start:]), spec)
+    return system

@@ -54,14 +54,13 @@ class Gptq(WeightOnly):
         """Take validated options."""
         super().__init__(options, dense=options.correct)
 
-    def target(self, weight: torch.Tensor, path: str, stats: InputStats | None) -> torch.Tensor:
+    def target(self, weight: torch.Tensor, stats: InputStats | None, cross: torch.Tensor | None) -> torch.Tensor:
         """Return the weight that best gives the dense outputs on the inputs that there are."""
         from compressor.passes.numerics.rounding import corrected
 
-        assert stats is not None
-        if not self.options.correct:
+        if stats is None or cross is None:
             return weight
-        return corrected(weight, stats.gram, stats.cross(path), self.options.damping)
+        return corrected(weight, stats.gram, cross, self.options.damping)
 
     def quantize(self, weight: torch.Tensor, spec: GridSpec, stats: InputStats | None) -> tuple[Grid, torch.Tensor]:
         """Round a weight [outputs, inputs]."""

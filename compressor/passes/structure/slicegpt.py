@@ -91,7 +91,9 @@ class SliceGPT:
         """Take the options."""
         self.options = options
         walks = 3 if options.rotation == "shared" else 2
-        self.needs = Needs(calibration="must", dense=options.refit, walks=walks)
+        self.needs = Needs(
+            calibration="must", dense=options.refit, walks=walks, tokens_per_channel=options.tokens_per_channel
+        )
         self.notes: list[str] = []
 
     @property

@@ -47,12 +47,13 @@ class Width:
     def __init__(self, options: WidthOptions, *, name: str = "width") -> None:
         """Take validated options; `name` is that of the preset, where there is one."""
         self.options, self.name = options, name
-        # The Fisher trace walks forward and backward on its own.
-        curves = 4 if options.weighting == "fisher" else 2
+        # The Fisher trace walks backward behind the loss curves.
+        curves = 3 if options.weighting == "fisher" else 2
         self.needs = Needs(
             calibration="must",
             dense=options.reconstruct,
             walks={"uniform": 1, "cfsp": 2, "global": curves}[options.allocation],
+            tokens_per_channel=options.tokens_per_channel,
             foreseen=options.allocation == "uniform",
         )
         self._widths: list[int] = []

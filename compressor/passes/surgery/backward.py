@@ -10,22 +10,27 @@ from compressor.passes.surgery.observe import unpadded
 
 if TYPE_CHECKING:
     from compressor.architectures.tasks import Head
-    from compressor.walk import Walk
+    from compressor.walk import BlockView, Walk
     from compressor.walk.activations import ActivationStore
 
 
-def keep_inputs(walk: Walk, note: str, every: int = 1) -> list[ActivationStore]:
+def keep_inputs(walk: Walk, note: str) -> list[ActivationStore]:
     """Walk the dense model forward and return every block's inputs, on disk: in memory they would grow with depth.
 
-    Only every n-th batch is walked; the last block's outputs stay in `walk.dense`.
+    The last block's outputs stay in `walk.dense`.
     """
-    kept: list[ActivationStore] = []
-    for view in walk.survey(note, keep=True, every=every):
-        store = walk.scratch(on_disk=True)
-        for k in range(len(view)):
-            store[k] = view.dense_in(k)
-        kept.append(store)
-    return kept
+    return [inputs_of(walk, view) for view in walk.survey(note, keep=True)]
+
+
+def inputs_of(walk: Walk, view: BlockView, every: int = 1) -> ActivationStore:
+    """Return the block's inputs for every n-th batch that is walked, by the number of the batch in the walk; on disk.
+
+    To be called before the block is run.
+    """
+    store = walk.scratch(on_disk=True)
+    for k in range(0, len(view), every):
+        store[k] = view.dense_in(k)
+    return store
 
 
 def sampled_loss(

@@ -36,6 +36,15 @@ def channel_signals(view: BlockView, module: nn.Module, middle: torch.Tensor, k:
     return found.reshape(*middle.shape[:2], -1)
 
 
+def output_and_signals(
+    view: BlockView, module: nn.Module, middle: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the block's output and the writer's input h, [batch, tokens, width] and [batch, tokens, channels]."""
+    with recorded(module, view.family.ffn.writer) as signals:
+        out = view.from_middle(module, middle, k)
+    return out, signals[0].reshape(*middle.shape[:2], -1)
+
+
 def ffn_half(view: BlockView, module: nn.Module, middle: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the block's output and what the FFN's writer added to `middle`, both [batch, tokens, width]."""
     with recorded(module, view.family.ffn.writer, outputs=True) as added:

@@ -9,7 +9,7 @@ from compressor._lazy import lazy
 from compressor.passes.numerics.moments import InputStats
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.linears import Sharing, attention_sharings, ffn_sharings
-from compressor.passes.surgery.observe import unpadded
+from compressor.passes.surgery.observe import attention_half, ffn_half, unpadded
 from compressor.walk.calls import first_input, observing
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Halves:
         """
         self.block, self._dense, self._frame = block, dense, frame
         self._in_ffn = False
+        self._heads = block.scratch()  # inputs of attention's output matrix: attention need not run again
+        self._ahead: set[int] = set()  # batches whose dense stream stands behind attention
 
     def sharings(self) -> Iterator[Sharing]:
         """Yield the sharings in the order in which they compute; each must be changed before the next is asked for."""
@@ -86,9 +88,14 @@ class Halves:
     def _to_middle(self) -> None:
         block = self.block
         for k in range(len(block)):
-            if self._dense:
+            if self._dense and k not in self._ahead:
                 block.put_dense_middle(k, block.to_middle(block.dense, block.dense_in(k), k))
-            block.put_current_middle(k, block.to_middle(block.module, block.current_in(k), k))
+            if k in self._heads:
+                middle = block.middle_of_heads(self._heads[k], k)
+            else:
+                middle = block.to_middle(block.module, block.current_in(k), k)
+            block.put_current_middle(k, middle)
+        self._heads.clear()
         self._in_ffn = True
 
     def _stream(self, module: nn.Module, k: int) -> torch.Tensor:
@@ -103,19 +110,38 @@ class Halves:
         run = self.block.from_middle if self._in_ffn else self.block.to_middle
         stream = self._stream(module, k)
         found = first_input(module, sharing.paths[0], lambda: run(module, stream, k))
+        block, output = self.block, self.block.family.attention.output
+        if module is block.module and sharing.paths == (output,) and block.family.residual == "pre":
+            self._heads[k] = found
         return found.reshape(*stream.shape[:2], -1)
 
-    def wanted(self, sharing: Sharing, k: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the path of each module, and what its weight should add: the dense output, its own bias taken off.
+    def wanted(self, sharing: Sharing, k: int) -> torch.Tensor:
+        """Return what should be there for batch `k`; `wanted_cross` makes of its moments what each weight should give.
 
-        For a writer the difference between the dense and the changed stream, to which it adds, is included.
+        For readers that is their input in the dense block. For a writer it is its output in the dense block and the
+        difference between the dense and the changed stream, to which it adds; the dense stream goes on behind it.
         """
         block = self.block
-        inputs = self.input_of(block.dense, sharing, k)
-        for path in sharing.paths:
-            out = block.dense.get_submodule(path)(inputs)
-            bias = slots.read_bias(block.module, path)
-            if path in (block.family.attention.output, block.family.ffn.writer):
-                out = out + self._stream(block.dense, k)
-                out = (out if self._frame is None else self._frame.stream(out)) - self._stream(block.module, k)
-            yield path, out if bias is None else out - bias
+        if not self._writes(sharing):
+            return self.input_of(block.dense, sharing, k)
+        half, put = (ffn_half, block.put_dense) if self._in_ffn else (attention_half, block.put_dense_middle)
+        stream = self._stream(block.dense, k)
+        after, added = half(block, block.dense, stream, k)
+        out = added + stream
+        out = (out if self._frame is None else self._frame.stream(out)) - self._stream(block.module, k)
+        put(k, after)
+        self._ahead.add(k)
+        return out
+
+    def _writes(self, sharing: Sharing) -> bool:
+        return sharing.paths in ((self.block.family.attention.output,), (self.block.family.ffn.writer,))
+
+    def wanted_cross(self, sharing: Sharing, path: str, stats: InputStats) -> torch.Tensor:
+        """Return E[w y xᵀ], float64, y what the weight at `path` should make of x: its own bias is taken off."""
+        bias, cross = slots.read_bias(self.block.module, path), stats.cross
+        offset = None if bias is None else -bias.double()
+        if not self._writes(sharing):
+            own = slots.read_bias(self.block.dense, path)
+            cross = slots.read(self.block.dense, path).double() @ cross
+            offset = None if own is None or offset is None else own.double() + offset
+        return cross if offset is None else cross + torch.outer(offset, stats.mean)

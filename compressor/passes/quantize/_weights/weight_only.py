@@ -109,10 +109,10 @@ class WeightOnly(Quantizer):
     def prepare_block(self, block: BlockView) -> None:
         """Change weights of a block before they are quantized, without changing what the model computes."""
 
-    def target(self, weight: torch.Tensor, path: str, stats: InputStats | None) -> torch.Tensor:
-        """Return what the weight of the module at `path` is rounded towards, [outputs, inputs]; by default the weight.
+    def target(self, weight: torch.Tensor, stats: InputStats | None, cross: torch.Tensor | None) -> torch.Tensor:
+        """Return what a weight [outputs, inputs] is rounded towards; by default the weight.
 
-        With `needs.dense`, `stats.cross(path)` knows what the dense module gives.
+        With `needs.dense`, `cross` is E[y xᵀ], y what the weight should make of its inputs x; else it is None.
         """
         return weight
 
@@ -207,7 +207,12 @@ class WeightOnly(Quantizer):
             rounds = any(block.name_of(path) in self._specs for path in sharing.paths)
             stats = self._observe(block, halves, sharing) if self.observes and rounds else None
             for path in sharing.paths:
-                self._quantize_module(block, path, stats, error)
+                if block.name_of(path) not in self._specs:
+                    continue
+                cross = None
+                if self.needs.dense and stats is not None:
+                    cross = halves.wanted_cross(sharing, path, stats)
+                self._quantize_module(block, path, stats, cross, error)
             block.seal()
         specs = {path: grid.spec for path, grid in block.grids.items()}
         return Change(block.layer, {**error.figures(), **self._bits(block), **self._sensitivity(block.index)}, specs)
@@ -234,18 +239,22 @@ class WeightOnly(Quantizer):
             weights = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
             stats.add(unpadded(inputs, mask), weights)
             if self.needs.dense:
-                for path, wanted in halves.wanted(sharing, k):
-                    stats.want(path, unpadded(wanted, mask), unpadded(inputs, mask), weights)
+                wanted = unpadded(halves.wanted(sharing, k), mask)
+                stats.want(wanted, unpadded(inputs, mask), weights)
         assert stats is not None
         trim_heap()  # return what activations have freed before a solver allocates matrices
         return stats
 
-    def _quantize_module(self, block: BlockView, path: str, stats: InputStats | None, error: QuantizationError) -> None:
-        spec = self._specs.get(block.name_of(path))
-        if spec is None:
-            return
-        before = self.target(slots.read(block.module, path), path, stats)
-        grid, values = self.quantize(before, spec, stats)
+    def _quantize_module(
+        self,
+        block: BlockView,
+        path: str,
+        stats: InputStats | None,
+        cross: torch.Tensor | None,
+        error: QuantizationError,
+    ) -> None:
+        before = self.target(slots.read(block.module, path), stats, cross)
+        grid, values = self.quantize(before, self._specs[block.name_of(path)], stats)
         lost, whole = error.add(before, values, stats)
         tolerated = max(lost, ROUNDING * whole)
         if self.options.accuracy_level == "auto" and stats is not None and stats.rounding_error(before) > tolerated:
@@ -266,11 +275,10 @@ class QuantizationError:
 
     def add(self, before: torch.Tensor, after: torch.Tensor, stats: InputStats | None) -> tuple[float, float]:
         """See a weight [outputs, inputs] before and after; return E‖(W − W')x‖² and E‖Wx‖²."""
-        gram = None if stats is None else stats.gram
+        gram = None if stats is None else stats.gram.to(before.dtype)
 
         def energy(matrix: torch.Tensor) -> float:
-            wide = matrix.double()
-            return float((wide.square() if gram is None else (wide @ gram) * wide).sum())
+            return float((matrix.square() if gram is None else (matrix @ gram).mul_(matrix)).sum(dtype=torch.float64))
 
         lost, whole = energy(before - after), energy(before)
         self._lost += lost

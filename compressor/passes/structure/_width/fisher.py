@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from compressor._lazy import lazy
 from compressor.errors import ModelError
 from compressor.machine.memory import trim_heap
-from compressor.passes.surgery.backward import keep_inputs, sampled_loss
+from compressor.passes.surgery.backward import sampled_loss
 from compressor.passes.surgery.observe import unpadded
 from compressor.walk.calls import recorded, run_block
 
@@ -28,29 +28,36 @@ else:
     torch = lazy("torch")
 
 
-def fisher_traces(walk: Walk, *, every: int, seed: int = 0) -> list[float]:
-    """Return E‖∂/∂y_i‖² / width for every block i, over the tokens of every n-th batch.
+def fisher_traces(walk: Walk, inputs: list[ActivationStore], *, every: int, share: int, seed: int = 0) -> list[float]:
+    """Return E‖∂/∂y_i‖² / width for every block i, over the tokens of some batches of a survey.
+
+    Args:
+        walk: behind a survey with `keep`.
+        inputs: of every block, for every `share`-th batch of the survey; they are dropped.
+        every: the survey walked every n-th calibration batch.
+        share: see `inputs`.
+        seed: of the drawn labels.
 
     Raises:
         ModelError: a gradient is not finite.
     """
-    inputs = keep_inputs(walk, "sensitivity", every)
-    _output_gradients(walk, every, seed)
+    _output_gradients(walk, every, share, seed)
     trim_heap()  # logits and their gradients are as wide as the vocabulary
     traces = []
     with walk.only_blocks():
         for index in reversed(range(walk.count)):
-            traces.append(_block_trace(walk, index, inputs[index]))
+            traces.append(_block_trace(walk, index, inputs[index], share))
             inputs[index].clear()
             walk.advance(f"sensitivity {walk.count - index} of {walk.count}")
     walk.dense.clear()
     return traces[::-1]
 
 
-def _output_gradients(walk: Walk, every: int, seed: int) -> None:
+def _output_gradients(walk: Walk, every: int, share: int, seed: int) -> None:
     """Put the gradient of the sampled log-likelihood at the last block's output in that output's place."""
     generator = torch.Generator().manual_seed(seed)
-    for k, inputs in enumerate(islice(walk.batches, 0, None, every)):
+    for count, inputs in enumerate(islice(walk.batches, 0, None, every * share)):
+        k = count * share
         with torch.enable_grad():
             hidden = walk.dense[k].to(walk.device).detach().requires_grad_()
             out = walk.run_tail(inputs, hidden)
@@ -63,11 +70,11 @@ def _output_gradients(walk: Walk, every: int, seed: int) -> None:
             walk.dense[k] = torch.autograd.grad(loss, hidden)[0]
 
 
-def _block_trace(walk: Walk, index: int, inputs: ActivationStore) -> float:
+def _block_trace(walk: Walk, index: int, inputs: ActivationStore, share: int) -> float:
     """Return one block's trace; take the gradients in `walk.dense` from its output to its input."""
     block = walk.open_block(index)
     total, count = 0.0, 0
-    for k in range(len(inputs)):
+    for k in range(0, len(walk.calls), share):
         at_input, at_writer = _backwards(walk, block, index, k, inputs[k])
         if not bool(torch.isfinite(at_input).all()):
             raise ModelError(f"the gradient through block {index} is not finite", hint="Set weighting: residual.")

@@ -32,6 +32,9 @@ else:
 # Maps of the residual width are small and start from weights that are nearly right: little data settles them.
 REFIT_DAMPING = 0.01
 REFIT_TOKENS_PER_INPUT = 64
+# Which channels stay, and the writer while readers are refit, are settled by part of the data; its last fit sees all.
+CHOOSE_TOKENS_PER_CHANNEL = 10
+LEAST_TO_CHOOSE = LEAST_TOKENS // 2
 
 
 def narrow(block: BlockView, width: int, options: WidthOptions) -> dict[str, float]:
@@ -53,10 +56,10 @@ def narrow(block: BlockView, width: int, options: WidthOptions) -> dict[str, flo
     return figures
 
 
-def _every(stream: torch.Tensor, batches: int, tokens_per_input: int, inputs: int) -> int:
+def _every(stream: torch.Tensor, batches: int, tokens_per_input: int, inputs: int, least: int = LEAST_TOKENS) -> int:
     """Return n such that every n-th of batches like `stream` has about `tokens_per_input` tokens per input of a map."""
     tokens = stream.shape[0] * stream.shape[1] * batches
-    return max(1, tokens // max(tokens_per_input * inputs, LEAST_TOKENS))
+    return max(1, tokens // max(tokens_per_input * inputs, least))
 
 
 def _weights(stream: torch.Tensor) -> torch.Tensor:
@@ -137,10 +140,15 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
         block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
-    error = _fit_writer(block, _writer_moments(block, sample), options, width if narrower else None)
+    first, middle = sample, block.current_middle(0)
+    if options.refine and narrower:
+        channels = block.layer.intermediate_size
+        few = _every(middle, len(block), CHOOSE_TOKENS_PER_CHANNEL, channels, LEAST_TO_CHOOSE)
+        first = replace(sample, batches=sample.batches[::few])
+    error = _fit_writer(block, _writer_moments(block, first), options, width if narrower else None)
     figures = {"kept_channels": float(width)}
     if options.refine and narrower:
-        every = _every(block.current_middle(0), len(block), REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
+        every = _every(middle, len(block), REFIT_TOKENS_PER_INPUT, block.layer.residual[1])
         figures["refined_error"], moments = refine_readers(block, replace(sample, batches=sample.batches[::every]))
         error = _fit_writer(block, moments if every == 1 else _writer_moments(block, sample), options)
     targets.clear()

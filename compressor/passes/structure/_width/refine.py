@@ -35,8 +35,6 @@ CG_STEPS = 2
 CURVATURE_SHARE = 2
 # λ over the mean diagonal of E[w z zᵀ]. Rows have many free numbers for the tokens there are: less damping fits noise.
 DAMPING = 0.1
-# A linearised step that makes the true error larger is halved, and given up in the end.
-STEPS = (1.0, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True)
@@ -66,19 +64,27 @@ def refine_readers(block: BlockView, sample: Sample) -> tuple[float, Moments]:
     first = error = _look(block, sample, paths[0], factors, residuals)
     problem = _Problem(block, sample, factors, residuals)
     for path, after in zip(paths, [*paths[1:], None], strict=True):
-        step = problem.solve()
+        step, slope = problem.solve()
         start, offset = slots.read(block.module, path), slots.read_bias(block.module, path)
-        for scale in STEPS:
+        scale = 1.0
+        while True:
             slots.write(block.module, path, start + step * scale, offset)
             seen = moments_of(block) if after is None else None
             found = _look(block, sample, after, factors, residuals, seen)
             if found <= error or scale == 0:
                 break
+            # Too far: once more, to where a parabola would be least, else not at all.
+            scale = vertex(error, found, slope) if scale == 1 else 0.0
         error = found
     factors.clear()
     residuals.clear()
     assert seen is not None  # set in the last turn, where `after` is None
     return error / first if first > 0 else 1.0, seen
+
+
+def vertex(before: float, after: float, slope: float) -> float:
+    """Return where a parabola is least that is `before` at 0, with the derivative −2·`slope`, and `after` at 1."""
+    return slope / (after - before + 2 * slope)
 
 
 def moments_of(block: BlockView) -> Moments:
@@ -151,7 +157,7 @@ class _Problem:
     def __init__(self, block: BlockView, sample: Sample, factors: ActivationStore, residuals: ActivationStore) -> None:
         self.block, self.sample, self.factors, self.residuals = block, sample, factors, residuals
         self.writer = slots.read(block.module, block.family.ffn.writer)
-        self.tokens = sum(float(weights.sum()) for weights in sample.weights.values())
+        self.tokens = sum(float(sample.weights[k].sum()) for k in sample.batches)
         width = block.layer.residual[1]
         moment = torch.zeros(width, width, dtype=torch.float64, device=self.writer.device)
         for k in sample.batches:
@@ -182,20 +188,22 @@ class _Problem:
     def _product(self, direction: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the curvature times δU, from every CURVATURE_SHARE-th batch: one quadratic form for all steps."""
         trim_heap()
-        total = torch.zeros_like(direction)
-        both = self.writer.T @ self.writer
-        tokens = 0.0
+        total, tokens = torch.zeros_like(direction), 0.0
         for k in self.sample.batches[::CURVATURE_SHARE]:
             z, s, w = self._read(k), self.factors[k].to(total.device), self.sample.weights[k]
-            total += ((z @ direction.T).mul_(s) @ both).mul_(s * w).T @ z
+            made = (z @ direction.T).mul_(s) @ self.writer.T
+            total += (made @ self.writer).mul_(s * w).T @ z
             tokens += float(w.sum())
         return total / tokens + self.ridge * scale * direction
 
-    def solve(self) -> torch.Tensor:
-        """Return δU [channels, width] after CG_STEPS steps of preconditioned conjugate gradients from 0."""
+    def solve(self) -> tuple[torch.Tensor, float]:
+        """Return δU [channels, width] after CG_STEPS steps of preconditioned conjugate gradients from 0, and a slope.
+
+        The error of a share x of δU begins as error − 2·x·slope.
+        """
         trim_heap()
         left, scale = self._gradient()
-        found = torch.zeros_like(left)
+        found, downhill = torch.zeros_like(left), left
         better = left @ self.inverse / scale
         direction, level = better, float((left * better).sum())
         for _ in range(CG_STEPS):
@@ -208,4 +216,4 @@ class _Problem:
             better = left @ self.inverse / scale
             level, before = float((left * better).sum()), level
             direction = better + direction * (level / before)
-        return found
+        return found, self.tokens * float((downhill * found).sum())

@@ -11,7 +11,8 @@ from compressor.passes.numerics.moments import Moments
 from compressor.passes.structure._width.fisher import fisher_traces
 from compressor.passes.structure._width.importance import channels_of, score
 from compressor.passes.surgery import slots
-from compressor.passes.surgery.observe import channel_signals, unpadded
+from compressor.passes.surgery.backward import inputs_of
+from compressor.passes.surgery.observe import output_and_signals, unpadded
 from compressor.walk.sampling import count_tokens
 
 if TYPE_CHECKING:
@@ -48,15 +49,19 @@ def angular_distances(walk: Walk, *, every: int) -> list[float]:
 def loss_curves(walk: Walk, options: WidthOptions, floor: int, *, every: int) -> tuple[list[torch.Tensor], list[float]]:
     """Return each block's loss after its 1, 2, … least important channels have gone, and the weight of its loss."""
     every = every * CURVE_SHARE if len(walk.batches) >= 4 * every * CURVE_SHARE else every
-    curves, energies = [], []
-    for view in walk.survey("loss curves", every=every):
+    # Which of the walked batches the gradients go through.
+    share = max(1, min(count_tokens(walk) // SENSITIVITY_TOKENS, len(walk.batches)) // every)
+    fisher = options.weighting == "fisher"
+    curves, energies, inputs = [], [], []
+    for view in walk.survey("loss curves", every=every, keep=fisher):
+        if fisher:
+            inputs.append(inputs_of(walk, view, share))
         curve, energy = _curve_and_energy(view, options, floor)
         curves.append(curve)
         energies.append(energy)
-    if options.weighting == "residual":
-        return curves, [1 / energy if energy > 0 else 0.0 for energy in energies]
-    few = max(every, min(count_tokens(walk) // SENSITIVITY_TOKENS, len(walk.batches)))
-    return curves, fisher_traces(walk, every=few, seed=options.seed)
+    if fisher:
+        return curves, fisher_traces(walk, inputs, every=every, share=share, seed=options.seed)
+    return curves, [1 / energy if energy > 0 else 0.0 for energy in energies]
 
 
 def _moments(view: BlockView) -> tuple[Moments, float]:
@@ -64,13 +69,12 @@ def _moments(view: BlockView) -> tuple[Moments, float]:
     moments = Moments(view.layer.intermediate_size, 0, view.dense_in(0).device)
     total, count = 0.0, 0
     for k in range(len(view)):
-        middle = view.to_middle(view.module, view.dense_in(k), k)
-        view.put_dense_middle(k, middle)
-        mask = view.token_mask(k)
-        signals = unpadded(channel_signals(view, view.module, middle, k), mask)
+        middle, mask = view.to_middle(view.module, view.dense_in(k), k), view.token_mask(k)
+        out, channels = output_and_signals(view, view.module, middle, k)
+        signals, stream = unpadded(channels, mask), unpadded(middle, mask)
         moments.add(signals, signals[:, :0])
-        stream = unpadded(middle, mask)
         total, count = total + float(stream.double().square().sum()), count + stream.numel()
+        view.put_dense(k, out)
     return moments, total / count
 
 
