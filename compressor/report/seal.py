@@ -26,6 +26,7 @@ from compressor.report.html import html_report
 from compressor.report.junit import junit_report
 from compressor.report.schema import Report, build_ratios, check_report
 from compressor.storage.json_files import read_json
+from compressor.storage.regular import open_regular
 from compressor.storage.tensors import sha256_of
 from compressor.verification.companions import differing_keys, flat
 from compressor.verification.manifest import MANIFEST
@@ -132,8 +133,8 @@ def check_recipe(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
         return []
     wrong = []
     try:
-        quoted = _QUOTED.search((folder / "README.md").read_text(encoding="utf-8"))
-        texts = {"recipe.yaml": (folder / "recipe.yaml").read_text(encoding="utf-8"), "README.md": quoted and quoted[2]}
+        quoted = _QUOTED.search(_text(folder / "README.md"))
+        texts = {"recipe.yaml": _text(folder / "recipe.yaml"), "README.md": quoted and quoted[2]}
         for name, text in texts.items():
             recipe = parse_recipe(text or "", source=name, options=method_options()).resolved()
             keys = differing_keys(flat(_public(recipe)), flat(_public(recorded)))
@@ -141,6 +142,12 @@ def check_recipe(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     except (CompressorError, OSError, ValueError, RecursionError) as error:
         return [failed("recipe.recorded", error)]
     return [yes("recipe.recorded", not wrong, f"not the recipe that {MANIFEST} records: {', '.join(wrong)}")]
+
+
+def _text(path: Path) -> str:
+    """Read a text that may be no regular file, raising OSError or ValueError."""
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,12 +162,14 @@ def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _disagreements(folder: Path, manifest: Mapping[str, Any], report: Report, raw: Mapping[str, Any]) -> list[str]:
     """Return in what the report differs from the manifest and from the files."""
-    compressed, passes = report.compressed, manifest.get("passes")
+    compressed, stated = report.compressed, manifest.get("passes")
+    entries = stated if isinstance(stated, list) else []
+    passes = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
     pairs = [
         ("parameters", compressed.parameters, manifest.get("parameters")),
         ("bytes", compressed.bytes, file_bytes(folder)),
         ("task", report.model.task, manifest.get("task")),
-        ("passes", [entry.name for entry in report.passes], [entry.get("name") for entry in passes or []]),
+        ("passes", [entry.name for entry in report.passes], passes),
     ]
     found = [f"{name}: {REPORT} says {told}, the artifact {real}" for name, told, real in pairs if told != real]
     found += _other_bounds(report, manifest)

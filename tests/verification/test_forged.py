@@ -456,6 +456,15 @@ def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
     (folder / "recipe.yaml").write_text("[" * 1000)
     assert "recipe.recorded" in failing(check_recipe(folder, manifest))
     assert check_recipe(folder, {}) == []
+    (folder / "recipe.yaml").unlink()
+    os.mkfifo(folder / "recipe.yaml")
+    assert "a named pipe" in failing(check_recipe(folder, manifest))["recipe.recorded"]
+
+
+@pytest.mark.parametrize("passes", [3, [1], {"rtn": 4}, "rtn"])
+def test_passes_of_another_form(passes: object, finished: Path) -> None:
+    manifest = {**read_manifest(finished), "passes": passes}
+    assert ("report.figures" in failing(check_reports(finished, manifest))) == isinstance(passes, list)
 
 
 @pytest.mark.parametrize("kind", ["model", "empty", "file", "nothing"])
