@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--count N] [--seed N] [--only INDEX]`: read altered inputs; exit code 1 if there was a fault."""
+"""`python -m tests.fuzz [--count N] [--seed N] [--only INDEX]`: read altered inputs; ends with 1 after a fault."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _ENDLESS = 30.0
 """CPU seconds after which a worker is ended."""
 _MEMORY = 4 << 30
 """Bytes of address space that an input may ask for."""
-_ORDER = "recipes models recipes data recipes artifacts recipes models recipes data".split()
+_ORDER = ["recipes", "models", "recipes", "data", "recipes", "artifacts", "recipes", "models", "recipes", "data"]
 """Kinds of ten inputs in a row."""
 _IDLE_POLLS = 8
 """Seconds without CPU time after which a sleeping worker waits for ever."""

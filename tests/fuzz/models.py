@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 from random import Random
 
-from compressor.data.preprocessors import load_processor
-from compressor.data.preprocessors import load_tokenizer
+from compressor.data.preprocessors import load_processor, load_tokenizer
 from compressor.model.folder import open_model
 from compressor.pipeline.inspect import inspect
 from tests.fuzz.mutations import alter_bytes, alter_entry, alter_json, as_text, is_plain, odd, write

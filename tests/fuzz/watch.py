@@ -72,10 +72,12 @@ class Watch:
         places = {"os.symlink": arguments[1:2], "os.rename": arguments[:2], "os.link": arguments[1:2]}
         for path in places.get(event, arguments[:1]):
             if isinstance(path, str | bytes | os.PathLike):
-                self._written(os.path.join(base, os.fsdecode(path)))
+                place, name = os.path.split(os.path.join(base, os.fsdecode(path)))
+                self._written(os.path.join(os.path.realpath(place), name), link=True)
 
-    def _written(self, path: str) -> None:
+    def _written(self, path: str, *, link: bool = False) -> None:
+        """Judge a change of a file; with `link`, of the directory entry itself and not of what it may lead to."""
         if "\0" in path or path == os.devnull or "__pycache__" in path:
             return
-        if not f"{os.path.realpath(path)}/".startswith(self._root):
+        if not f"{os.path.abspath(path) if link else os.path.realpath(path)}/".startswith(self._root):
             self._found.append(f"writes outside of the scratch folder ({path})")

@@ -427,6 +427,16 @@ REPORTS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
         "report.present",
         False,
     ),
+    "a link to outside": (
+        lambda folder: ((folder / "junit.xml").unlink(), (folder / "junit.xml").symlink_to("/etc/hostname")),
+        "report.present",
+        False,
+    ),
+    "seals of files that are not its own": (
+        lambda folder: rewrite(folder / "report.json", **{"seal.files": {"../nothing": "x"}}),
+        "report.seal",
+        False,
+    ),
     "another manifest": (lambda folder: rewrite(folder / MANIFEST, seed=1), "report.seal", False),
 }
 
@@ -442,7 +452,7 @@ def test_reports(name: str, finished: Path, tmp_path: Path) -> None:
         renewed(folder)
     found = failing(check_reports(folder, read_manifest(folder)))
     assert expected in found
-    assert ("report.seal" in found) == (name == "another manifest")
+    assert ("report.seal" in found) == (expected == "report.seal")
 
 
 def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
