@@ -8,7 +8,7 @@ OUT ?= demo-artifact
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-test demo demo-model test test-all check bench clean
+.PHONY: help setup setup-test demo demo-model test test-all check fuzz bench clean
 
 help:
 	@echo 'make setup       make $(VENV) and install compressor into it'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test        install the test extras and run the tests, on one model family of each kind'
 	@echo 'make test-all    the same on all families and variants'
 	@echo 'make check       ruff, mypy --strict, layer order, tests: what a change must pass'
+	@echo 'make fuzz        read 10 000 altered recipes, models, data and artifacts (about ten minutes)'
 	@echo 'make bench       measure the figures that README and recipes state'
 	@echo 'make clean       remove caches and what the demo left behind'
 
@@ -58,6 +59,9 @@ check: setup-test build/typings
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+fuzz: setup-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 bench: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench

@@ -240,6 +240,9 @@ def _read(text: str, source: str) -> Document:
 def _read_file(path: Path) -> str:
     """Read a small UTF-8 text file, whatever the path turns out to be."""
     try:
+        if path.is_fifo() and path.resolve().exists():  # the pipe of a shell's `<(command)` has no name
+            problem = Problem("", "a named pipe, which nobody may ever write to: not a recipe")
+            raise RecipeError([problem], source=str(path))
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

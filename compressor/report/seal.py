@@ -25,6 +25,7 @@ from compressor.report.facts import ArtifactFacts
 from compressor.report.html import html_report
 from compressor.report.junit import junit_report
 from compressor.report.schema import Report, build_ratios, check_report
+from compressor.storage.files import own_file
 from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
 from compressor.verification.companions import differing_keys, flat
@@ -32,6 +33,8 @@ from compressor.verification.manifest import MANIFEST
 from compressor.verification.verdict import Check, failed, yes
 
 REPORT = "report.json"
+_RENDERED = ("report.html", "README.md", "junit.xml")
+"""Made from it."""
 SEAL = "seal"
 _QUOTED = re.compile(r"^(`{3,})yaml\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 """The recipe in the card."""
@@ -80,8 +83,7 @@ def sealed(folder: Path, report: Mapping[str, Any], texts: Mapping[str, str]) ->
 
 def check_reports(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     """Check the four reports of a finished artifact: there, unchanged, and saying what manifest and files say."""
-    names = (REPORT, "report.html", "README.md", "junit.xml")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in (REPORT, *_RENDERED) if not _is_own(folder, name)]
     checks = [yes("report.present", not missing, f"missing from the folder: {', '.join(missing)}", damaged=True)]
     if REPORT in missing:
         return checks
@@ -101,7 +103,8 @@ def _check_seal(folder: Path, raw: Mapping[str, Any], missing: list[str]) -> Che
     seal: dict[str, Any] = stated if isinstance(stated, dict) else {}
     stated = seal.get("files")
     files: dict[str, Any] = stated if isinstance(stated, dict) else {}
-    edited = [name for name, digest in files.items() if name not in missing and sha256_of(folder / name) != digest]
+    there = [name for name in _RENDERED if name not in missing]
+    edited = [name for name in there if files.get(name) != sha256_of(folder / name)] if files else []
     if seal.get("report") != _digest(raw):
         edited.insert(0, REPORT)
     reason = f"edited after verification: {', '.join(edited)}"
@@ -132,8 +135,8 @@ def check_recipe(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
         return []
     wrong = []
     try:
-        quoted = _QUOTED.search((folder / "README.md").read_text(encoding="utf-8"))
-        texts = {"recipe.yaml": (folder / "recipe.yaml").read_text(encoding="utf-8"), "README.md": quoted and quoted[2]}
+        quoted = _QUOTED.search(_text(folder, "README.md"))
+        texts = {"recipe.yaml": _text(folder, "recipe.yaml"), "README.md": quoted and quoted[2]}
         for name, text in texts.items():
             recipe = parse_recipe(text or "", source=name, options=method_options()).resolved()
             keys = differing_keys(flat(_public(recipe)), flat(_public(recorded)))
@@ -141,6 +144,20 @@ def check_recipe(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     except (CompressorError, OSError, ValueError, RecursionError) as error:
         return [failed("recipe.recorded", error)]
     return [yes("recipe.recorded", not wrong, f"not the recipe that {MANIFEST} records: {', '.join(wrong)}")]
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Tell whether the folder has a file of that name: no link to outside, and a regular file."""
+    try:
+        return own_file(folder, name) is not None
+    except ModelError:
+        return False
+
+
+def _text(folder: Path, name: str) -> str:
+    if (file := own_file(folder, name)) is None:
+        raise ModelError(f"{name} is missing")
+    return file.read_text(encoding="utf-8")
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,12 +172,14 @@ def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _disagreements(folder: Path, manifest: Mapping[str, Any], report: Report, raw: Mapping[str, Any]) -> list[str]:
     """Return in what the report differs from the manifest and from the files."""
-    compressed, passes = report.compressed, manifest.get("passes")
+    compressed, stated = report.compressed, manifest.get("passes")
+    entries = stated if isinstance(stated, list) else []
+    passes = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
     pairs = [
         ("parameters", compressed.parameters, manifest.get("parameters")),
         ("bytes", compressed.bytes, file_bytes(folder)),
         ("task", report.model.task, manifest.get("task")),
-        ("passes", [entry.name for entry in report.passes], [entry.get("name") for entry in passes or []]),
+        ("passes", [entry.name for entry in report.passes], passes),
     ]
     found = [f"{name}: {REPORT} says {told}, the artifact {real}" for name, told, real in pairs if told != real]
     found += _other_bounds(report, manifest)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from compressor.errors import RecipeError
@@ -224,6 +227,17 @@ def test_files_that_are_no_text(tmp_path, content, expected, toys):
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, options=toys)
     assert str(caught.value) == f"{path}: 1 problem\n  {expected}"
+
+
+def test_a_named_pipe_is_not_waited_for_and_a_shells_is_read(tmp_path, good, toys):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="a named pipe"):
+        load_recipe(tmp_path / "pipe.yaml", options=toys)
+    reading, writing = os.pipe()
+    os.write(writing, good.encode())
+    os.close(writing)
+    assert load_recipe(Path(f"/dev/fd/{reading}"), options=toys).name
+    os.close(reading)
 
 
 def test_files_that_are_not_there(tmp_path, toys):

@@ -427,6 +427,16 @@ REPORTS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
         "report.present",
         False,
     ),
+    "a link to outside": (
+        lambda folder: ((folder / "junit.xml").unlink(), (folder / "junit.xml").symlink_to("/etc/hostname")),
+        "report.present",
+        False,
+    ),
+    "seals of files that are not its own": (
+        lambda folder: rewrite(folder / "report.json", **{"seal.files": {"../nothing": "x"}}),
+        "report.seal",
+        False,
+    ),
     "another manifest": (lambda folder: rewrite(folder / MANIFEST, seed=1), "report.seal", False),
 }
 
@@ -442,7 +452,7 @@ def test_reports(name: str, finished: Path, tmp_path: Path) -> None:
         renewed(folder)
     found = failing(check_reports(folder, read_manifest(folder)))
     assert expected in found
-    assert ("report.seal" in found) == (name == "another manifest")
+    assert ("report.seal" in found) == (expected == "report.seal")
 
 
 def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
@@ -456,6 +466,15 @@ def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
     (folder / "recipe.yaml").write_text("[" * 1000)
     assert "recipe.recorded" in failing(check_recipe(folder, manifest))
     assert check_recipe(folder, {}) == []
+    (folder / "recipe.yaml").unlink()
+    os.mkfifo(folder / "recipe.yaml")
+    assert "a named pipe" in failing(check_recipe(folder, manifest))["recipe.recorded"]
+
+
+@pytest.mark.parametrize("passes", [3, [1], {"rtn": 4}, "rtn"])
+def test_passes_of_another_form(passes: object, finished: Path) -> None:
+    manifest = {**read_manifest(finished), "passes": passes}
+    assert ("report.figures" in failing(check_reports(finished, manifest))) == isinstance(passes, list)
 
 
 @pytest.mark.parametrize("kind", ["model", "empty", "file", "nothing"])
