@@ -21,7 +21,8 @@ os.rename("child.part", "child")
 time.sleep(100)
 """
 COMMAND = """
-import sys, tempfile, types
+import signal, sys, tempfile, types
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored, and stays so, in what nohup has started
 import compressor
 from compressor.cli import main
 from compressor.machine.fresh import run_module

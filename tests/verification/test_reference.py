@@ -89,7 +89,7 @@ def test_every_gate_refuses_another_model(precision: str, pico: Callable[..., Pa
 def test_images_are_stored_as_blocks(pico: Callable[..., Path], tmp_path: Path) -> None:
     write_reference(TorchRunner(pico("vit")), tmp_path / REFERENCE)
     assert failing(check_reference(TorchRunner(pico("vit")), tmp_path / REFERENCE)) == set()
-    assert (tmp_path / REFERENCE).stat().st_size < 5000
+    assert (tmp_path / REFERENCE).stat().st_size < 10_000, "the pixels alone would take 250 KB"
 
 
 def test_a_broken_model_has_no_reference(tmp_path: Path, pico: Callable[..., Path]) -> None:
