@@ -48,6 +48,8 @@ class Artifacts:
         if renewed:
             _renew(target)
         found = any(not check.passed for check in look(target))
+        if not found and _same_content(self._base, target):
+            return "passed: only the layout of JSON differs"
         if not found and not renewed:
             raise Missed(f"no check finds it: {what}")
         return "found" if found else "passed with renewed hashes"
@@ -100,6 +102,15 @@ def _alter(rng: Random, folder: Path) -> str:
     if is_plain(path) and path.read_bytes() == before:
         path.write_bytes(before + b"\n")
     return f"{path.relative_to(folder)} altered"
+
+
+def _same_content(base: Path, folder: Path) -> bool:
+    """Tell whether the files whose seals cover their content, not their layout, hold the same as before."""
+    names = (MANIFEST, "report.json")
+    return all(
+        is_plain(folder / name) and json.loads((folder / name).read_text()) == json.loads((base / name).read_text())
+        for name in names
+    ) and any((folder / name).read_bytes() != (base / name).read_bytes() for name in names)
 
 
 def _renew(folder: Path) -> None:

@@ -8,6 +8,7 @@ the input or reads a file outside of its folder. An artifact that was altered mu
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -171,6 +172,7 @@ def _work(pipe: Connection, seed: int, indices: list[int], scratch: Path, kinds:
     with (scratch / "worker.log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    faulthandler.disable()  # a worker that dies is told about by an outcome
     used = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -96,8 +96,11 @@ def alter_json(rng: Random, text: str) -> str:
     """Alter the tree of a JSON text; sometimes its bytes, or a key is given twice."""
     way = rng.random()
     if way < 0.15:
-        return alter_bytes(rng, text.encode()).decode("utf-8", "surrogateescape")
-    tree = json.loads(text)
+        return alter_bytes(rng, text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):  # it was altered before
+        return alter_bytes(rng, text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
     if way < 0.25 and isinstance(tree, dict) and tree:
         return text.replace("{", "{" + f"{json.dumps(rng.choice(list(tree)))}: {as_text(odd(rng))},", 1)
     return as_text(alter_tree(rng, tree))
