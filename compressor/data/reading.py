@@ -39,6 +39,8 @@ from compressor.storage.sentence import SentenceEncoder, read_sentence_encoder
 TEXT_BATCH_TOKENS = 512
 """Tokens of a calibration batch: matrices are then busy, and a batch's activations are small beside a block."""
 SENTENCE_BATCH = 32
+_CHARACTERS_PER_TOKEN = 1000
+"""More of a sentence than that many for each token that it may have is not tokenised."""
 IMAGE_BATCH = 16
 
 Purpose = Literal["calibration", "evaluation"]
@@ -228,6 +230,7 @@ def _tokeniser(tokenizer: Any, length: int, encoder: SentenceEncoder) -> Callabl
     Texts are tokenised as `encoder` states, and cut off at `length` tokens or earlier.
     """
     length = min(length, encoder.max_length or length)
+    longest = _CHARACTERS_PER_TOKEN * length  # the tokenizer lists all that it cuts off, which takes minutes for a book
     if encoder.lower_case:
         _lower_case(tokenizer)
 
@@ -236,7 +239,9 @@ def _tokeniser(tokenizer: Any, length: int, encoder: SentenceEncoder) -> Callabl
 
         def make() -> Iterable[Inputs]:
             for start in range(0, count, SENTENCE_BATCH):
-                parts = [[encoder.prompt + text for text in side[start : start + SENTENCE_BATCH]] for side in sides]
+                parts = [
+                    [encoder.prompt + text[:longest] for text in side[start : start + SENTENCE_BATCH]] for side in sides
+                ]
                 with library_calls("the tokenizer"):
                     encoded = tokenizer(*parts, padding=True, truncation=True, max_length=length, return_tensors="np")
                 yield {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
