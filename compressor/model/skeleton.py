@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from compressor.architectures import Family, LayerShape
 from compressor.architectures.tasks import TASKS
@@ -49,7 +50,7 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
     Raises:
         ModelError: the blueprint asks for what the family cannot be built with.
     """
-    with parameters_on_meta():
+    with parameters_on_meta(), no_init_weights():  # to initialise what has no contents takes most of the time
         auto = getattr(transformers, TASKS[task].auto_class)
         model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
     model.requires_grad_(False)
