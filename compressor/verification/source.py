@@ -29,7 +29,7 @@ import numpy as np
 
 from compressor._lazy import lazy
 from compressor.architectures.tasks import TASKS
-from compressor.errors import CompressorError, ModelError, ResourceError
+from compressor.errors import CompressorError, ModelError, ResourceError, described, restored
 from compressor.machine.fresh import run_preloaded
 from compressor.measure.runner import first_line
 from compressor.measure.torch_runner import quiet
@@ -78,8 +78,7 @@ def run_gate(model: ModelFolder, *, trust_remote_code: bool = False) -> dict[str
             raise CompressorError(f"stock transformers cannot run the model: {done.last_line}")
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in found:
-        kind = ResourceError if found["error"]["exit_code"] == ResourceError.exit_code else ModelError
-        raise kind(found["error"]["message"], hint=found["error"]["hint"])
+        raise restored(found["error"])
     return found
 
 
@@ -281,8 +280,7 @@ def _main(request: Path, answer: Path) -> int:
         asked = json.loads(request.read_text(encoding="utf-8"))
         data = compare(open_model(asked["path"], task=asked["task"], trust_remote_code=asked["trust_remote_code"]))
     except CompressorError as error:
-        data = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
-        code = error.exit_code
+        data, code = {"error": described(error)}, error.exit_code
     except (MemoryError, RuntimeError, OSError) as error:
         if not _lacks_memory(error):
             raise
