@@ -28,6 +28,8 @@ import traceback
 import warnings
 from typing import Any
 
+from compressor.machine.signals import end_with
+
 PRELOADED = ("numpy", "onnx", "onnxruntime", "torch", "transformers.modeling_utils")
 READY = b"+"
 REQUEST_BYTES = 1 << 20
@@ -41,8 +43,10 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
         if not text:
             return None
         request: dict[str, Any] = json.loads(text)
+        server = os.getpid()
         child = os.fork()
         if child == 0:
+            end_with(server)
             channel.close()
             for number, descriptor in enumerate(descriptors, start=1):
                 os.dup2(descriptor, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,12 +84,13 @@ def test_forks_owe_nothing_to_each_other_and_end_as_processes_do(speaking: Path)
     assert heard == ["None True"] * 2
 
 
-def test_forks_die_with_the_process_that_asked(speaking: Path) -> None:
+@pytest.mark.parametrize("victim", ["asking", "server"])
+def test_forks_die_with_the_process_that_asked_and_with_the_server(speaking: Path, victim: str) -> None:
     asking = subprocess.Popen([sys.executable, "-c", ASKING], stdout=subprocess.PIPE, text=True)
     assert asking.stdout is not None
     pids = asking.stdout.readline().split()
-    asking.kill()
-    asking.wait()
+    os.kill(asking.pid if victim == "asking" else int(pids[1]), signal.SIGKILL)
+    asking.wait(timeout=60)
     deadline = time.monotonic() + 30
     while (alive := [pid for pid in pids if Path("/proc", pid).exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
