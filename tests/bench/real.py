@@ -77,7 +77,7 @@ def _subject(context: Context) -> Subject:
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{MODEL} is not in the folder that {VARIABLE} names")
     small = quality.wikitext(context)
-    samples, windows = (4, 2) if context.quick else (64, 60)
+    samples, windows = (4, 2) if context.quick else (32, 24)
     return Subject(MODEL, model.resolve(), small.calibration, small.evaluation, samples, windows, 512, PASSES, 512)
 
 
