@@ -49,6 +49,8 @@ MEANINGS: Mapping[str, str] = {
     "graph.task": "The artifact computes what its config.json and the dense model are for.",
     "parity": "The artifact gives the outputs of the compressed model in PyTorch, on recorded inputs.",
     "parity.argmax": "The best answer is the same as in PyTorch, at every position of the recorded inputs.",
+    "parity.cosine": "Outputs point the way of those in PyTorch, on average over all tokens of the recorded inputs.",
+    "parity.cosine_low": "So do those of all but one in a hundred tokens, or images, each by itself.",
     "parity.exact": "Without the rounding of activations, the graph is as close to PyTorch as a float export.",
     "parity.greedy": "Greedy generation gives the same tokens as in PyTorch.",
     "parity.ort": "model.ort and model.onnx give the same outputs.",

@@ -1,7 +1,8 @@
-"""Probes of classifiers whose outputs have no winner: one real number, or labels each of which holds by itself.
+"""What is judged over the outputs of all probes together: cosines, and outputs that have no winner.
 
-The cosine of two outputs of one column is 1 or -1 and their argmax is always 0: such outputs are held to their order
-over samples and to their difference, measured against how much they differ between samples.
+A classifier may have one real number, or labels each of which holds by itself. The cosine of two outputs of one column
+is 1 or -1 and their argmax is always 0: such outputs are held to their order over samples and to their difference,
+measured against how much they differ between samples.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 from compressor.architectures.tasks import TASKS
 from compressor.measure.runner import Array, Runner, read_config
 from compressor.measure.statistics import F64, spearman
+from compressor.verification.cases import COLUMNS, Case
 from compressor.verification.verdict import Check, bounded
 
 SAMPLES = "samples"
 """Name of the probe of real inputs."""
 _ENOUGH = 8
 """Samples from which an order can be told."""
+_LOW = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,35 @@ ORDERINGS = {
     "int4": Ordering(0.9, 0.5),
 }
 """By precision; at float32 the probes' own bound on the largest difference is far below any spread."""
+
+
+def check_cosines(cosines: Mapping[Case, F64], least: tuple[float, float], why: str, group: str) -> list[Check]:
+    """Check the cosines of output rows, those of all probes together.
+
+    Where inputs of products are rounded, single tokens of a good model come out quite different: those at which a few
+    activations are a hundred times the others. `parity.exact` compares every one of them without rounding.
+
+    Args:
+        cosines: by probe, one for each row.
+        least: the smallest mean, and what all rows but one in a hundred must reach.
+        why: what a failed check says beside its figure.
+        group: prefix of the checks' names.
+    """
+    mean = float(np.concatenate(list(cosines.values())).mean())
+    checks = [bounded(f"{group}.cosine", mean, least=least[0], why=why)]
+    # Of many tokens, seen in few columns, the low ones say little of rounding.
+    full = [values for case, values in cosines.items() if case.columns == COLUMNS]
+    if full:
+        low = float(np.quantile(np.concatenate(full), _LOW, method="lower"))
+        checks.append(bounded(f"{group}.cosine_low", low, least=least[1], why=why))
+    return checks
+
+
+def row_cosines(a: Array, b: Array) -> F64:
+    """Return the cosine [N] between the rows of two arrays [N, C]; NaN where a row is zero."""
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    scale = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
+    return np.asarray((a64 * b64).sum(axis=1) / np.where(scale > 0, scale, np.nan), dtype=np.float64)
 
 
 def check_spread(compared: Mapping[str, tuple[Array, Array]], precision: str, group: str) -> list[Check]:

@@ -15,6 +15,8 @@ _MILDER: Mapping[str, str] = {
     "tokens": "fewer tokens merged in each layer",
 }
 """Family of passes -> what costs less quality."""
+_MORE_BITS = "smaller groups, or more bits (bits: auto spends them where they count)"
+"""The same for rounding to few bits that has compensated its errors already."""
 _SMALLER = "fewer bits, larger groups, or a larger sparsity"
 _FASTER = "a larger sparsity, or 8-bit weights and inputs; on a busy machine, measure again"
 _FALLBACK = "weaker settings"
@@ -81,4 +83,5 @@ def _advice(name: str, passes: Sequence[str]) -> str:
         return _SMALLER
     known = methods()
     families = dict.fromkeys(known[entry].family for entry in passes if entry in known)
-    return ", or ".join(_MILDER[family] for family in families if family in _MILDER) or _FALLBACK
+    milder = {**_MILDER, "quantize": _MORE_BITS} if {"gptq", "rsq"} & set(passes) else _MILDER
+    return ", or ".join(milder[family] for family in families if family in milder) or _FALLBACK

@@ -9,8 +9,8 @@ columns, whatever the vocabulary, and fewer for the probes of many tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,7 +28,15 @@ from compressor.storage.grids import GridSpec
 from compressor.storage.json_files import parse_json
 from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
 from compressor.verification.companions import companion_record
-from compressor.verification.outputs import SAMPLES, check_spread, has_label_sets, has_one_output, same_labels
+from compressor.verification.outputs import (
+    SAMPLES,
+    check_cosines,
+    check_spread,
+    has_label_sets,
+    has_one_output,
+    row_cosines,
+    same_labels,
+)
 from compressor.verification.samples import clipping, draw
 from compressor.verification.tables import table_record, tables_in
 from compressor.verification.verdict import Check, bounded, failed, yes
@@ -48,10 +56,9 @@ class Tolerance:
     Attributes:
         absolute: largest difference, for outputs of unit scale.
         relative: largest difference over the largest output.
-        cosine: smallest mean and minimum cosine between output rows.
+        cosine: between output rows of all probes: smallest mean, and what all but one in a hundred must reach.
         agreement: smallest share of equal winners; 1 allows only ties within the tolerance to differ.
         greedy: whether greedy continuations must be equal.
-        why: what a failed comparison says beside its figures.
     """
 
     absolute: float | None = None
@@ -59,7 +66,6 @@ class Tolerance:
     cosine: tuple[float, float] | None = None
     agreement: float = 1.0
     greedy: bool = False
-    why: str = ""
 
 
 TOLERANCES = {
@@ -169,6 +175,7 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
     checks: list[Check] = []
     winners: list[Any] = []
     compared: dict[str, tuple[Array, Array]] = {}
+    cosines: dict[Case, F64] = {}
     for entry in facts["cases"]:
         case = Case(**{**entry, "chunks": tuple(entry["chunks"])})
         if case.padding == "left" and not runner.left_padding:
@@ -176,10 +183,11 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
         if case.pixels == "noise" and precision == "int8-static":
             continue  # no image of the calibration data is like that; `parity.exact` compares it without rounding
         try:
-            explained = replace(tolerance, why=_clipped(facts.get("outside"), case))
-            checks += _check_case(runner, case, tensors, explained, group, winners, compared)
+            checks += _check_case(runner, case, tensors, tolerance, group, winners, compared, cosines)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             checks.append(failed(f"{group}.{case.name}", error))
+    if tolerance.cosine is not None and cosines:
+        checks += check_cosines(cosines, tolerance.cosine, _clipped(facts.get("outside"), cosines), group)
     if winners:  # of all probes together: a short one has too few tokens for a share
         share = float(np.concatenate(winners).astype(np.float64).mean())
         checks.append(bounded(f"{group}.argmax", share, least=tolerance.agreement, why="other tokens or classes win"))
@@ -206,13 +214,14 @@ def check_determinism(runner: Runner, path: Path) -> Check:
     return yes("determinism.bits", first.tobytes() == second.tobytes(), "the same input gave different outputs twice")
 
 
-def _clipped(shares: Any, case: Case) -> str:
+def _clipped(shares: Any, cases: Iterable[Case]) -> str:
     """Return what is known of inputs outside of calibrated ranges, where it may be the reason of a difference."""
-    share = shares.get(case.name) if isinstance(shares, dict) else None
-    if not isinstance(share, float) or share < _MUCH_OUTSIDE:
+    found = [shares.get(case.name) for case in cases] if isinstance(shares, dict) else []
+    share = max((share for share in found if isinstance(share, float)), default=0.0)
+    if share < _MUCH_OUTSIDE:
         return ""
     return (
-        f"{share:.1%} of the inputs of its 8-bit products lie outside of the ranges that were calibrated;"
+        f"up to {share:.1%} of the inputs of its 8-bit products lie outside of the ranges that were calibrated;"
         " calibrate on more samples, or with method: minmax"
     )
 
@@ -225,8 +234,9 @@ def _check_case(
     group: str,
     winners: list[Any],
     compared: dict[str, tuple[Array, Array]],
+    cosines: dict[Case, F64],
 ) -> list[Check]:
-    """Compare one probe; whether winners are the reference's goes to `winners`, outputs without one to `compared`."""
+    """Compare one probe; what is judged over all probes goes to `winners`, `compared` (no winner) and `cosines`."""
     prefix = f"{case.name}.input."
     inputs = restore({name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)})
     wanted = _Rows(**{name: tensors[f"{case.name}.{name}"] for name in _Rows.__dataclass_fields__})
@@ -253,11 +263,7 @@ def _check_case(
     if alone or several:
         compared[case.name] = found.values, wanted.values
     if not alone and tolerance.cosine is not None:
-        cosine = _cosine(found.values, wanted.values)
-        checks.append(bounded(f"{name}.cosine", float(cosine.mean()), least=tolerance.cosine[0], why=tolerance.why))
-        if case.columns == COLUMNS:  # the worst of many tokens, seen in few columns, says little of rounding
-            worst = float(cosine.min())
-            checks.append(bounded(f"{name}.cosine_min", worst, least=tolerance.cosine[1], why=tolerance.why))
+        cosines[case] = row_cosines(found.values, wanted.values)
     tie = 2 * (tolerance.absolute or 0.0) * scale
     if several:
         winners.append(same_labels(found.values, wanted.values, tie))
@@ -326,12 +332,6 @@ def _max_error(found: _Rows, wanted: _Rows) -> float:
     """Return the largest difference over columns, projection and log-sum-exp; NaN if an output is not finite."""
     pairs = [(found.values, wanted.values), (found.projection, wanted.projection), (found.logsumexp, wanted.logsumexp)]
     return float(np.max([np.max(np.abs(a.astype(np.float64) - b)) for a, b in pairs]))
-
-
-def _cosine(a: Array, b: Array) -> F64:
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    scale = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
-    return np.asarray((a64 * b64).sum(axis=1) / np.where(scale > 0, scale, np.nan), dtype=np.float64)
 
 
 def _greedy(runner: Runner, prompt: NDArray[Any], tokens: int) -> tuple[NDArray[np.int64], Array]:

@@ -10,7 +10,8 @@ import pytest
 
 from compressor.measure.runner import Array
 from compressor.measure.torch_runner import TorchRunner
-from compressor.verification.outputs import ORDERINGS, check_spread, same_labels
+from compressor.verification.cases import Case
+from compressor.verification.outputs import ORDERINGS, check_cosines, check_spread, same_labels
 from compressor.verification.reference import TOLERANCES, check_reference, write_reference
 
 RNG = np.random.default_rng(0)
@@ -53,6 +54,21 @@ def test_labels_agree_unless_they_lie_within_the_tie() -> None:
     found = np.array([[1.0, 1.0, -0.001]])
     assert same_labels(found, wanted, 0.01).tolist() == [1.0, 0.0, 1.0]
     assert np.isnan(same_labels(found * np.nan, wanted, 0.01)).all()
+
+
+def test_one_token_of_many_may_come_out_otherwise_but_not_three_of_a_hundred() -> None:
+    short, long = Case("short", 1, (7,)), Case("long", 1, (193,), columns=64)
+
+    def failing(low: int) -> set[str]:
+        values = {short: np.full(7, 0.999), long: np.full(193, 0.999), Case("wide", 1, (193,)): np.full(193, 0.999)}
+        values[short][:low] = 0.6
+        return {check.name for check in check_cosines(values, (0.99, 0.97), "", "parity") if not check.passed}
+
+    assert failing(0) == failing(1) == set()
+    assert failing(6) == {"parity.cosine_low"}
+    assert failing(7) == {"parity.cosine_low"}
+    few = {short: np.array([0.999] * 6 + [0.96])}
+    assert [check.passed for check in check_cosines(few, (0.99, 0.97), "", "parity")] == [True, False]
 
 
 @pytest.fixture(scope="module", params=["bert", "vit"])
