@@ -26,7 +26,7 @@ from compressor.pipeline.run import export_dense
 from compressor.pipeline.source import source_against
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
-from compressor.report.seal import check_metrics_again, check_recipe, check_reports
+from compressor.report.seal import check_greedy_again, check_metrics_again, check_recipe, check_reports
 from compressor.storage.artifact import runtime_model
 from compressor.storage.files import own_file
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
@@ -115,6 +115,7 @@ def verify(
     more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
     if dense is not None and data is None:
         more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
+        more += check_greedy_again(artifact, verdict.greedy)
     return _verification_report(
         artifact, manifest, replace(verdict, checks=(*signature, *source, *verdict.checks, *more))
     )
@@ -322,4 +323,5 @@ def _verification_report(artifact: Path, manifest: Mapping[str, Any], verdict: V
         speedup=verdict.ratios.get("speedup"),
         seconds={"verify": verdict.seconds, "total": verdict.seconds},
         peak_memory_bytes=verdict.peak_memory_bytes,
+        greedy=verdict.greedy,
     )
