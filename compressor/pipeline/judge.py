@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor.data.reading import DataRequest, find_data, load_data
 from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
+from compressor.exporters.steps import STEPS
 from compressor.machine.progress import Progress
 from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import evaluate as measure
@@ -219,11 +220,11 @@ def _comparable(against: str | None, artifact: Path, progress: Progress) -> Iter
     if runtime_model(artifact) is None or runtime_model(folder) is not None:
         yield folder
         return
-    progress.stage("export the model to compare with")
     model, export = _own_sections(artifact)
+    progress.stage("export the model to compare with", total=STEPS[export.format])
     source = open_model(folder, task=model.task, dtype=model.dtype)
     with tempfile.TemporaryDirectory(prefix="compressor-dense-") as place:
-        export_dense(source, Path(place), export)
+        export_dense(source, Path(place), export, progress.advance)
         yield Path(place)
 
 
