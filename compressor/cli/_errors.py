@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from compressor.errors import CompressorError, Interrupted, ResourceError, Usage
 from compressor.machine.shortage import is_shortage, shortage
 
 ISSUES = "Please report this, with what `compressor --debug ...` (the same command) and `compressor doctor` print."
+
+_UNREAD = 128 + 13
+"""The exit code where SIGPIPE ends a process; it is no verdict."""
 
 
 class Commands(TyperGroup):
@@ -89,6 +93,14 @@ def show_error(error: CompressorError) -> None:
     console.print(Text.assemble(("error: ", "bold red"), visible(error.message)))
     if error.hint:
         console.print(Text.assemble(("next:  ", "bold"), visible(error.hint)))
+
+
+def end_unread() -> NoReturn:
+    """End without a word because nobody reads what is printed (`| head -1`), as a shell reports SIGPIPE: 141."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what is still buffered
+        os.dup2(nowhere, stream)
+    sys.exit(_UNREAD)
 
 
 def visible(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -174,3 +175,18 @@ def test_ctrl_c_in_a_real_process(repository, tmp_path):
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err.startswith("error: interrupted\nnext:  What is finished is kept") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("command", ["--help", "recipes list", "recipes schema", "recipes show nothing"])
+def test_ends_like_other_tools_where_nobody_reads(command: str, stream: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
+    with os.fdopen(write, "wb"):
+        done = subprocess.run([sys.executable, "-m", "compressor", *command.split()], **streams, check=False)
+    fails = command.endswith("nothing")
+    if fails == (stream == "stderr"):
+        assert done.returncode == 141 and not done.stdout and not done.stderr
+    else:
+        assert done.returncode == (2 if fails else 0)
