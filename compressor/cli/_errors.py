@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -95,12 +96,28 @@ def show_error(error: CompressorError) -> None:
         console.print(Text.assemble(("next:  ", "bold"), visible(error.hint)))
 
 
-def end_unread() -> NoReturn:
-    """End without a word because nobody reads what is printed (`| head -1`), as a shell reports SIGPIPE: 141."""
+def end_unread() -> int:
+    """Say nothing more, because nobody reads it (`| head -1`); return the exit code that a shell has for that."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what is still buffered
         os.dup2(nowhere, stream)
-    sys.exit(_UNREAD)
+    return _UNREAD
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process with an exit code, without a second of taking down all that torch and transformers have made."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except BrokenPipeError:
+        code = end_unread()
+    except OSError as error:
+        shown = _known(error)
+        show_error(shown)
+        code = shown.exit_code
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def visible(text: str) -> str:

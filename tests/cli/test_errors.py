@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -190,3 +191,38 @@ def test_ends_like_other_tools_where_nobody_reads(command: str, stream: str) -> 
         assert done.returncode == 141 and not done.stdout and not done.stderr
     else:
         assert done.returncode == (2 if fails else 0)
+
+
+HEAVY = (
+    "import atexit, sys, types, typer, compressor.cli as cli\n"
+    "sys.modules['torch'] = types.ModuleType('torch')\n"
+    "atexit.register(lambda: print('cleaned up', file=sys.stderr, flush=True))\n"
+    "@cli.app.command()\n"
+    "def told() -> None:\n"
+    "    sys.stdout.write('all of it')\n"
+    "    raise typer.Exit(4)\n"
+    "sys.argv[1:] = ['told']\n"
+    "cli.main()\n"
+)
+
+
+def test_ends_at_once_where_torch_is_loaded(process):
+    done = process(code=HEAVY)
+    assert (done.returncode, done.stdout, done.stderr) == (4, "all of it", "cleaned up\n")
+    full = process(code=f"import sys; sys.stdout = open('/dev/full', 'w'); exec({HEAVY!r})")
+    assert full.returncode == 5 and "no room left on disk" in full.stderr and "cleaned up" in full.stderr
+
+
+def test_the_collector_is_off_for_imports_alone():
+    from compressor.machine.libraries import without_collector
+
+    assert gc.isenabled()
+    with pytest.raises(KeyboardInterrupt), without_collector():
+        assert not gc.isenabled()
+        raise KeyboardInterrupt
+    assert gc.isenabled()
+    gc.disable()
+    with without_collector():
+        pass
+    assert not gc.isenabled()  # whoever switched it off
+    gc.enable()
