@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from compressor.errors import ModelError, ResourceError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.result import ExportResult
+from compressor.exporters.steps import Advance, silent
 from compressor.machine.fresh import run_module
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ OPERATORS = "required_operators_and_types.config"
 _CONVERTER = "onnxruntime.tools.convert_onnx_models_to_ort"
 
 
-def export_ort(source: ModelFolder, out: Path, options: OnnxOptions | None = None) -> ExportResult:
+def export_ort(
+    source: ModelFolder, out: Path, options: OnnxOptions | None = None, *, advance: Advance = silent
+) -> ExportResult:
     """Export a model folder to `model.onnx`, and convert that to `model.ort`.
 
     Both stay: `model.ort` is what runs, `model.onnx` what it was made from, by which it can be verified anywhere.
@@ -35,14 +38,16 @@ def export_ort(source: ModelFolder, out: Path, options: OnnxOptions | None = Non
         out: existing folder; receives what `export_onnx` writes, `model.ort`, and the operators that it needs in
             `required_operators_and_types.config`.
         options: of the ONNX export.
+        advance: told what has been done, `STEPS` times.
 
     Raises:
         ModelError: the model cannot be exported or converted.
         UsageError: the options are impossible.
         ResourceError: the disk is full.
     """
-    result = export_onnx(source, out, options)
+    result = export_onnx(source, out, options, advance=advance)
     files = convert(out / "model.onnx", out, arm=options is not None and options.arm)
+    advance("graph converted")
     return replace(result, files=sorted([*result.files, *files]))
 
 

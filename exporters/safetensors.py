@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from compressor.errors import ResourceError
 from compressor.exporters.compressed_tensors import Layout
 from compressor.exporters.remote_code import add_remote_code
 from compressor.exporters.result import ExportResult
+from compressor.exporters.steps import Advance, WeightSteps, silent
 from compressor.exporters.trimming import PeriodicTrim
 from compressor.model.blueprint import SECTION
 from compressor.model.config import QUANTIZATION
@@ -33,7 +34,12 @@ SHARD_BYTES = 5_000_000_000
 
 
 def export_safetensors(
-    source: ModelFolder, out: Path, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+    source: ModelFolder,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    advance: Advance = silent,
 ) -> ExportResult:
     """Write a model folder as safetensors: `model.safetensors`, or shards with an index.
 
@@ -46,6 +52,7 @@ def export_safetensors(
         dtype: torch name of the type that floating-point tensors are stored in; None keeps each as it is. Scales of
             quantized weights are float32 always, and so is the model when it is loaded.
         shard_bytes: files larger than this are split; a single tensor never is.
+        advance: told what has been done, `STEPS` times.
 
     Returns:
         The files and the time; the same model gives the same bytes.
@@ -56,7 +63,7 @@ def export_safetensors(
     """
     start = time.perf_counter()
     layout = Layout(source) if source.grids else None
-    shards = list(_shards(_plans(source, dtype, layout), shard_bytes))
+    shards = list(_shards(_plans(source, dtype, layout, advance), shard_bytes))
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     files = []
     try:
@@ -74,15 +81,20 @@ def export_safetensors(
     return ExportResult(sorted(files), time.perf_counter() - start, codes=codes)
 
 
-def _plans(source: ModelFolder, dtype: str | None, layout: Layout | None) -> list[Plan]:
+def _plans(source: ModelFolder, dtype: str | None, layout: Layout | None, advance: Advance) -> list[Plan]:
     """Return what is written, sorted by name: codes and grids of quantized weights, all other tensors as they are."""
-    trim = PeriodicTrim()
     quantized = {f"{module}.weight" for module in source.grids}
     plans = list(layout.plans()) if layout is not None else []
     for name in source.weights.names():
         if name not in quantized:
             plans.append(_plan(source.weights, name, _stored_as(source.weights.entry(name), dtype)))
-    return sorted((_trimming(plan, trim) for plan in plans), key=lambda plan: plan.name)
+    trim, steps = PeriodicTrim(), WeightSteps(sum(plan.bytes for plan in plans), advance)
+
+    def seen(count: int) -> None:
+        trim.read(count)
+        steps.written(count)
+
+    return sorted((_counted(plan, seen) for plan in plans), key=lambda plan: plan.name)
 
 
 def _shard_name(index: int, count: int) -> str:
@@ -128,11 +140,11 @@ def _plan(weights: Checkpoint, name: str, entry: Entry) -> Plan:
     return Plan(entry.stored, entry.dtype, entry.shape, lambda: weights.tensor(name))
 
 
-def _trimming(plan: Plan, trim: PeriodicTrim) -> Plan:
-    """Return the plan of a tensor that counts as read when it is made."""
+def _counted(plan: Plan, seen: Callable[[int], None]) -> Plan:
+    """Return the plan of a tensor whose bytes are told when it is made."""
 
     def make() -> Any:
-        trim.read(plan.bytes)
+        seen(plan.bytes)
         return plan.make()
 
     return replace(plan, make=make)

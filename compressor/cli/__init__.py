@@ -13,7 +13,7 @@ import typer
 
 from compressor.cli import _models, _run
 from compressor.cli._catalogue import methods_app, recipes_app
-from compressor.cli._errors import Commands, show_error
+from compressor.cli._errors import Commands, end_now, end_unread, show_error
 from compressor.cli._output import emit_json, results
 from compressor.cli._run import JsonOption
 from compressor.errors import Interrupted
@@ -92,3 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # before or after a command, where nothing else catches it
         show_error(Interrupted("interrupted"))
         sys.exit(Interrupted.exit_code)
+    except SystemExit as end:
+        # rich and typer end so, with 1, where a pipe that they write to has lost its reader
+        code = end_unread() if isinstance(end.__context__, BrokenPipeError) else end.code
+        if arguments is None and isinstance(code, int) and "torch" in sys.modules:
+            end_now(code)
+        sys.exit(code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -14,6 +16,9 @@ from compressor.errors import CompressorError, Interrupted, ResourceError, Usage
 from compressor.machine.shortage import is_shortage, shortage
 
 ISSUES = "Please report this, with what `compressor --debug ...` (the same command) and `compressor doctor` print."
+
+_UNREAD = 128 + 13
+"""The exit code where SIGPIPE ends a process; it is no verdict."""
 
 
 class Commands(TyperGroup):
@@ -89,6 +94,30 @@ def show_error(error: CompressorError) -> None:
     console.print(Text.assemble(("error: ", "bold red"), visible(error.message)))
     if error.hint:
         console.print(Text.assemble(("next:  ", "bold"), visible(error.hint)))
+
+
+def end_unread() -> int:
+    """Say nothing more, because nobody reads it (`| head -1`); return the exit code that a shell has for that."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what is still buffered
+        os.dup2(nowhere, stream)
+    return _UNREAD
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process with an exit code, without a second of taking down all that torch and transformers have made."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except BrokenPipeError:
+        code = end_unread()
+    except OSError as error:
+        shown = _known(error)
+        show_error(shown)
+        code = shown.exit_code
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def visible(text: str) -> str:

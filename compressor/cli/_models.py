@@ -13,6 +13,7 @@ import typer
 from compressor.cli._output import emit_json, finite, results, working
 from compressor.cli._run import JsonOption, QuietOption, failures
 from compressor.errors import ModelError, VerificationError
+from compressor.machine.libraries import without_collector
 
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder.", show_default=False)]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
@@ -39,7 +40,7 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show the structure of a model or artifact: shapes by layer, parameters, bytes, operations."""
-    with working(quiet=True):
+    with working(quiet=True), without_collector():
         from compressor import pipeline
 
         info = pipeline.inspect(path)
@@ -94,7 +95,8 @@ def verify(
     Without --against, it is checked against the outputs that were recorded when it was made.
     """
     with working(quiet=quiet) as progress:
-        from compressor import pipeline
+        with without_collector():
+            from compressor import pipeline
 
         report = pipeline.verify(
             artifact,
@@ -134,7 +136,8 @@ def bench(
 ) -> None:
     """Time an artifact, side by side with another one: one process, interleaved rounds, medians."""
     with working(quiet=quiet) as progress:
-        from compressor import pipeline
+        with without_collector():
+            from compressor import pipeline
 
         timing = pipeline.bench(
             artifact, against=against, threads=threads, batch=batch, length=length, rounds=rounds, progress=progress
@@ -176,7 +179,8 @@ def evaluate(
 ) -> None:
     """Measure the quality of a model or artifact on held-out data."""
     with working(quiet=quiet) as progress:
-        from compressor import pipeline
+        with without_collector():
+            from compressor import pipeline
 
         found = pipeline.evaluate(
             path,

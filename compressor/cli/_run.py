@@ -12,6 +12,7 @@ from compressor._api import artifact_folder, open_recipe
 from compressor.cli._output import emit_json, results, working
 from compressor.errors import VerificationError
 from compressor.machine.fresh import prepare_server
+from compressor.machine.libraries import without_collector
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.", show_default=False)
@@ -64,7 +65,8 @@ def run(
     with working(quiet=quiet) as progress:
         prepare_server()
         progress.stage("load libraries")
-        from compressor import pipeline
+        with without_collector():
+            from compressor import pipeline
 
         report = pipeline.run(parsed, model=model, out=target, resume=resume, sign_with=sign, progress=progress)
     folder = Path(report.get("artifact") or target)
@@ -86,7 +88,7 @@ def plan(
 ) -> None:
     """Show what a recipe will do to a model: sizes, operations, memory, time. Loads no weights."""
     parsed = open_recipe(recipe, sets or [])
-    with working(quiet=True):
+    with working(quiet=True), without_collector():
         from compressor import pipeline
 
         planned = pipeline.plan(parsed, model=model)

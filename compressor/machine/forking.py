@@ -28,6 +28,7 @@ import traceback
 import warnings
 from typing import Any
 
+from compressor.machine.libraries import without_collector
 from compressor.machine.signals import end_with
 
 PRELOADED = ("numpy", "onnx", "onnxruntime", "torch", "transformers.modeling_utils")
@@ -99,7 +100,7 @@ def _carry_out(request: dict[str, Any]) -> int:
 def main() -> None:
     """Load the libraries, then serve the socket whose descriptor is the argument."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_collector():
         warnings.simplefilter("ignore")
         for name in PRELOADED:
             importlib.import_module(name)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.exporters.result import ExportResult
+from compressor.exporters.steps import Advance, silent
 from compressor.machine.processor import target_for
 from compressor.model.folder import ModelFolder
 from compressor.recipe import ExportSection
@@ -17,8 +18,12 @@ from compressor.verification.codes import KEY as CODES
 from compressor.verification.exact import LEVELS
 
 
-def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype: str) -> ExportResult:
+def export_model(
+    model: ModelFolder, folder: Path, section: ExportSection, dtype: str, advance: Advance = silent
+) -> ExportResult:
     """Write the model files of `model` into the existing `folder`; `dtype` is that of the stored weights.
+
+    `advance` is told what has been done, as often as `compressor.exporters.steps.STEPS` says.
 
     Raises:
         CompressorError: what the exporter raises.
@@ -26,14 +31,15 @@ def export_model(model: ModelFolder, folder: Path, section: ExportSection, dtype
     if section.format == "safetensors":
         from compressor.exporters.safetensors import export_safetensors
 
-        return export_safetensors(model, folder, dtype=dtype)
+        return export_safetensors(model, folder, dtype=dtype, advance=advance)
     from compressor.exporters.onnx import OnnxOptions, export_onnx
     from compressor.exporters.ort import export_ort
 
     opset = None if section.opset == "auto" else int(section.opset)
     arm = target_for(section.target) == "arm64"
     options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype, arm=arm)  # type: ignore[arg-type]
-    return (export_ort if section.format == "ort" else export_onnx)(model, folder, options)
+    export = export_ort if section.format == "ort" else export_onnx
+    return export(model, folder, options, advance=advance)
 
 
 def grid_records(model: ModelFolder, result: ExportResult, *, graph: bool) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor.data.reading import DataRequest, find_data, load_data
 from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
+from compressor.exporters.steps import STEPS
 from compressor.machine.progress import Progress
 from compressor.measure.benchmark import Timing, compare
 from compressor.measure.evaluation import evaluate as measure
@@ -26,7 +27,7 @@ from compressor.pipeline.run import export_dense
 from compressor.pipeline.source import source_against
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
-from compressor.report.seal import check_metrics_again, check_recipe, check_reports
+from compressor.report.seal import check_greedy_again, check_metrics_again, check_recipe, check_reports
 from compressor.storage.artifact import runtime_model
 from compressor.storage.files import own_file
 from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
@@ -115,6 +116,7 @@ def verify(
     more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
     if dense is not None and data is None:
         more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
+        more += check_greedy_again(artifact, verdict.greedy)
     return _verification_report(
         artifact, manifest, replace(verdict, checks=(*signature, *source, *verdict.checks, *more))
     )
@@ -218,11 +220,11 @@ def _comparable(against: str | None, artifact: Path, progress: Progress) -> Iter
     if runtime_model(artifact) is None or runtime_model(folder) is not None:
         yield folder
         return
-    progress.stage("export the model to compare with")
     model, export = _own_sections(artifact)
+    progress.stage("export the model to compare with", total=STEPS[export.format])
     source = open_model(folder, task=model.task, dtype=model.dtype)
     with tempfile.TemporaryDirectory(prefix="compressor-dense-") as place:
-        export_dense(source, Path(place), export)
+        export_dense(source, Path(place), export, progress.advance)
         yield Path(place)
 
 
@@ -322,4 +324,5 @@ def _verification_report(artifact: Path, manifest: Mapping[str, Any], verdict: V
         speedup=verdict.ratios.get("speedup"),
         seconds={"verify": verdict.seconds, "total": verdict.seconds},
         peak_memory_bytes=verdict.peak_memory_bytes,
+        greedy=verdict.greedy,
     )

@@ -116,6 +116,7 @@ def run_report(
         seconds=clock.total(),
         peak_memory_bytes=peak_memory(),
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
+        greedy=verdict.greedy,
     )
     return {**report, "notes": list(prepared.doubts)}
 

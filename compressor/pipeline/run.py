@@ -12,6 +12,7 @@ from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Batches, EvalData, Inputs, TextData
 from compressor.data.reading import model_batches
 from compressor.errors import ModelError, UsageError
+from compressor.exporters.steps import STEPS, Advance, silent
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
@@ -181,24 +182,25 @@ def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progre
     export = prepared.recipe.export
     if export.format == "safetensors":
         return prepared.source.path
-    progress.stage("export dense")
     folder, mark = work / "dense", work / DENSE_MARK
     basis = dense_basis(prepared, hashes)
-    if not (mark.is_file() and mark.read_bytes() == basis.encode() and folder.is_dir()):
+    kept = mark.is_file() and mark.read_bytes() == basis.encode() and folder.is_dir()
+    progress.stage("export dense", total=None if kept else STEPS[export.format])
+    if not kept:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        export_dense(prepared.source, folder, export)
+        export_dense(prepared.source, folder, export, progress.advance)
         mark.write_text(basis, encoding="utf-8")
     return folder
 
 
-def export_dense(source: ModelFolder, folder: Path, export: ExportSection) -> None:
-    """Write a model as it is into the existing `folder`, in the form that a recipe asks for.
+def export_dense(source: ModelFolder, folder: Path, export: ExportSection, advance: Advance = silent) -> None:
+    """Write a model as it is into the existing `folder`, in the form that a recipe asks for; see `export_model`.
 
     Raises:
         CompressorError: what the exporter raises.
     """
-    export_model(source, folder, export, dense_dtype(source, export))
+    export_model(source, folder, export, dense_dtype(source, export), advance)
 
 
 def _export(
@@ -210,17 +212,18 @@ def _export(
     progress: Progress,
 ) -> Path:
     """Write the artifact: model files, recipe, probes with their expected outputs, manifest with what it came from."""
-    progress.stage("export")
+    progress.stage("export", total=STEPS[prepared.recipe.export.format] + 2)
     folder = work / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     dtype = artifact_dtype(prepared)
-    result = export_model(compressed, folder, prepared.recipe.export, dtype)
+    result = export_model(compressed, folder, prepared.recipe.export, dtype, progress.advance)
     (folder / RECIPE).write_text(recipe_as_run(prepared), encoding="utf-8")
     (folder / SOURCE).write_text(prepared.recipe.text, encoding="utf-8")
     calibrated = any(spec.activations == "static" for spec in compressed.grids.values())
     drawn = collect(model_batches(prepared.load_calibration())) if calibrated and prepared.uses_calibration else None
     write_probes(compressed.path, folder / REFERENCE, _samples(prepared), calibration=drawn)
+    progress.advance("probes")
     seal(
         folder,
         {
@@ -239,6 +242,7 @@ def _export(
             "versions": fingerprint_environment(),
         },
     )
+    progress.advance("manifest")
     return folder
 
 

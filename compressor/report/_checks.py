@@ -68,6 +68,7 @@ MEANINGS: Mapping[str, str] = {
     "recipe.recorded": "recipe.yaml, and the recipe in the card, say what the manifest records of the recipe.",
     "report": "Report, page, card and recipe say what the manifest and the files say.",
     "report.figures": "Figures and bounds in report.json are those of the manifest, the files and the recipe.",
+    "report.greedy": "Greedy samples that are made now begin as those in report.json do.",
     "report.metrics": "Metrics that are measured now are near those in report.json.",
     "report.present": "The four reports are there.",
     "report.readable": "report.json is a report, and does not contradict itself.",

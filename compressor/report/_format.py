@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.recipe import metrics
 from compressor.recipe.metrics import Metric
-from compressor.report.schema import Bound, Check, Figures, Report
+from compressor.report.schema import Bound, Check, Continuation, Figures, Report
 
 DASH = "—"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/\\~])(?:~?(?:/[^\s/'\"`,;:()<>]+){2,}/?|[A-Za-z]:\\[^\s'\"`,;()<>]+)")
@@ -227,6 +227,13 @@ def methods(report: Report) -> str:
 def phases(report: Report) -> list[str]:
     """Return the phases that were timed, of either model."""
     return list(dict.fromkeys([*report.dense.latency_ms, *report.compressed.latency_ms]))
+
+
+def agreement(sample: Continuation) -> str:
+    """Return in which token two greedy continuations differ, if in any."""
+    if sample.differs_at is None:
+        return f"equal in all {_plural(sample.tokens, 'token')}"
+    return f"first difference: token {sample.differs_at} of {sample.tokens}"
 
 
 def environment(report: Report) -> list[tuple[str, str]]:

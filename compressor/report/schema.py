@@ -154,10 +154,29 @@ class Ratios(_Part):
     speedup_interval: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
+class Continuation(_Part):
+    """How both models go on, greedily, from the beginning of one evaluation sample.
+
+    Attributes:
+        prompt: that beginning.
+        dense: the text that the dense model appends.
+        compressed: the text that the artifact appends.
+        tokens: how many tokens the longer one has.
+        differs_at: the first token in which they differ, counted from 1; None where they are equal.
+    """
+
+    prompt: str
+    dense: str
+    compressed: str
+    tokens: int
+    differs_at: int | None = None
+
+
 class Report(_Part):
     """The whole of `report.json`.
 
     Attributes:
+        greedy: of a model that generates text, how it goes on from some prompts.
         notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
     """
@@ -174,6 +193,7 @@ class Report(_Part):
     peak_memory_bytes: int | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    greedy: list[Continuation] = Field(default_factory=list)
     artifact: Path | None = None
 
     @model_validator(mode="after")
@@ -268,6 +288,7 @@ def build_report(
     seconds: Mapping[str, float] | None = None,
     peak_memory_bytes: int | None = None,
     environment: Mapping[str, Any] | None = None,
+    greedy: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Put a version 1 report together: the ratios and the verdict follow from the rest.
 
@@ -282,6 +303,7 @@ def build_report(
         seconds: wall-clock time by stage, with `total`.
         peak_memory_bytes: highest resident memory of the run.
         environment: versions, processor, threads.
+        greedy: how both models go on from some prompts (see `Continuation`).
 
     Raises:
         VerificationError: the parts do not make a valid report.
@@ -304,6 +326,7 @@ def build_report(
             "seconds": seconds or {},
             "peak_memory_bytes": peak_memory_bytes,
             "environment": environment or {},
+            "greedy": greedy,
         }
     )
     check_report(report)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -42,6 +43,8 @@ _RATIO_ERROR = 1e-6
 _METRICS = ("perplexity", "accuracy", "spearman", "f1", "wer")
 _METRIC_ERROR = 0.05
 """Of a task's own metrics, measured again: other processors round products in 8 bits differently."""
+_GREEDY_SHARE = 0.25
+"""Of the greedy texts, the least that is the same when they are made again."""
 
 
 def render(folder: Path, report: Mapping[str, Any], recipe_text: str) -> dict[str, str]:
@@ -227,6 +230,31 @@ def check_metrics_again(folder: Path, measured: Mapping[str, Any]) -> list[Check
         if old is not None and new is not None and abs(old - new) > _METRIC_ERROR * max(abs(old), abs(new), 0.2):
             wrong.append(f"{name}: {REPORT} says {old:.4g}, measured is {new:.4g}")
     return [yes("report.metrics", not wrong, "; ".join(wrong))]
+
+
+def check_greedy_again(folder: Path, made: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Compare the artifact's greedy samples in report.json with those made now, on the recipe's own data.
+
+    Args:
+        folder: the artifact.
+        made: as the report has them. On another processor a near tie may end another way, so a text counts by how much
+            of its beginning is the same.
+    """
+    try:
+        told = check_report(read_json(folder / REPORT)).greedy
+    except (CompressorError, RecursionError):  # `report.readable` says so
+        return []
+    if not told:  # of an earlier release
+        return []
+    reason = ""
+    if [sample.prompt for sample in told] != [sample["prompt"] for sample in made]:
+        reason = f"the greedy samples of {REPORT} have other prompts than the evaluation data"
+    else:
+        texts = [(old.compressed, new["compressed"]) for old, new in zip(told, made, strict=True)]
+        same = sum(len(os.path.commonprefix(pair)) for pair in texts)
+        if same < _GREEDY_SHARE * sum(len(new) for _, new in texts):
+            reason = f"the artifact goes on from the prompts with other texts than {REPORT} says"
+    return [yes("report.greedy", not reason, reason)]
 
 
 def _digest(report: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ from compressor.storage.files import foreign_files, is_inside
 from compressor.verification.baked import check_baked
 from compressor.verification.code import check_code
 from compressor.verification.codes import check_codes, check_inputs
+from compressor.verification.continuations import continuations
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.figures import cost_values, figures
 from compressor.verification.graph import check_graph, open_checked
@@ -115,6 +116,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     advance("files and weights")
     precision = str(manifest.get("precision", "float32"))
     quality: Quality | None = None
+    greedy: list[dict[str, Any]] = []
     values: dict[str, float] = {}
     if runner is not None:
         checks += _check_parity(job, runner, precision)
@@ -125,6 +127,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
         data = load_data(job.data, runner.task, job.dense or job.artifact)
         quality, found = _check_quality(job, runner, dense, data)
         checks += found
+        greedy = continuations(runner, dense, data) if dense is not None else []
     elif job.data is not None:
         checks.append(yes("quality.measured", False, "quality was not measured: see graph and files"))
     advance("quality")
@@ -141,6 +144,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
         checks=tuple(checks),
         **report,
         timing=timing.to_json() if timing else {},
+        greedy=greedy,
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory(),
     )

@@ -182,6 +182,7 @@ class Verdict:
         compressed: report.json's `compressed` figures.
         ratios: report.json's `ratios`.
         timing: the benchmark in full (see `compressor.measure.benchmark.Timing.to_json`); empty when nothing was timed.
+        greedy: report.json's `greedy`: what both models append to some prompts.
         seconds: wall-clock time of the verification.
         peak_memory_bytes: highest resident memory of the verifying process.
     """
@@ -191,6 +192,7 @@ class Verdict:
     compressed: dict[str, Any] = field(default_factory=dict)
     ratios: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
+    greedy: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 
@@ -229,6 +231,7 @@ class Verdict:
             "compressed": self.compressed,
             "ratios": self.ratios,
             "timing": self.timing,
+            "greedy": self.greedy,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
         }

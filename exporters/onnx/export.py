@@ -23,6 +23,7 @@ from compressor.exporters.onnx.saving import save, stamp
 from compressor.exporters.onnx.trace import quiet
 from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
 from compressor.exporters.result import ExportResult
+from compressor.exporters.steps import Advance, silent
 from compressor.storage.companions import copy_companions
 from compressor.storage.json_files import read_json
 
@@ -55,7 +56,9 @@ class OnnxOptions:
     arm: bool = False
 
 
-def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = None) -> ExportResult:
+def export_onnx(
+    source: ModelFolder, out: Path, options: OnnxOptions | None = None, *, advance: Advance = silent
+) -> ExportResult:
     """Export a model folder, reading its weights one at a time.
 
     Args:
@@ -63,6 +66,7 @@ def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = No
         out: existing folder; receives `model.onnx` (and `model.onnx.data`), config, tokenizer and processor files, and
             `genai_config.json` for a decoder.
         options: how; None for the defaults.
+        advance: told what has been done, `STEPS` times.
 
     Returns:
         The files, the time, and the names of inputs and outputs.
@@ -75,7 +79,7 @@ def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = No
     options = options or OnnxOptions()
     start = time.perf_counter()
     model = source.skeleton()
-    graph, files, stored = _write(model, source.weights, source.task, out, options, source)
+    graph, files, stored = _write(model, source.weights, source.task, out, options, source, advance)
     _write_config(source.path / "config.json", out / "config.json")
     files += [out / "config.json", *copy_companions(source.path, out)]
     if source.task == "text-generation":
@@ -120,7 +124,13 @@ def export_module(
 
 
 def _write(
-    model: nn.Module, weights: Weights, task: str, out: Path, options: OnnxOptions, grids: Grids | None = None
+    model: nn.Module,
+    weights: Weights,
+    task: str,
+    out: Path,
+    options: OnnxOptions,
+    grids: Grids | None = None,
+    advance: Advance = silent,
 ) -> tuple[ir.Model, list[Path], dict[str, list[str]]]:
     if options.dtype not in _DTYPES:
         raise UsageError(f"export to ONNX in {options.dtype} is not covered; allowed: {', '.join(_DTYPES)}")
@@ -136,11 +146,13 @@ def _write(
         else:
             kind = "encoder"
             graph = trace_encoder(model, opset=_opset(kind, options), dtype=dtype)
+    advance("graph traced")
     attach(graph.graph, weights, _WRAPPED, aliases)
     with quiet():
         stored = tidy(graph, grids, signed=options.arm)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
-    return graph, save(graph, out, weights.close), stored
+    advance("graph in order")
+    return graph, save(graph, out, weights.close, advance), stored
 
 
 def _decoder_kind(found: Survey, options: OnnxOptions) -> str:

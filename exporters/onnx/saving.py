@@ -10,6 +10,7 @@ import onnx_ir as ir
 from compressor import __version__
 from compressor.errors import CompressorError, ResourceError
 from compressor.exporters.onnx.inline import write_inline
+from compressor.exporters.steps import Advance, WeightSteps, silent
 from compressor.exporters.trimming import PeriodicTrim
 
 GRAPH = "model.onnx"
@@ -37,13 +38,14 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def save(model: ir.Model, out: Path, close: Callable[[], None]) -> list[Path]:
+def save(model: ir.Model, out: Path, close: Callable[[], None], advance: Advance = silent) -> list[Path]:
     """Write `model.onnx`, and `model.onnx.data` when the weights are more than 64 MiB.
 
     Args:
         model: a finished graph; its lazy weights are read one at a time.
         out: existing folder.
         close: is called when all weights are read.
+        advance: told how much of them is written.
 
     Returns:
         The files written.
@@ -53,19 +55,24 @@ def save(model: ir.Model, out: Path, close: Callable[[], None]) -> list[Path]:
         CompressorError: what reading a weight raised.
     """
     graph, data = out / GRAPH, out / DATA
-    trim = PeriodicTrim()
+    size = weight_bytes(model)
+    trim, steps = PeriodicTrim(), WeightSteps(size, advance)
+
+    def seen(count: int) -> None:
+        trim.read(count)
+        steps.written(count)
 
     def on_tensor(tensor: ir.TensorProtocol, info: object) -> None:
-        trim.read(tensor.nbytes)
+        seen(tensor.nbytes)
 
-    beside = weight_bytes(model) > INLINE_LIMIT
+    beside = size > INLINE_LIMIT
     try:
         if beside:
             ir.save(
                 model, graph, external_data=DATA, size_threshold_bytes=1024, callback=on_tensor, alignment=_ALIGNMENT
             )
         else:
-            write_inline(model, graph, trim.read)
+            write_inline(model, graph, seen)
     except OSError as error:
         raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space and run again.") from error
     except ir.serde.SerdeError as error:  # onnx_ir wraps what reading a weight raised
@@ -73,5 +80,6 @@ def save(model: ir.Model, out: Path, close: Callable[[], None]) -> list[Path]:
         while cause is not None and not isinstance(cause, CompressorError):
             cause = cause.__cause__
         raise cause or error from None
+    steps.finish()
     close()
     return [graph, data] if beside else [graph]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import os
 import signal
 import subprocess
 import sys
@@ -174,3 +176,53 @@ def test_ctrl_c_in_a_real_process(repository, tmp_path):
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err.startswith("error: interrupted\nnext:  What is finished is kept") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("command", ["--help", "recipes list", "recipes schema", "recipes show nothing"])
+def test_ends_like_other_tools_where_nobody_reads(command: str, stream: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
+    with os.fdopen(write, "wb"):
+        done = subprocess.run([sys.executable, "-m", "compressor", *command.split()], **streams, check=False)
+    fails = command.endswith("nothing")
+    if fails == (stream == "stderr"):
+        assert done.returncode == 141 and not done.stdout and not done.stderr
+    else:
+        assert done.returncode == (2 if fails else 0)
+
+
+HEAVY = (
+    "import atexit, sys, types, typer, compressor.cli as cli\n"
+    "sys.modules['torch'] = types.ModuleType('torch')\n"
+    "atexit.register(lambda: print('cleaned up', file=sys.stderr, flush=True))\n"
+    "@cli.app.command()\n"
+    "def told() -> None:\n"
+    "    sys.stdout.write('all of it')\n"
+    "    raise typer.Exit(4)\n"
+    "sys.argv[1:] = ['told']\n"
+    "cli.main()\n"
+)
+
+
+def test_ends_at_once_where_torch_is_loaded(process):
+    done = process(code=HEAVY)
+    assert (done.returncode, done.stdout, done.stderr) == (4, "all of it", "cleaned up\n")
+    full = process(code=f"import sys; sys.stdout = open('/dev/full', 'w'); exec({HEAVY!r})")
+    assert full.returncode == 5 and "no room left on disk" in full.stderr and "cleaned up" in full.stderr
+
+
+def test_the_collector_is_off_for_imports_alone():
+    from compressor.machine.libraries import without_collector
+
+    assert gc.isenabled()
+    with pytest.raises(KeyboardInterrupt), without_collector():
+        assert not gc.isenabled()
+        raise KeyboardInterrupt
+    assert gc.isenabled()
+    gc.disable()
+    with without_collector():
+        pass
+    assert not gc.isenabled()  # whoever switched it off
+    gc.enable()

@@ -15,6 +15,7 @@ import torch
 
 from compressor.errors import ModelError
 from compressor.exporters.ort import MODEL, OPERATORS, convert, export_ort
+from compressor.exporters.steps import STEPS
 from compressor.measure.benchmark import file_bytes
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.torch_runner import TorchRunner
@@ -33,7 +34,9 @@ Pico = Callable[..., Path]
 
 def made(source: ModelFolder, out: Path) -> Path:
     out.mkdir()
-    result = export_ort(source, out)
+    told: list[str] = []
+    result = export_ort(source, out, advance=told.append)
+    assert len(told) == STEPS["ort"] and told[-1] == "graph converted"
     assert {out / MODEL, out / OPERATORS, out / "model.onnx"} <= set(result.files)
     write_reference(TorchRunner(source.path), out / REFERENCE)
     manifest = {

@@ -69,6 +69,8 @@ def test_report_follows_the_contract(finished: tuple[Path, dict[str, Any]], pico
     assert {"prefill", "decode"} <= report["ratios"]["speedup"].keys()
     assert report["passes"][0]["quality_after"]["perplexity"] > 0
     assert {"load", "calibrate", "passes", "export", "verify", "total"} == report["seconds"].keys()
+    assert len(report["greedy"]) == 3 and all(sample["prompt"] and sample["dense"] for sample in report["greedy"])
+    assert all(0 < sample["tokens"] <= 32 for sample in report["greedy"])
 
 
 def test_plan_predicts_the_report_exactly(

@@ -106,6 +106,16 @@ def decoder() -> dict[str, Any]:
         "seconds": {"load": 1.2, "calibrate": 6.4, "passes": 120.3, "export": 14.1, "verify": 61.7, "total": 203.7},
         "peak_memory_bytes": 1_243_611_136,
         "environment": ENVIRONMENT,
+        "greedy": [
+            {
+                "prompt": "The harbour was built in",
+                "dense": " 1904 and\nis still in use.",
+                "compressed": " 1904 by the | company.",
+                "tokens": 32,
+                "differs_at": 2,
+            },
+            {"prompt": "=", "dense": " Birds =", "compressed": " Birds =", "tokens": 2, "differs_at": None},
+        ],
     }
 
 
@@ -223,6 +233,7 @@ def hostile(text: str) -> dict[str, Any]:
         report[side]["latency_ms"][text] = 2.0
     report["ratios"]["speedup"][text] = 1.0
     report["seconds"][text] = 3.0
+    report["greedy"] = [{"prompt": text, "dense": text, "compressed": text, "tokens": 1, "differs_at": None}]
     report["environment"] = {text: text, "compressor": text, "nested": {text: [text]}}
     return report
 

@@ -38,6 +38,13 @@ def test_card_is_complete_and_its_code_parses(name, kind):
         assert len(cells) == 1, table
 
 
+def test_greedy_samples_are_a_table():
+    text = card(decoder(), RECIPE, ONNX)
+    row = r"| The harbour was built in | 1904 and is still in use. | 1904 by the \| company. |"
+    assert f"{row} first difference: token 2 of 32 |\n" in text
+    assert "Greedy samples" not in card(encoder(), RECIPE, ArtifactFacts("onnx"))
+
+
 def test_the_recipe_is_quoted_word_for_word_even_with_fences_in_it():
     assert blocks(card(decoder(), RECIPE, ONNX), "yaml") == [RECIPE]
     assert fenced("a\n````\nb", "yaml") == "`````yaml\na\n````\nb\n`````\n"

@@ -68,6 +68,16 @@ def test_plots_speak_to_screen_readers(name):
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.find("th"))
 
 
+def test_greedy_samples_stand_side_by_side():
+    text = Page(html_report(decoder())).text
+    assert (
+        "Sample 1 first difference: token 2 of 32 Prompt: The harbour was built in dense compressed"
+        " 1904 and is still in use. 1904 by the | company."
+    ) in text
+    assert "Sample 2 equal in all 2 tokens Prompt: = dense compressed Birds = Birds =" in text
+    assert "Greedy samples" not in Page(html_report(encoder())).text
+
+
 def test_the_three_savings_are_separate():
     text = Page(html_report(decoder())).text
     for figure in (

@@ -25,7 +25,7 @@ from compressor.passes import method_options
 from compressor.pipeline import verify
 from compressor.recipe import parse_recipe
 from compressor.report import build_report, write_reports
-from compressor.report.seal import check_recipe, check_reports
+from compressor.report.seal import check_greedy_again, check_recipe, check_reports
 from compressor.storage.tensors import sha256_of
 from compressor.verification import MANIFEST, REFERENCE, seal, write_reference
 from compressor.verification.baked import check_baked
@@ -469,6 +469,24 @@ def test_a_loosened_recipe(finished: Path, tmp_path: Path) -> None:
     (folder / "recipe.yaml").unlink()
     os.mkfifo(folder / "recipe.yaml")
     assert "a named pipe" in failing(check_recipe(folder, manifest))["recipe.recorded"]
+
+
+def test_greedy_samples_made_again(finished: Path, tmp_path: Path) -> None:
+    made = [sample("Once upon", " a time"), sample("He said", " that it was late")]
+    folder = Path(shutil.copytree(finished, tmp_path / "artifact"))
+    assert check_greedy_again(folder, made) == []  # of an earlier release
+    rewrite(folder / "report.json", greedy=made)
+    assert [check.passed for check in check_greedy_again(folder, made)] == [True]
+    near = [made[0], sample("He said", " that he was here")]
+    assert not failing(check_greedy_again(folder, near))  # a near tie ends another way on another processor
+    other = [sample("Once upon", "!"), sample("He said", "? In the beginning was")]
+    assert "other texts" in failing(check_greedy_again(folder, other))["report.greedy"]
+    for prompts in ([], made[:1], [sample("I", " a time"), made[1]]):
+        assert "other prompts" in failing(check_greedy_again(folder, prompts))["report.greedy"]
+
+
+def sample(prompt: str, text: str) -> dict[str, Any]:
+    return {"prompt": prompt, "dense": text, "compressed": text, "tokens": 4, "differs_at": None}
 
 
 @pytest.mark.parametrize("passes", [3, [1], {"rtn": 4}, "rtn"])
