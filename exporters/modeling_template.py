@@ -13,7 +13,14 @@ from torch import nn
 from transformers import PretrainedConfig as BaseConfig
 from transformers import PreTrainedModel as Base
 
+from compressor.exporters.modeling_tokens import _graph, _reduced  # its text comes to stand here
+
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
+_KNOWN = {
+    "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none"),
+    "select": ("bipartite", "topk", "topk_alike", "all"),
+    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
+}
 
 
 def _sized(module: Any, rows: int | None, columns: int | None) -> None:
@@ -77,9 +84,9 @@ class _ShortcutBlock(_Block):
 
 
 class _ReducedBlock(_Block):
-    """A pre-norm block in which tokens become fewer (ToMe, arXiv 2210.09461), or one behind such a block.
+    """A pre-norm block in which tokens become fewer, or one before or behind such a block that must know of it.
 
-    `sizes` is shared by the blocks of a model: how many of the first tokens each token stands for, [batch, tokens, 1].
+    `tracks` is shared by the blocks of a model: what is known of the tokens behind the last block that ran.
     """
 
     def __init__(
@@ -88,68 +95,42 @@ class _ReducedBlock(_Block):
         paths: dict[str, Any],
         head_dim: int,
         reduction: dict[str, Any] | None,
-        biased: bool,
-        first: bool,
-        sizes: list[torch.Tensor],
+        traits: tuple[bool, bool, bool],
+        tracks: list[dict[str, Any]],
     ) -> None:
         super().__init__(block, paths)
-        self._head_dim, self._reduction, self._biased, self._first = head_dim, reduction, biased, first
-        self._sizes = sizes
+        self._head_dim, self._reduction, self._tracks = head_dim, reduction, tracks
+        self._first, self._biased, self._sums = traits
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        sizes = hidden_states.new_ones(*hidden_states.shape[:2], 1) if self._first else self._sizes[-1]
-        if self._biased:
-            # in place of the mask, which a stock block passes first and which images do not have
-            args, kwargs["attention_mask"] = args[1:], sizes.log().reshape(hidden_states.shape[0], 1, 1, -1)
-        seen: list[torch.Tensor] = []
-        key = self.get_submodule(self._paths["attention_readers"][1])
-        handle = key.register_forward_hook(lambda _, __, out: seen.append(out))
-        try:
-            stream = self._attended(hidden_states, args, kwargs)
-        finally:
-            handle.remove()
-        if self._reduction is not None:
-            keys = seen[0].reshape(*hidden_states.shape[:2], -1, self._head_dim).mean(2)
-            features = keys if self._reduction["score"] == "mean_key" else _hashed(keys)
-            chosen = _matched(features, self._reduction["keep"], self._reduction["protect"])
-            stream, sizes = _merge(stream, sizes, *chosen)
-        self._sizes[:] = [sizes]
+        track = {"sizes": hidden_states.new_ones(*hidden_states.shape[:2], 1)} if self._first else self._tracks[-1]
+        bias = track["sizes"].log().reshape(hidden_states.shape[0], 1, 1, -1) if self._biased else None
+        normed = self.get_submodule(self._paths["attention_norm"])(hidden_states)
+        attended, seen = self._attention(normed, bias)
+        if self._sums:
+            seen["importance"] = seen["attention"].sum((1, 2)) + track.get("importance", 0)
+            track = {**track, "importance": seen["importance"]}
+        shortcut = getattr(self, "attention_shortcut", None)
+        stream = (hidden_states if shortcut is None else shortcut(hidden_states)) + attended
+        reduction = self._reduction
+        if reduction is not None:
+            if reduction["dropped"] == "propagate" and "graph" not in track:
+                track = {**track, "graph": _graph(hidden_states, reduction["protect"], reduction["columns"])}
+            stream, track = _reduced(reduction, seen, stream, track)
+        self._tracks[:] = [track]
         return self._written(stream)
 
-
-def _hashed(keys: torch.Tensor) -> torch.Tensor:
-    """Return numbers that have nothing to do with the tokens, [batch, tokens, 8]."""
-    batch, tokens = keys.shape[:2]
-    places = torch.arange(1, tokens * 8 + 1, device=keys.device).reshape(1, tokens, 8)
-    hashed = (places * 2654435761) % 4294967296 // 65536
-    return (hashed.to(keys.dtype) / 32768 - 1).expand(batch, -1, -1)
-
-
-def _matched(features: torch.Tensor, keep: int, protect: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the tokens [batch, n] that stay, those that go, and which of the former each of the latter joins."""
-    unit = features / features.norm(dim=-1, keepdim=True)
-    likeness = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
-    likeness[:, :, : protect // 2] = -torch.inf
-    nearest, partner = likeness.max(-1)
-    nearest[:, : (protect + 1) // 2] = -torch.inf
-    even = nearest.topk(features.shape[1] - keep, dim=-1).indices.sort(dim=-1).values
-    gone, target = even * 2, partner.gather(1, even) * 2 + 1
-    places = torch.arange(keep, device=features.device)
-    before = gone - torch.arange(gone.shape[1], device=features.device)
-    kept = places + (before[:, None, :] <= places[None, :, None]).sum(-1)
-    return kept, gone, target - (gone[:, None, :] < target[:, :, None]).sum(-1)
-
-
-def _merge(
-    x: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor, into: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the stream [batch, kept, width] and sizes after a weighted merge of tokens."""
-    weighted, width = x * sizes, x.shape[-1]
-    places = torch.arange(kept.shape[1], device=x.device)[None, :, None]
-    joins = (into[:, None, :] == places).to(x.dtype)
-    total = sizes.gather(1, kept[..., None]) + joins @ sizes.gather(1, gone[..., None])
-    stay = weighted.gather(1, kept[..., None].expand(-1, -1, width))
-    return (stay + joins @ weighted.gather(1, gone[..., None].expand(-1, -1, width))) / total, total
+    def _attention(self, normed: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return what attention adds to the stream, and its keys, values and probabilities."""
+        query, key, value = (
+            self.get_submodule(name)(normed).reshape(*normed.shape[:2], -1, self._head_dim)
+            for name in self._paths["attention_readers"]
+        )
+        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * self._head_dim**-0.5
+        attention = (scores if bias is None else scores + bias).softmax(-1)
+        heads = (attention @ value.transpose(1, 2)).transpose(1, 2).reshape(*normed.shape[:2], -1)
+        attended = self.get_submodule(self._paths["attention_output"])(heads)
+        return attended, {"keys": key, "values": value, "attention": attention}
 
 
 class _GatedLinear(nn.Linear):
@@ -206,19 +187,22 @@ def _size_model(model: Any, section: dict[str, Any], stack: dict[str, Any]) -> N
 def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, Any]) -> None:
     """Put modules of other computation in the places of stock ones."""
     base = getattr(model, model.base_model_prefix, model)
-    blocks, sizes = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
+    blocks, tracks = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
     reductions = {entry["block"]: entry for entry in stack["tokens"]}
     for entry in reductions.values():
-        how = (entry["select"], entry["dropped"])
-        if entry["score"] not in ("mean_key", "random") or how != ("bipartite", "merge"):
+        if any(entry[key] not in known for key, known in _KNOWN.items()):
             raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
+    first = True
     for index in range(len(blocks)):
         before = [entry for block, entry in reductions.items() if block < index]
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
-        if biased or index in reductions:
+        sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
+        if biased or sums or index in reductions:
+            traits = (first, biased, sums)
             blocks[index] = _ReducedBlock(
-                blocks[index], section["paths"], section["head_dim"], reductions.get(index), biased, not before, sizes
+                blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks
             )
+            first = False
     for name, gate in stack["gates"].items():
         linear = model.get_submodule(name)
         linear.__class__, linear.threshold = _GatedLinear, gate["threshold"]

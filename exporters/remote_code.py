@@ -13,6 +13,8 @@ from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS, OWN_TYPE
 
 MODULE = "modeling_compressed"
+_TOKENS = "from compressor.exporters.modeling_tokens import "
+_HERE = "# --- from here on, a part of the modelling file ---"
 
 
 def paths_of(family: Family) -> dict[str, Any]:
@@ -46,6 +48,17 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
     return file
 
 
+def _template() -> str:
+    """Return the text of the modelling file before names are filled in: both templates in one."""
+    here = Path(__file__).resolve().parent
+    text, tokens = (
+        (here / name).read_text(encoding="utf-8") for name in ("modeling_template.py", "modeling_tokens.py")
+    )
+    before, line, after = text.partition(_TOKENS)
+    assert line, "the template says where the part for tokens comes to stand"
+    return "\n".join([before, tokens.partition(_HERE)[2].strip(), "", after.partition("\n")[2]])
+
+
 def remote_code(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the text of the modelling file, and config.json completed with what it reads.
 
@@ -53,7 +66,7 @@ def remote_code(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, dic
     modules with its weights would, `model_type` therefore becomes one that stock transformers refuses.
     """
     skeleton = model.skeleton()
-    source = (Path(__file__).resolve().parent / "modeling_template.py").read_text(encoding="utf-8")
+    source = _template()
     for stock, found in (("PreTrainedModel as Base", skeleton), ("PretrainedConfig as BaseConfig", model.config)):
         alias = stock.rpartition(" ")[2]
         imported = f"from transformers import {type(found).__name__} as {alias}"

@@ -8,7 +8,7 @@ exporters at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from compressor.architectures import Family, StackShapes, shapes_in, shapes_section, stock_shapes
@@ -18,6 +18,8 @@ from compressor.storage.grids import GridSpec, read_section
 SECTION = "compression"
 """Key of config.json that states what differs from the stock model, grids left out."""
 VERSION = 2
+ATTENTIVE = ("cls_attn", "received", "wpr", "diag_x_col", "cascade", "value_norm")
+"""Scores for which a block must show its attention's probabilities or values."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Reduction:
             attention), in this and all later blocks; `none` does not.
         protect: how many tokens at the start never go (class token, distillation token).
         stack: the tower; "" in a model of one.
+        heads: what makes one score of those of all heads (`JOINS` there).
+        similar: how many of the tokens that go do so because they are like one that stays (`topk_alike`).
+        merged: how many of the tokens that go are merged; the others are dropped. 0: all.
+        alpha: how much of a token is handed on (`propagate`).
+        temperature: of the shares in which tokens are handed on (`transform`).
+        columns: patches side by side in the image (`propagate`).
     """
 
     block: int
@@ -44,6 +52,22 @@ class Reduction:
     attention_bias: str = "log_size"
     protect: int = 1
     stack: str = ""
+    heads: str = "mean"
+    similar: int = 0
+    merged: int = 0
+    alpha: float = 0.0
+    temperature: float = 0.0
+    columns: int = 0
+
+    def stated(self) -> dict[str, Any]:
+        """Return what config.json states of it: all but the stack, and what only some methods need where they do."""
+        always = {"block", "keep", "score", "select", "dropped", "attention_bias", "protect"}
+        return {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default or field.name in always
+            if field.name != "stack"
+        }
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,14 @@ class Blueprint:
         before = [reduction for reduction in self.reductions if reduction.block < block]
         return bool(before) and before[-1].attention_bias == "log_size"
 
+    def sums_at(self, block: int) -> bool:
+        """Tell whether a block sums up the attention that tokens receive: for a reduction in it or behind it."""
+        return any(reduction.score == "cascade" and reduction.block >= block for reduction in self.reductions)
+
+    def reduced_at(self, block: int) -> bool:
+        """Tell whether a block is one of ours for the sake of tokens."""
+        return self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block)
+
 
 def read_blueprint(config: Any, family: Family) -> Blueprint:
     """Return the blueprint that a transformers config and its sections of ours state.
@@ -141,10 +173,9 @@ def compression_section(blueprint: Blueprint) -> dict[str, Any]:
     """Return the `compression` section that `read_blueprint` reads back; grids have a section of their own."""
 
     def part(name: str, shapes: StackShapes) -> dict[str, Any]:
-        reductions = [asdict(reduction) for reduction in blueprint.reductions if reduction.stack == name]
         return {
             **shapes_section(shapes),
-            "tokens": [{key: value for key, value in entry.items() if key != "stack"} for entry in reductions],
+            "tokens": [reduction.stated() for reduction in blueprint.reductions if reduction.stack == name],
             "gates": {module: asdict(gate) for module, gate in blueprint.gates.items()},
         }
 

@@ -85,12 +85,18 @@ def stored_bytes(model: ModelFolder, itemsize: int, *, graph: bool = True) -> in
     return total
 
 
-def image_tokens(model: ModelFolder) -> int:
-    """Return the tokens of one image before the first block: its patches, and what stands before them."""
+def image_grid(model: ModelFolder) -> tuple[int, int]:
+    """Return the patches of one image: rows and columns."""
     size, patch = model.config.image_size, model.config.patch_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     rows, columns = (patch, patch) if isinstance(patch, int) else tuple(patch)
-    return int((height // rows) * (width // columns)) + model.family.leading_tokens
+    return int(height // rows), int(width // columns)
+
+
+def image_tokens(model: ModelFolder) -> int:
+    """Return the tokens of one image before the first block: its patches, and what stands before them."""
+    rows, columns = image_grid(model)
+    return rows * columns + model.family.leading_tokens
 
 
 def layer_dimensions(model: ModelFolder) -> list[dict[str, int]]:

@@ -1,41 +1,25 @@
 """Blocks in which tokens become fewer, or weigh as many as they stand for.
 
-A reduction happens between attention and FFN: the keys of the attention that has just run tell tokens apart. What must
+A reduction happens between attention and FFN: what the attention that has just run shows tells tokens apart. What must
 be known of tokens in later blocks is their `TokenTrack`. Inside a model the blocks hand it on by themselves; in the
 block walk, where each block runs alone, it comes with the call.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compressor.architectures import Family
 from compressor.errors import ModelError
 from compressor.model.blocks import adopt, ffn_half, past_attention
-from compressor.model.blueprint import Blueprint, Reduction
-from compressor.model.token_merge import COMBINATIONS
-from compressor.model.token_scores import SCORES, Seen
-from compressor.model.token_select import SELECTS, Choice
-
-
-@dataclass(frozen=True)
-class TokenTrack:
-    """What is known of the tokens of a batch, wherever they now stand.
-
-    Attributes:
-        sizes: how many of the first tokens each token stands for, [batch, tokens, 1].
-    """
-
-    sizes: Tensor
-
-    @classmethod
-    def start(cls, hidden: Tensor) -> TokenTrack:
-        """Return the track of tokens [batch, tokens, width] of which none has gone."""
-        return cls(torch.ones_like(hidden[..., :1]))
+from compressor.model.blueprint import ATTENTIVE, Blueprint
+from compressor.model.token_graph import token_graph
+from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
+from compressor.model.token_scores import Seen
+from compressor.model.token_select import Choice
 
 
 class Tracks:
@@ -47,7 +31,7 @@ class Tracks:
 
 
 class ReducedBlock(nn.Module):
-    """A pre-norm block with a reduction, with attention that knows the sizes of tokens, or with both."""
+    """A pre-norm block with a reduction, with attention that knows the sizes of tokens, or that sums up attention."""
 
     def __init__(self, block: nn.Module, family: Family, blueprint: Blueprint, index: int, tracks: Tracks) -> None:
         """Adopt the children of block `index`, which may be a `ShortcutBlock`.
@@ -67,10 +51,11 @@ class ReducedBlock(nn.Module):
         adopt(self, block)
         self.reduction = blueprint.reduction_at(index)
         self.biased = blueprint.bias_at(index)
-        self.first = all(reduction.block >= index for reduction in blueprint.reductions)
+        self.sums = blueprint.sums_at(index)
+        self.first = not any(blueprint.reduced_at(before) for before in range(index))
         self._family, self._tracks, self._head_dim = family, tracks, blueprint.shapes.head_dim
         if self.reduction is not None:
-            _check_known(self.reduction)
+            check_known(self.reduction)
 
     def forward(
         self,
@@ -93,46 +78,86 @@ class ReducedBlock(nn.Module):
         if track is None:
             track = TokenTrack.start(hidden_states) if self.first else self._tracks.last
             assert track is not None, "a block before this one has left it"
-        stream, keys = self._attend(hidden_states, track, args, kwargs)
-        if self.reduction is not None:
-            choice = choice or self._choose(keys)
-            stream, track = self.combine(choice, stream, track)
+        stream, _, track = self._run(hidden_states, track, choice, args, kwargs)
         if not alone:
             self._tracks.last = track
         return ffn_half(self, self._family, stream)
 
-    def choose(self, hidden_states: Tensor, *args: Any, track: TokenTrack, **kwargs: Any) -> Choice:
-        """Return which tokens of a call go; for a block with a reduction."""
-        _, keys = self._attend(hidden_states, track, args, kwargs)
-        return self._choose(keys)
+    def look(
+        self, hidden_states: Tensor, *args: Any, track: TokenTrack, **kwargs: Any
+    ) -> tuple[Choice | None, TokenTrack]:
+        """Return which tokens of a call go, None where the block has no reduction, and the track behind the block."""
+        _, choice, track = self._run(hidden_states, track, None, args, kwargs)
+        return choice, track
 
-    def combine(self, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:
-        """Return the stream between attention and FFN [batch, tokens, width] and the track after a choice."""
+    def combine(self, choice: Choice, stream: Tensor, track: TokenTrack) -> Tensor:
+        """Return the stream between attention and FFN [batch, tokens, width] after a choice."""
         assert self.reduction is not None
-        stream, sizes = COMBINATIONS[self.reduction.dropped](choice, stream, track.sizes)
-        return stream, TokenTrack(sizes)
+        return reduce(self.reduction, choice, stream, track)[0]
 
-    def _choose(self, keys: Tensor) -> Choice:
-        assert self.reduction is not None
+    def _run(
+        self, hidden: Tensor, track: TokenTrack, choice: Choice | None, args: Any, kwargs: Any
+    ) -> tuple[Tensor, Choice | None, TokenTrack]:
+        """Return the stream between attention and FFN, behind the reduction; the choice; the track."""
+        stream, seen = self._attend(hidden, track, args, kwargs)
         reduction = self.reduction
-        return SELECTS[reduction.select](SCORES[reduction.score](Seen(keys)), reduction.keep, reduction.protect)
+        if self.sums:
+            track = replace(track, importance=seen.importance)
+        if reduction is None:
+            return stream, None, track
+        if choice is None:
+            if reduction.dropped == "propagate" and track.graph is None:
+                track = replace(track, graph=token_graph(hidden, reduction.protect, reduction.columns))
+            choice = choose(reduction, seen, track)
+        stream, track = reduce(reduction, choice, stream, track)
+        return stream, choice, track
 
-    def _attend(self, hidden: Tensor, track: TokenTrack, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return the stream behind attention [batch, tokens, width] and the keys [batch, tokens, heads, head width]."""
+    def _attend(self, hidden: Tensor, track: TokenTrack, args: Any, kwargs: Any) -> tuple[Tensor, Seen]:
+        """Return the stream behind attention [batch, tokens, width] and what it has shown."""
+        reduction = self.reduction
+        bias = track.sizes.log().reshape(hidden.shape[0], 1, 1, -1) if self.biased else None
+        normed = self.get_submodule(self._family.attention.norm)(hidden)
+        if self.sums or (reduction is not None and reduction.score in ATTENTIVE):
+            attended, seen = self._open_attention(normed, bias, track)
+        else:
+            attended, seen = self._stock_attention(normed, bias, args, kwargs)
+        return past_attention(self, hidden) + attended, seen
+
+    def _stock_attention(self, normed: Tensor, bias: Tensor | None, args: Any, kwargs: Any) -> tuple[Tensor, Seen]:
         attention = self._family.attention
-        if self.biased:
+        if bias is not None:
             # log(size) on a key's scores: as if each of the tokens that it stands for were still there
             # in place of the mask, which a stock block passes first and which images do not have
-            args, kwargs = args[1:], {**kwargs, "attention_mask": track.sizes.log().reshape(hidden.shape[0], 1, 1, -1)}
-        seen: list[Tensor] = []
+            args, kwargs = args[1:], {**kwargs, "attention_mask": bias}
+        keys: list[Tensor] = []
         module = self.get_submodule(attention.module)
-        handle = self.get_submodule(attention.key.path).register_forward_hook(lambda _, __, out: seen.append(out))
+        handle = self.get_submodule(attention.key.path).register_forward_hook(lambda _, __, out: keys.append(out))
         try:
-            attended = module(self.get_submodule(attention.norm)(hidden), *args, **kwargs)[0]
+            attended = module(normed, *args, **kwargs)[0]
         finally:
             handle.remove()
-        keys = seen[0].reshape(*hidden.shape[:2], -1, self._head_dim)
-        return past_attention(self, hidden) + attended, keys
+        return attended, Seen(self._by_head(keys[0]), self._family.leading_tokens)
+
+    def _open_attention(self, normed: Tensor, bias: Tensor | None, track: TokenTrack) -> tuple[Tensor, Seen]:
+        """Compute what the stock module does in plain steps: its kernels do not show the probabilities."""
+        attention = self._family.attention
+        query, key, value = (
+            self._by_head(self.get_submodule(slot.path)(normed))
+            for slot in (attention.query, attention.key, attention.value)
+        )
+        scores = query.transpose(1, 2) @ key.transpose(1, 2).transpose(2, 3) * self._head_dim**-0.5
+        probabilities = (scores if bias is None else scores + bias).softmax(-1)
+        heads = (probabilities @ value.transpose(1, 2)).transpose(1, 2)
+        importance = None
+        if self.sums:
+            importance = probabilities.sum((1, 2))
+            importance = importance if track.importance is None else importance + track.importance
+        written = self.get_submodule(attention.output)(heads.reshape(*normed.shape[:2], -1))
+        return written, Seen(key, self._family.leading_tokens, value, probabilities, importance)
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        """Return [batch, tokens, heads, head width] of [batch, tokens, width]."""
+        return projected.reshape(*projected.shape[:2], -1, self._head_dim)
 
 
 def check_reducible(what: str, family: Family) -> None:
@@ -143,13 +168,3 @@ def check_reducible(what: str, family: Family) -> None:
             "FFN",
             hint="Covered are vit and deit.",
         )
-
-
-def _check_known(reduction: Reduction) -> None:
-    for key, known in (("score", SCORES), ("select", SELECTS), ("dropped", COMBINATIONS)):
-        name = getattr(reduction, key)
-        if name not in known:
-            raise ModelError(
-                f"config.json: a token reduction has {key} {name!r}; allowed: {', '.join(known)}",
-                hint="The model was written by another version of compressor, or edited.",
-            )

@@ -88,7 +88,7 @@ def built_block(block: nn.Module, family: Family, blueprint: Blueprint, index: i
     """
     if blueprint.shapes.shortcuts and not hasattr(block, "attention_shortcut"):
         block = ShortcutBlock(block, family, blueprint.shapes.layers[index])
-    if blueprint.reduction_at(index) is not None or blueprint.bias_at(index):
+    if blueprint.reduced_at(index):
         return ReducedBlock(block, family, blueprint, index, tracks)
     return block
 

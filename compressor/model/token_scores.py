@@ -1,4 +1,8 @@
-"""What tokens are told apart by: pure functions of what a block has seen, one number or one vector per token."""
+"""What tokens are told apart by: pure functions of what a block has seen.
+
+A *score* is one number per token, high for those that should stay. *Features* are a vector per token; tokens whose
+features point the same way are alike.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_PRIME = 2**31 - 1
+_ROUNDS = 3
+_VARIANCE = (0.01, 0.7)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -15,9 +23,48 @@ class Seen:
 
     Attributes:
         keys: attention keys [batch, tokens, heads, head width].
+        leading: how many tokens at the start stand for the whole image (class token, distillation token).
+        values: attention values like `keys`; None where the block has not looked.
+        attention: probabilities [batch, heads, queries, keys]; None where the block has not looked.
+        importance: attention received in this and earlier blocks [batch, tokens]; None where it is not summed up.
     """
 
     keys: Tensor
+    leading: int = 1
+    values: Tensor | None = None
+    attention: Tensor | None = None
+    importance: Tensor | None = None
+
+
+Join = Callable[[Tensor], Tensor]
+"""Makes of numbers per head [batch, heads, tokens] one per token [batch, tokens]."""
+
+
+def informative(scores: Tensor) -> Tensor:
+    """Return the root mean square over the heads whose scores neither are all alike nor pick out a few tokens.
+
+    Zero-TPrune (arXiv 2305.17328, section 3.2): heads count if the variance over tokens of their scores, of mean 1,
+    lies in [0.01, 0.7]; where no head's does, all count.
+
+    Args:
+        scores: [batch, heads, tokens].
+
+    Returns:
+        [batch, tokens].
+    """
+    variance = (scores / scores.mean(-1, keepdim=True)).var(-1, correction=0)
+    counts = ((variance >= _VARIANCE[0]) & (variance <= _VARIANCE[1])).to(scores.dtype)  # [batch, heads]
+    counts = torch.where(counts.sum(-1, keepdim=True) > 0, counts, torch.ones_like(counts)).unsqueeze(-1)
+    return ((scores.square() * counts).sum(1) / counts.sum(1)).sqrt()
+
+
+JOINS: Mapping[str, Join] = {
+    "mean": lambda scores: scores.mean(1),
+    "max": lambda scores: scores.amax(1),
+    "rms": lambda scores: scores.square().mean(1).sqrt(),
+    "informative": informative,
+}
+"""Names of what makes one score of those of all heads, as config.json writes them."""
 
 
 def mean_key(seen: Seen) -> Tensor:
@@ -25,7 +72,7 @@ def mean_key(seen: Seen) -> Tensor:
     return seen.keys.mean(2)
 
 
-def random(seen: Seen) -> Tensor:
+def random_features(seen: Seen) -> Tensor:
     """Return numbers that have nothing to do with the tokens, the same for every sample: [batch, tokens, 8] in [-1, 1).
 
     A multiplicative hash of place and column (Knuth), so that every runtime computes the same ones.
@@ -36,5 +83,81 @@ def random(seen: Seen) -> Tensor:
     return (hashed.to(seen.keys.dtype) / 32768 - 1).expand(batch, -1, -1)
 
 
-SCORES: Mapping[str, Callable[[Seen], Tensor]] = {"mean_key": mean_key, "random": random}
+def cls_attn(seen: Seen, join: Join) -> Tensor:
+    """Return how much attention the leading tokens pay to each token, joined over heads: [batch, tokens].
+
+    EViT (arXiv 2202.07800, section 3.2); of several leading tokens the mean.
+    """
+    return join(_attention(seen)[:, :, : seen.leading].mean(2))
+
+
+def received(seen: Seen, join: Join) -> Tensor:
+    """Return the mean attention that all tokens pay to each token, joined over heads: [batch, tokens]."""
+    return join(_attention(seen).mean(2))
+
+
+def wpr(seen: Seen, join: Join) -> Tensor:
+    """Return the weighted page rank on the attention graph, joined over heads: [batch, tokens].
+
+    Zero-TPrune (arXiv 2305.17328, section 3.2): a token's vote counts as much as the votes that it got itself,
+    s ← Aᵀ·s, from equal votes on.
+    """
+    votes = _attention(seen).mean(2)
+    for _ in range(_ROUNDS - 1):
+        votes = (votes.unsqueeze(2) @ _attention(seen)).squeeze(2)
+    return join(votes)
+
+
+def diag_x_col(seen: Seen, join: Join) -> Tensor:
+    """Return diagonal × column sum of attention, each joined over heads before: [batch, tokens].
+
+    GTP-ViT (arXiv 2311.03035, section 3.2): how hard a token is to regenerate from others (the attention that it pays
+    to itself) times how much it tells them.
+    """
+    attention = _attention(seen)
+    return join(attention.diagonal(dim1=2, dim2=3)) * join(attention.sum(2))
+
+
+def value_norm(seen: Seen, join: Join) -> Tensor:
+    """Return the length of each token's value, joined over heads: [batch, tokens]."""
+    assert seen.values is not None, "a block whose reduction reads values keeps them"
+    return join(seen.values.norm(dim=-1).transpose(1, 2))
+
+
+def cascade(seen: Seen, join: Join) -> Tensor:
+    """Return the attention received in this and all earlier blocks, summed over queries and heads: [batch, tokens].
+
+    SpAtten (arXiv 2012.09852, section III-A).
+    """
+    assert seen.importance is not None, "blocks up to a reduction that reads it sum it up"
+    return seen.importance
+
+
+def random_score(seen: Seen, join: Join) -> Tensor:
+    """Return numbers that have nothing to do with the tokens, the same for every sample: [batch, tokens] in [0, 1).
+
+    A cubic hash of the place, so that every runtime computes the same ones and neighbours do not go together.
+    """
+    batch, tokens = seen.keys.shape[:2]
+    places = torch.arange(1, tokens + 1, device=seen.keys.device).unsqueeze(0)
+    hashed = (places * places % _PRIME * places + 7919 * places) % _PRIME * 16807 % _PRIME
+    return (hashed.to(torch.float64) / _PRIME).to(seen.keys.dtype).expand(batch, -1)
+
+
+def _attention(seen: Seen) -> Tensor:
+    assert seen.attention is not None, "a block whose reduction reads attention computes it"
+    return seen.attention
+
+
+FEATURES: Mapping[str, Callable[[Seen], Tensor]] = {"mean_key": mean_key, "random": random_features}
+"""Names of features, as recipes and config.json write them."""
+SCORES: Mapping[str, Callable[[Seen, Join], Tensor]] = {
+    "cls_attn": cls_attn,
+    "received": received,
+    "wpr": wpr,
+    "diag_x_col": diag_x_col,
+    "value_norm": value_norm,
+    "cascade": cascade,
+    "random": random_score,
+}
 """Names of scores, as recipes and config.json write them."""

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from compressor.errors import ModelError
-from compressor.model.reduced import ReducedBlock, TokenTrack
+from compressor.model.reduced import ReducedBlock
+from compressor.model.token_reduction import TokenTrack
 from compressor.model.token_select import Choice
 
 

@@ -14,7 +14,7 @@ from enum import IntEnum
 import torch
 
 from compressor.errors import ModelError
-from compressor.model.reduced import TokenTrack
+from compressor.model.token_reduction import TokenTrack
 from compressor.model.token_select import Choice
 from compressor.walk.activations import ActivationStore
 from compressor.walk.calls import Call
@@ -123,3 +123,9 @@ class Streams:
         """Tell block `index` of the tokens of batch `k`; there may be no such block."""
         if index < len(self.calls[k]):
             self.calls[k][index] = replace(self.calls[k][index], track=track, choice=choice)
+
+    def forget_graph(self, k: int, index: int) -> None:
+        """Let block `index`, whose choice stands, go without the graph that led to it: it is large."""
+        call = self.calls[k][index]
+        if call.track is not None and call.track.graph is not None:
+            self.calls[k][index] = replace(call, track=replace(call.track, graph=None))

@@ -9,7 +9,8 @@ from compressor.architectures import Family, LayerShape
 from compressor.machine.memory import trim_heap
 from compressor.model.blocks import past_attention, past_ffn, run_ffn
 from compressor.model.folder import ModelFolder
-from compressor.model.reduced import ReducedBlock, TokenTrack
+from compressor.model.reduced import ReducedBlock
+from compressor.model.token_reduction import TokenTrack
 from compressor.storage.grids import Grid
 from compressor.storage.tensors import Checkpoint
 from compressor.walk.activations import ActivationStore
@@ -47,12 +48,12 @@ class BlockView:
         for k in range(len(self)):
             hidden, call = stream.read(k, self._depth(Point.INPUT)), self.call(k)
             track = call.track or TokenTrack.start(hidden)
-            choice, after = None, track
-            if block.reduction is not None:
-                choice = block.choose(hidden, *call.args, track=track, **call.kwargs)
-                _, after = block.combine(choice, track.sizes, track)
+            choice, after = block.look(hidden, *call.args, track=track, **call.kwargs)
             self._streams.tell(k, self.index, track, choice)
-            self._streams.tell(k, self.index + 1, after)
+            for later in range(self.index + 1, self.count):
+                self._streams.tell(k, later, after)
+            if self.index:
+                self._streams.forget_graph(k, self.index - 1)
 
     def install(self, module: nn.Module) -> None:
         """Put another module in the changed block's place: the block itself, as the pass's blueprint has it."""
@@ -152,7 +153,7 @@ class BlockView:
         if isinstance(self.module, ReducedBlock) and self.module.reduction is not None:
             call = self.call(k)
             assert call.choice is not None and call.track is not None, "made when the view was"
-            middle, _ = self.module.combine(call.choice, middle, call.track)
+            middle = self.module.combine(call.choice, middle, call.track)
         return middle
 
     def from_middle(self, module: nn.Module, middle: torch.Tensor, k: int) -> torch.Tensor:

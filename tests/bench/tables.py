@@ -247,7 +247,7 @@ def recipes_table(recipes: Results) -> str:
 
 def tokens_table(tokens: Results) -> str:
     """Return what token reduction costs and brings; the ideal speed-up is that of the operations."""
-    batches = tokens["settings"].get("batches", ())
+    batches = next((item["batches"] for item in tokens["settings"]), ())
     head = ("model", "pass", "FLOPs", "accuracy", "agreement", "ideal", *(f"batch {n}" for n in batches), "verdict")
     rows = []
     for row in tokens["rows"]:

@@ -146,7 +146,7 @@ def results() -> dict[str, Any]:
         "quantize": {"rows": _quantized(), "settings": [SETTING]},
         "real": _real(),
         "tokens": {
-            "settings": {"batches": [1, 8]},
+            "settings": [{"name": "ViT-tiny", "images": "all", "batches": [1, 8]}],
             "rows": [
                 {**_run("tome: {r: 8}", 40.0, 0.75), "metrics": {"accuracy": 0.8, "top1": 0.95},
                  "dense_metrics": {"accuracy": 0.81},

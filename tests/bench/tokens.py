@@ -7,16 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.harness import Context, Row, drop
-from tests.bench.quality import describe
+from tests.bench.quality import describe, image_folders
 
 SUITE = "tokens"
+_NAME = "ViT-tiny"
 MODEL, IMAGES = "models/vit-tiny-patch16-224-imagenet1k", "images"
+_SHARES = (0.8, 0.7, 0.6)
+_COUNTS = (8, 11, 13)
+"""Schedules that take about 25, 35 and 43 % of ViT-tiny's operations: in three blocks, or in every block."""
+_BY_SHARE = (
+    "evit",
+    "zero-tprune",
+    "token-transforming",
+    "received",
+    "spatten",
+    "clca",
+    "random-tokens",
+)
+_BY_COUNT = ("tome", "gtp", "diffrate", "random-tokens")
 PASSES = (
-    "tome: {r: 8}",
+    *(f"{name}: {{keep: {keep}}}" for name in _BY_SHARE for keep in _SHARES),
+    *(f"{name}: {{r: {r}}}" for name in _BY_COUNT for r in _COUNTS),
     "tome: {r: 8, score: random}",
-    "tome: {r: 13}",
-    "tome: {r: 13, proportional: false}",
     "tome: {r: 13, score: random}",
+    "tome: {r: 13, proportional: false}",
+    "token-transforming: {keep: 0.6, score: random}",
+    "token-transforming: {keep: 0.7} + int8-dynamic: {}",
+    "width: {sparsity: 0.2} + token-transforming: {keep: 0.7} + int8-dynamic: {}",
 )
 BATCHES = (1, 8)
 
@@ -25,21 +42,36 @@ def run(context: Context) -> Row:
     """Run every pass on ViT-tiny and all images, and time each artifact beside the dense export."""
     found = [context.data / name for name in (MODEL, IMAGES)] if context.data is not None else []
     if missing := [path.name for path in found if not path.exists()] or (not found and [MODEL]):
-        return {"settings": {}, "rows": [], "skipped": [{"what": "ViT-tiny", "reason": f"{missing[0]} is not here"}]}
+        skipped = [{"what": _NAME, "reason": f"{missing[0]} is not here"}]
+        return {"settings": [], "rows": [], "skipped": skipped, "planned": []}
     model, images = found
-    chosen = [line for line in PASSES if re.search(context.only or "", line)]
+    chosen = [(n, line) for n, line in enumerate(PASSES) if re.search(context.only or "", line)]
     count = 48 if context.quick else None
     dense = context.folder(SUITE, "dense")
-    context.step(SUITE, "dense", "export_ours", {"model": str(model), "out": str(dense)})
-    rows = [_row(context, number, line, model, images, dense, count) for number, line in enumerate(chosen)]
-    return {"settings": {"images": count or "all", "batches": BATCHES}, "rows": rows, "skipped": []}
+    if context.timed:
+        context.step(SUITE, "dense", "export_ours", {"model": str(model), "out": str(dense)})
+    rows = [_row(context, number, line, model, images, dense, count) for number, line in chosen]
+    settings = [{"name": _NAME, "images": count or "all", "batches": list(BATCHES)}]
+    planned = [[_NAME, line] for line in PASSES]
+    return {"settings": settings, "rows": rows, "skipped": [], "planned": planned}
 
 
-def recipe(line: str, images: Path, count: int | None) -> str:
-    """Return the text of a recipe of the passes in `line`, `a + b`, judged on the images."""
-    samples = f", samples: {count}" if count is not None else ""
+def recipe(line: str, data: str, kind: str) -> str:
+    """Return the text of a recipe of the passes in `line`, `a + b`."""
     passes = "".join(f"  - {part}\n" for part in line.split(" + "))
-    return f"version: 1\nname: benchmark\nevaluation: {{data: {images}{samples}}}\npasses:\n{passes}"
+    return f"version: 1\nname: benchmark\n{data}export: {{format: {kind}}}\npasses:\n{passes}"
+
+
+def _data(context: Context, line: str, images: Path, count: int | None) -> str:
+    """Return the data of a recipe: all images; with a calibrated pass every fourth calibrates, the others judge."""
+    samples = f", samples: {count}" if count is not None else ""
+    if "width" not in line:
+        return f"evaluation: {{data: {images}{samples}}}\n"
+    calibration, held_out, found = image_folders(context, images)
+    return (
+        f"calibration: {{data: {calibration}, samples: {min(found, count or found)}}}\n"
+        f"evaluation: {{data: {held_out}{samples}}}\n"
+    )
 
 
 def _row(
@@ -47,10 +79,12 @@ def _row(
 ) -> dict[str, Any]:
     out = context.folder(SUITE) / f"artifact-{number}"
     drop(out)
-    spec = {"text": recipe(line, images, count), "model": str(model), "out": str(out)}
+    # untimed: no graph is needed, which takes longer than all the rest
+    kind = "onnx" if context.timed else "safetensors"
+    spec = {"text": recipe(line, _data(context, line, images, count), kind), "model": str(model), "out": str(out)}
     done = context.step(SUITE, f"run-{number}", "pipeline", spec)
-    row = {"model": "ViT-tiny", "pass": line, **describe(done)}
-    if "error" in row:
+    row = {"model": _NAME, "pass": line, **describe(done)}
+    if "error" in row or not context.timed:
         return row
     rounds, seconds = (7, 1.0) if context.quick else (21, 6.0)
     sides = {"ours": done["artifact"], "other": str(dense)}

@@ -56,7 +56,17 @@ GAIN: dict[str, Callable[[ModelFolder], float]] = {
     "activation": lambda model: 1 - silent_share(model) if model.blueprint.gates else 1.0,
     "quantize": lambda model: stored_bytes(model, 4),
 }
-CASES = [(name, family) for name in OPTIONS for family in KINDS[methods()[name].family]]
+# Token methods are presets of one mechanism: the papers' formulas are compared in tests/methods/test_tokens.py.
+SHOWN = {"tome", "token-transforming"}
+CASES = [
+    pytest.param(
+        name,
+        family,
+        marks=[pytest.mark.exhaustive] if methods()[name].family == "tokens" and name not in SHOWN else [],
+    )
+    for name in OPTIONS
+    for family in KINDS[methods()[name].family]
+]
 
 
 def compress(

@@ -248,8 +248,8 @@ def test_the_walk_follows_the_dense_streams_choice(pico: Pico, tmp_path: Path) -
         def change_block(self, block: BlockView) -> Change:
             for k in range(len(block)):
                 call = block.call(k)
-                own = block.module.choose(block.current_in(k), *call.args, track=call.track, **call.kwargs)
-                dense = block.dense.choose(block.dense_in(k), *call.args, track=call.track, **call.kwargs)
+                own, _ = block.module.look(block.current_in(k), *call.args, track=call.track, **call.kwargs)
+                dense, _ = block.dense.look(block.dense_in(k), *call.args, track=call.track, **call.kwargs)
                 assert torch.equal(call.choice.kept, dense.kept)
                 self.choices.append(bool(torch.equal(own.kept, dense.kept)))
                 middle = block.to_middle(block.module, block.current_in(k), k)

@@ -82,10 +82,13 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("int8-static", "opt", {"smooth": 0.5, "method": "entropy"}),
     ("int8-static", "vit", {"method": "percentile"}),
     ("tome", "vit", {"r": 3}),
+    ("zero-tprune", "vit", {"keep": 0.6}),
+    ("token-transforming", "vit", {"keep": 0.6}),
     ("fp16", "llama", {}),
     ("bf16", "bert", {}),
 ]
-LISTED = {name for name, _, _ in VARIANTS}
+# The other token methods are presets of the same mechanism, and have no defaults for how many tokens go.
+LISTED = {name for name, _, _ in VARIANTS} | {name for name, method in methods().items() if method.family == "tokens"}
 PASSES = [*VARIANTS, *((name, "llama", {}) for name in sorted(methods()) if name not in LISTED)]
 STOPPED: list[tuple[str, str, dict[str, Any]]] = [
     ("width", "llama", THIRD),

@@ -1,0 +1,130 @@
+"""One reduction at work: from what a block has seen to a choice, and from a choice to the tokens that go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compressor.errors import ModelError
+from compressor.model.blueprint import Reduction
+from compressor.model.token_merge import COMBINATIONS, Pair, fused_token
+from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
+from compressor.model.token_select import (
+    Choice,
+    bipartite,
+    gathered,
+    highest,
+    lowest,
+    lowest_and_alike,
+    nearest,
+    others,
+)
+
+SELECTS = ("bipartite", "topk", "topk_alike", "all")
+"""Names of selections, as recipes and config.json write them."""
+
+
+@dataclass(frozen=True)
+class TokenTrack:
+    """What is known of the tokens of a batch, wherever they now stand.
+
+    Attributes:
+        sizes: how many of the first tokens each token stands for, [batch, tokens, 1].
+        importance: attention that each has received so far, [batch, tokens]; None where it is not summed up.
+        graph: along which tokens are propagated, [batch, tokens, tokens]; None before the first such reduction.
+        cache: tokens that wait to come back, [batch, n, width], and their sizes, [batch, n, 1]; None: there are none.
+    """
+
+    sizes: Tensor
+    importance: Tensor | None = None
+    graph: Tensor | None = None
+    cache: Pair | None = None
+
+    @classmethod
+    def start(cls, hidden: Tensor) -> TokenTrack:
+        """Return the track of tokens [batch, tokens, width] of which none has gone."""
+        return cls(torch.ones_like(hidden[..., :1]))
+
+
+def check_known(reduction: Reduction) -> None:
+    """Raise ModelError where a reduction names what there is not."""
+    scores = FEATURES if reduction.select == "bipartite" else {} if reduction.select == "all" else SCORES
+    known = {"select": SELECTS, "score": scores or (reduction.score,), "dropped": COMBINATIONS, "heads": JOINS}
+    for key, names in known.items():
+        name = getattr(reduction, key)
+        if name not in names:
+            raise ModelError(
+                f"config.json: a token reduction has {key} {name!r}; allowed: {', '.join(names)}",
+                hint="The model was written by another version of compressor, or edited.",
+            )
+
+
+def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
+    """Return which tokens a reduction lets go on."""
+    if reduction.select == "bipartite":
+        return bipartite(FEATURES[reduction.score](seen), reduction.keep, reduction.protect)
+    batch, tokens = seen.keys.shape[:2]
+    if reduction.select == "all":
+        places = torch.arange(tokens, device=seen.keys.device).expand(batch, -1)
+        return Choice(places, places[:, :0])
+    protect = reduction.protect
+    scores = SCORES[reduction.score](seen, JOINS[reduction.heads])
+    stay = reduction.keep - (reduction.dropped == "fuse")
+    if reduction.select == "topk_alike":
+        gone = lowest_and_alike(scores, mean_key(seen), tokens - stay, reduction.similar, protect)
+    else:
+        gone = lowest(scores, tokens - stay, protect)
+    kept = others(gone, stay)
+    if reduction.dropped in ("fuse", "cache"):
+        return Choice(kept, gone, weights=scores.gather(1, gone))
+    if reduction.dropped == "merge":
+        gone = highest(scores, gone, reduction.merged or tokens - stay)
+        return Choice(kept, gone, into=nearest(mean_key(seen), kept, gone, protect))
+    if reduction.dropped == "propagate":
+        assert track.graph is not None, "made at the first such reduction"
+        columns = gathered(track.graph, gone)  # symmetric: its rows are its columns
+        return Choice(kept, gone, weights=reduction.alpha * gathered(columns.transpose(1, 2), kept))
+    if reduction.dropped == "transform":
+        return Choice(kept, gone, weights=shares(mean_key(seen), kept, reduction.temperature, protect))
+    return Choice(kept, gone)
+
+
+def shares(features: Tensor, kept: Tensor, temperature: float, protect: int) -> Tensor:
+    """Return how much of each token goes to each of those that stay: [batch, kept, tokens], columns of sum 1.
+
+    Token Transforming (arXiv 2506.05709): a softmax over the tokens that stay, of the cosine of features over a
+    temperature; protected tokens stay what they are.
+
+    Args:
+        features: [batch, tokens, width].
+        kept: places of the tokens that stay, the protected ones first, [batch, kept].
+        temperature: the lower it is, the more goes to the most similar one alone.
+        protect: how many tokens at the start keep to themselves.
+    """
+    unit = (features / features.norm(dim=-1, keepdim=True))[:, protect:]
+    likeness = gathered(unit, kept[:, protect:] - protect) @ unit.transpose(1, 2)
+    spread = torch.nn.functional.pad((likeness / temperature).softmax(1), (protect, 0, protect, 0))
+    rows, columns = (torch.arange(size, device=features.device) for size in spread.shape[1:])
+    itself = (rows.unsqueeze(1) == columns) & (columns < protect)
+    return spread + itself.to(spread.dtype)
+
+
+def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:
+    """Return the stream between attention and FFN, [batch, kept, width], and the track after a choice."""
+    x, sizes = COMBINATIONS[reduction.dropped](choice, stream, track.sizes)
+    cache = track.cache
+    if reduction.dropped == "cache":
+        lost = fused_token(choice, stream, track.sizes)
+        cache = (
+            lost if cache is None else (torch.cat([cache[0], lost[0]], dim=1), torch.cat([cache[1], lost[1]], dim=1))
+        )
+    elif reduction.dropped == "restore" and cache is not None:
+        x, sizes, cache = torch.cat([x, cache[0]], dim=1), torch.cat([sizes, cache[1]], dim=1), None
+    importance, graph = track.importance, None
+    if importance is not None:
+        importance = importance.gather(1, choice.kept)
+    if track.graph is not None and reduction.dropped == "propagate":
+        graph = gathered(gathered(track.graph, choice.kept).transpose(1, 2), choice.kept)
+    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache)

@@ -1,0 +1,103 @@
+"""Schedules: how many patch tokens leave each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compressor.errors import UsageError
+from compressor.passes.base import Options
+
+_PAPER = (4, 7, 10)
+_PAPER_DEPTH = 12
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Block = Annotated[int, Field(ge=1)]
+
+
+class ScheduleOptions(Options):
+    """Where tokens become fewer, and how many go; exactly one of `keep`, `tokens`, `r` and `counts` is given."""
+
+    keep: Share | None = Field(None, description="Share of the patch tokens that go on, at each of `layers`.")
+    tokens: int | None = Field(
+        None, gt=0, description="Patch tokens that are left behind the last of `layers`, in equal ratios."
+    )
+    r: int | None = Field(None, gt=0, description="Patch tokens that go at each of `layers`.")
+    counts: tuple[Block, ...] | None = Field(
+        None, min_length=1, description="Patch tokens that go on at each of `layers`, one number for each."
+    )
+    taper: Literal["constant", "linear"] = Field(
+        "constant", description="Of `r`: linear begins with twice as many and ends with none."
+    )
+    layers: tuple[Block, ...] | None = Field(
+        None,
+        min_length=1,
+        description="The blocks in which tokens go, counted from 1; by default all where `r` or `counts` is given,"
+        " else the three of the papers: 4, 7, 10 of 12.",
+    )
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        amounts = {name: getattr(self, name) for name in ("keep", "tokens", "r", "counts")}
+        given = [name for name, value in amounts.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(amounts)}; given: {', '.join(given) or 'none'}")
+        if self.taper != "constant" and self.r is None:
+            raise ValueError("taper goes with r")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers: each block once, in rising order; given {list(self.layers)}")
+        return self
+
+
+def schedule(name: str, options: ScheduleOptions, blocks: int, patches: int, *, half: bool) -> dict[int, int]:
+    """Return the patch tokens that leave each block in which some go, by index of the block from 0.
+
+    Args:
+        name: of the pass, for errors.
+        options: the amounts.
+        blocks: how many the model has.
+        patches: patch tokens before the first block.
+        half: whether at most half of them can go in one block (pairs are merged).
+
+    Raises:
+        UsageError: `layers` or `counts` ask for what the model has not got.
+    """
+    layers = _layers(name, options, blocks)
+    amounts, found, tokens = _amounts(name, options, len(layers), patches), {}, patches
+    for layer, wanted in zip(layers, amounts, strict=True):
+        left = max(min(wanted if wanted > 0 else tokens + wanted, tokens), tokens - tokens // 2 if half else 1)
+        if left < tokens:
+            found[layer - 1] = tokens = left
+    return found
+
+
+def _layers(name: str, options: ScheduleOptions, blocks: int) -> Sequence[int]:
+    if options.layers is None:
+        every = options.r is not None or options.counts is not None
+        return range(1, blocks + 1) if every else sorted({-(-blocks * k // _PAPER_DEPTH) for k in _PAPER})
+    if options.layers[-1] > blocks:
+        raise UsageError(
+            f"{name}.layers: block {options.layers[-1]} of a model that has {blocks}", hint=f"Allowed: 1 to {blocks}."
+        )
+    return options.layers
+
+
+def _amounts(name: str, options: ScheduleOptions, places: int, patches: int) -> list[int]:
+    """Return for each place how many patch tokens go on, or, below 1, minus how many go."""
+    if options.r is not None:
+        if options.taper == "constant" or places == 1:
+            return [-options.r] * places
+        return [-round(2 * options.r * (places - 1 - i) / (places - 1)) for i in range(places)]
+    if options.counts is not None:
+        if len(options.counts) != places:
+            raise UsageError(
+                f"{name}.counts: {len(options.counts)} numbers for {places} blocks",
+                hint="Give one for each of `layers`, or for every block.",
+            )
+        return list(options.counts)
+    if options.keep is not None:
+        return [max(round(patches * options.keep ** (i + 1)), 1) for i in range(places)]
+    assert options.tokens is not None
+    return [max(round(patches * (options.tokens / patches) ** ((i + 1) / places)), 1) for i in range(places)]

@@ -1,0 +1,151 @@
+"""The mechanism of the token methods: which tokens of an image go in which block, and what becomes of them.
+
+Between attention and FFN of a block, a *score* says how much each token matters (or *features* say which are alike), a
+*selection* says which go, and they are dropped, merged, fused, handed on or kept for later. All of it runs inside the
+exported graph; counts are static. No weight changes and no data is needed; what it costs in quality is measured on the
+artifact. It covers image models with norms before attention and FFN (ViT, DeiT). Published methods are presets of it;
+by itself it combines what no paper has combined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compressor.errors import ModelError
+from compressor.passes.base import Needs, Options, PassFamily, Target
+from compressor.passes.tokens._schedule import ScheduleOptions, schedule
+
+if TYPE_CHECKING:
+    from compressor.model.blueprint import Blueprint, Reduction
+    from compressor.model.folder import ModelFolder
+    from compressor.walk import BlockView, Change
+
+Score = Literal["cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "random", "mean_key"]
+_PAIRED = ("mean_key", "random")
+
+
+class TokenOptions(ScheduleOptions):
+    """Options of `token-reduction`."""
+
+    score: Score = Field("received", description="What tokens are told apart by; mean_key goes with bipartite alone.")
+    heads: Literal["mean", "max", "rms", "informative"] = Field(
+        "mean", description="What makes one score of those of all heads; informative: of heads of middling variance."
+    )
+    select: Literal["topk", "topk_alike", "bipartite"] = Field(
+        "topk",
+        description="topk: the lowest scores go; topk_alike: some of them for being like one that stays; bipartite:"
+        " the half that is most like the other half.",
+    )
+    dropped: Literal["drop", "fuse", "merge", "propagate", "transform", "cache"] = Field(
+        "drop",
+        description="What becomes of them: nothing; one token of all; each joins its nearest; each is added to its"
+        " neighbours; every token shares itself out; one token of all comes back before the last block.",
+    )
+    proportional: bool = Field(
+        False, description="A token draws as much attention as all that it stands for (log-size bias)."
+    )
+    alike: float = Field(0.25, gt=0, lt=1, description="topk_alike: the share of those that go for being alike.")
+    merged: float = Field(1.0, gt=0, le=1, description="merge: the share that is merged; lower scores are dropped.")
+    alpha: float = Field(0.1, gt=0, le=1, description="propagate: how much of a token is handed on.")
+    temperature: float = Field(0.02, gt=0, description="transform: low: to the most similar alone; high: to all.")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        paired = self.select == "bipartite"
+        if paired and (self.score not in _PAIRED or self.dropped != "merge"):
+            raise ValueError("select bipartite goes with dropped merge and score mean_key or random")
+        if self.score == "mean_key" and not paired:
+            raise ValueError("score mean_key goes with select bipartite")
+        if self.score == "cascade" and self.dropped not in ("drop", "merge", "propagate"):
+            raise ValueError("score cascade goes with dropped drop, merge or propagate")
+        return self
+
+
+class TokenReduction:
+    """See the module."""
+
+    family: ClassVar[PassFamily] = "tokens"
+    summary: ClassVar[str] = "Let image tokens go by any score, selection and schedule; no data needed."
+    Options: ClassVar[type[Options]] = TokenOptions
+    needs: Needs = Needs()
+    name: str = "token-reduction"
+
+    def __init__(self, options: TokenOptions, *, name: str = "token-reduction") -> None:
+        """Take validated options; `name` is that of the preset."""
+        self.options, self.name = options, name
+        self._planned: Blueprint | None = None
+
+    def plan(self, source: ModelFolder, target: Target) -> Blueprint:
+        """Return the blueprint of `source` with a reduction in every block of the schedule.
+
+        Raises:
+            ModelError: the family's tokens cannot be reduced, the model's are already, or there is nothing to do.
+            UsageError: the schedule does not fit the model.
+        """
+        from compressor.model.cost import image_grid
+        from compressor.model.reduced import check_reducible
+
+        check_reducible(self.name, source.family)
+        if source.blueprint.reductions:
+            raise ModelError(f"{self.name}: the model's tokens are reduced already", hint="Give the model before that.")
+        rows, columns = image_grid(source)
+        blocks = len(source.shapes.layers)
+        half = self.options.select == "bipartite"
+        counts = schedule(self.name, self.options, blocks, rows * columns, half=half)
+        if self.options.dropped == "cache":  # what is cached comes back before the last block
+            counts = {block: left for block, left in counts.items() if block < blocks - 2}
+        if not counts:
+            raise ModelError(f"{self.name}: an image has {rows * columns} patch tokens, and none of them is to go")
+        reductions = self._reductions(counts, rows * columns, columns, source.family.leading_tokens, blocks)
+        self._planned = replace(source.blueprint, reductions=reductions)
+        return self._planned
+
+    def _reductions(
+        self, counts: dict[int, int], patches: int, columns: int, leading: int, blocks: int
+    ) -> tuple[Reduction, ...]:
+        """Return the reductions that leave so many patch tokens."""
+        from compressor.model.blueprint import Reduction
+
+        options, found, tokens = self.options, [], patches
+        dropped, select = options.dropped, options.select
+        for block, left in counts.items():
+            gone = tokens - left
+            found.append(
+                Reduction(
+                    block,
+                    left + leading + (dropped == "fuse"),
+                    options.score,
+                    select,
+                    dropped,
+                    "log_size" if options.proportional else "none",
+                    leading,
+                    heads=options.heads,
+                    similar=_share(options.alike, gone, left) if select == "topk_alike" else 0,
+                    merged=_share(options.merged, gone, gone) if dropped == "merge" and options.merged < 1 else 0,
+                    alpha=options.alpha if dropped == "propagate" else 0.0,
+                    temperature=options.temperature if dropped == "transform" else 0.0,
+                    columns=columns if dropped == "propagate" else 0,
+                )
+            )
+            tokens = left
+        if dropped == "cache":
+            back = tokens + leading + len(found)
+            found.append(Reduction(blocks - 2, back, "none", "all", "restore", "none", leading))
+        return tuple(found)
+
+    def change_block(self, block: BlockView) -> Change:
+        """Say which reduction the block gets: the walk builds it, as the loader and the exporters do."""
+        from compressor.walk import Change
+
+        assert self._planned is not None, "planned before blocks are walked"
+        return Change(block.layer, reduction=self._planned.reduction_at(block.index))
+
+
+def _share(share: float, of: int, limit: int) -> int:
+    return min(max(round(share * of), 1), limit)
+
+
+METHOD = TokenReduction

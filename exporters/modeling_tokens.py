@@ -1,0 +1,177 @@
+"""The part of the modelling file in which tokens become fewer; `compressor.exporters.remote_code` puts it there.
+
+Self-contained like the rest of that file: it imports nothing of this package and repeats some of its code on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+# --- from here on, a part of the modelling file ---
+def _take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return values [batch, tokens, width] at places [batch, n]."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _hashed(keys: torch.Tensor) -> torch.Tensor:
+    """Return numbers that have nothing to do with the tokens, [batch, tokens, 8]."""
+    batch, tokens = keys.shape[:2]
+    places = torch.arange(1, tokens * 8 + 1, device=keys.device).reshape(1, tokens, 8)
+    hashed = (places * 2654435761) % 4294967296 // 65536
+    return (hashed.to(keys.dtype) / 32768 - 1).expand(batch, -1, -1)
+
+
+def _joined(scores: torch.Tensor, how: str) -> torch.Tensor:
+    """Return one score per token [batch, tokens] of those of all heads [batch, heads, tokens]."""
+    if how == "mean":
+        return scores.mean(1)
+    if how == "max":
+        return scores.amax(1)
+    counts = torch.ones_like(scores[..., :1])
+    if how == "informative":
+        spread = (scores / scores.mean(-1, keepdim=True)).var(-1, correction=0, keepdim=True)
+        fits = ((spread >= 0.01) & (spread <= 0.7)).to(scores.dtype)
+        counts = torch.where(fits.sum(1, keepdim=True) > 0, fits, counts)
+    return ((scores.square() * counts).sum(1) / counts.sum(1)).sqrt()
+
+
+def _scores(reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return how much each token matters, [batch, tokens]."""
+    name, heads, protect = reduction["score"], reduction.get("heads", "mean"), reduction["protect"]
+    if name == "random":
+        batch, tokens = seen["keys"].shape[:2]
+        prime, places = 2**31 - 1, torch.arange(1, tokens + 1, device=seen["keys"].device)[None]
+        hashed = (places * places % prime * places + 7919 * places) % prime * 16807 % prime
+        return (hashed.double() / prime).to(seen["keys"].dtype).expand(batch, -1)
+    if name == "value_norm":
+        return _joined(seen["values"].norm(dim=-1).transpose(1, 2), heads)
+    if name == "cascade":
+        return seen["importance"]
+    attention = seen["attention"]
+    if name == "cls_attn":
+        return _joined(attention[:, :, :protect].mean(2), heads)
+    if name == "diag_x_col":
+        return _joined(attention.diagonal(dim1=2, dim2=3), heads) * _joined(attention.sum(2), heads)
+    votes = attention.mean(2)
+    for _ in range(2 if name == "wpr" else 0):
+        votes = (votes[:, :, None] @ attention)[:, :, 0]
+    return _joined(votes, heads)
+
+
+def _paired(features: torch.Tensor, keep: int, protect: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the tokens [batch, n] that stay, those that go, and which of the former each of the latter joins."""
+    unit = features / features.norm(dim=-1, keepdim=True)
+    likeness = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    likeness[:, :, : protect // 2] = -torch.inf
+    nearest, partner = likeness.max(-1)
+    nearest[:, : (protect + 1) // 2] = -torch.inf
+    even = nearest.topk(features.shape[1] - keep, dim=-1).indices.sort(dim=-1).values
+    gone, target = even * 2, partner.gather(1, even) * 2 + 1
+    return _others(gone, keep), gone, target - (gone[:, None, :] < target[:, :, None]).sum(-1)
+
+
+def _others(gone: torch.Tensor, keep: int) -> torch.Tensor:
+    places = torch.arange(keep, device=gone.device)
+    before = gone - torch.arange(gone.shape[1], device=gone.device)
+    return places + (before[:, None, :] <= places[None, :, None]).sum(-1)
+
+
+def _going(scores: torch.Tensor, unit: torch.Tensor, count: int, reduction: dict[str, Any]) -> torch.Tensor:
+    """Return the tokens [batch, count] that go, by rising place; `unit` are their features, of length 1."""
+    protect, similar = reduction["protect"], reduction.get("similar", 0)
+    guarded = scores.clone()
+    guarded[:, :protect] = torch.inf
+    order = guarded.topk(scores.shape[1], dim=-1).indices
+    left = scores.shape[1] - count + similar
+    gone = order[:, left:]
+    if similar:
+        half = protect + (left - protect) // 2
+        low, high = order[:, half:left], order[:, protect:half]
+        alike = (_take(unit, low) @ _take(unit, high).transpose(1, 2)).amax(-1).topk(similar, dim=-1).indices
+        gone = torch.cat([gone, low.gather(1, alike)], dim=1)
+    return gone.sort(dim=-1).values
+
+
+def _graph(hidden: torch.Tensor, leading: int, columns: int) -> torch.Tensor:
+    """Return D^(-1/2)·A·D^(-1/2), where A joins patches that touch in the image or are alike."""
+    patches = hidden[:, leading:]
+    unit, count = patches / patches.norm(dim=-1, keepdim=True), patches.shape[1]
+    places = torch.arange(count, device=hidden.device)
+    likeness = (unit @ unit.transpose(1, 2)).masked_fill(places[:, None] == places, -4.0)
+    alike = likeness >= likeness.topk(min(8, count - 1), dim=-1).values[..., -1:]
+    rows, across = places // columns, places % columns
+    beside = ((rows[:, None] - rows).abs() <= 1) & ((across[:, None] - across).abs() <= 1)
+    edges = (alike | alike.transpose(1, 2) | (beside & (places[:, None] != places))).to(hidden.dtype)
+    root = edges.sum(-1, keepdim=True).rsqrt()
+    return torch.nn.functional.pad(root * edges * root.transpose(1, 2), (leading, 0, leading, 0))
+
+
+def _merged(
+    x: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor, into: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    places = torch.arange(kept.shape[1], device=x.device)[None, :, None]
+    joins = (into[:, None, :] == places).to(x.dtype)
+    weighted, total = x * sizes, _take(sizes, kept) + joins @ _take(sizes, gone)
+    return (_take(weighted, kept) + joins @ _take(weighted, gone)) / total, total
+
+
+def _reduced(
+    reduction: dict[str, Any], seen: dict[str, torch.Tensor], x: torch.Tensor, track: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return the stream [batch, kept, width] and what is known of its tokens after a reduction.
+
+    Args:
+        reduction: as config.json states it.
+        seen: by the block of its tokens: keys [batch, tokens, heads, head width], and values, attention, importance.
+        x: the stream [batch, tokens, width].
+        track: `sizes` [batch, tokens, 1], and importance, graph and cache where a reduction needs them.
+    """
+    sizes, dropped, protect, keep = track["sizes"], reduction["dropped"], reduction["protect"], reduction["keep"]
+    if dropped == "restore":
+        cache, stood = track.get("cache", (x[:, :0], sizes[:, :0]))
+        return torch.cat([x, cache], dim=1), {"sizes": torch.cat([sizes, stood], dim=1)}
+    waiting = {"cache": track["cache"]} if "cache" in track else {}
+    features = seen["keys"].mean(2)
+    if reduction["select"] == "bipartite":
+        features = features if reduction["score"] == "mean_key" else _hashed(seen["keys"])
+        x, sizes = _merged(x, sizes, *_paired(features, keep, protect))
+        return x, {**waiting, "sizes": sizes}
+    unit, scores = features / features.norm(dim=-1, keepdim=True), _scores(reduction, seen)
+    stay = keep - (dropped == "fuse")
+    gone = _going(scores, unit, x.shape[1] - stay, reduction)
+    kept = _others(gone, stay)
+    after: dict[str, Any] = {**waiting, "sizes": _take(sizes, kept)}
+    if "importance" in seen:
+        after["importance"] = seen["importance"].gather(1, kept)
+    if dropped == "merge":
+        if reduction.get("merged"):
+            best = scores.gather(1, gone).topk(reduction["merged"], dim=-1).indices.sort(dim=-1).values
+            gone = gone.gather(1, best)
+        likeness = _take(unit, gone) @ _take(unit, kept).transpose(1, 2)
+        likeness[:, :, :protect] = -torch.inf
+        x, after["sizes"] = _merged(x, sizes, kept, gone, likeness.argmax(-1))
+        return x, after
+    if dropped == "propagate":
+        rows = _take(track["graph"], kept)
+        handed = reduction["alpha"] * _take(rows.transpose(1, 2), gone).transpose(1, 2)
+        after["graph"] = _take(rows.transpose(1, 2), kept)
+        after["sizes"] = after["sizes"] + handed @ _take(sizes, gone)
+        return _take(x, kept) + handed @ _take(x, gone), after
+    if dropped == "transform":
+        likeness = _take(unit, kept)[:, protect:] @ unit[:, protect:].transpose(1, 2)
+        shares = (likeness / reduction["temperature"]).softmax(1)
+        after["sizes"] = torch.cat([sizes[:, :protect], shares @ sizes[:, protect:]], dim=1)
+        mixed = shares @ (x * sizes)[:, protect:] / after["sizes"][:, protect:]
+        return torch.cat([x[:, :protect], mixed], dim=1), after
+    lost = scores.gather(1, gone)
+    fused = (lost / lost.sum(-1, keepdim=True))[:, None] @ _take(x, gone), _take(sizes, gone).sum(1, keepdim=True)
+    before = track.get("cache", (x[:, :0], sizes[:, :0]))
+    x = _take(x, kept)
+    if dropped == "fuse":
+        x, after["sizes"] = torch.cat([x, fused[0]], dim=1), torch.cat([after["sizes"], fused[1]], dim=1)
+    elif dropped == "cache":
+        after["cache"] = tuple(torch.cat(pair, dim=1) for pair in zip(before, fused, strict=True))
+    return x, after

@@ -1,0 +1,406 @@
+"""The token presets against their papers' formulas, written out in float64; their primitives in one model."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from compressor.errors import ModelError, UsageError
+from compressor.exporters.onnx import OnnxOptions, export_onnx
+from compressor.exporters.remote_code import remote_code
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.model.blueprint import Reduction, compression_section, read_blueprint
+from compressor.model.config import config_for
+from compressor.model.folder import ModelFolder, open_model
+from compressor.model.reduced import ReducedBlock
+from compressor.model.token_scores import Seen, random_score
+from compressor.passes import methods
+from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.base import Target
+from compressor.passes.tokens._schedule import ScheduleOptions, schedule
+from tests.core.toy import toy_batches
+
+Pico = Callable[..., Path]
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass
+class Sample:
+    """One image on its way through a reference model: its tokens and all that the papers let blocks remember."""
+
+    x: Array
+    sizes: Array
+    leading: int
+    columns: int
+    importance: Array | None = None
+    graph: Array | None = None
+    cache: list[tuple[Array, float]] = field(default_factory=list)
+    attention: Array = field(default_factory=lambda: np.zeros(0))
+    keys: Array = field(default_factory=lambda: np.zeros(0))
+
+    def patches(self) -> list[int]:
+        return list(range(self.leading, len(self.x)))
+
+    def keep(self, places: list[int]) -> None:
+        places = sorted(places)
+        self.x, self.sizes = self.x[places], self.sizes[places]
+        if self.importance is not None:
+            self.importance = self.importance[places]
+
+
+def cosine(a: Array, b: Array) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def best(scores: Array, among: list[int], count: int) -> list[int]:
+    return sorted(among, key=lambda i: -scores[i])[:count]
+
+
+def cls_attention(s: Sample) -> Array:
+    return np.mean([s.attention[h, c] for h in range(len(s.attention)) for c in range(s.leading)], axis=0)
+
+
+def evit(s: Sample, left: int) -> None:
+    a = cls_attention(s)
+    stay = best(a, s.patches(), left)
+    gone = [i for i in s.patches() if i not in stay]
+    fused = sum(a[i] * s.x[i] for i in gone) / sum(a[i] for i in gone)
+    size = sum(s.sizes[i] for i in gone)
+    s.keep([*range(s.leading), *stay])
+    s.x, s.sizes = np.vstack([s.x, fused]), np.append(s.sizes, size)
+
+
+def received(s: Sample, left: int) -> None:
+    heads, tokens = s.attention.shape[:2]
+    column = np.array([sum(s.attention[h, q, j] for h in range(heads) for q in range(tokens)) for j in range(tokens)])
+    s.keep([*range(s.leading), *best(column, s.patches(), left)])
+
+
+def spatten(s: Sample, left: int) -> None:
+    assert s.importance is not None
+    s.keep([*range(s.leading), *best(s.importance, s.patches(), left)])
+
+
+def zero_tprune(s: Sample, left: int) -> None:
+    heads, tokens = s.attention.shape[:2]
+    ranks, variances = [], []
+    for h in range(heads):
+        votes = np.ones(tokens)
+        for _ in range(3):
+            votes = s.attention[h].T @ votes
+        ranks.append(votes)
+        variances.append(np.var(votes))
+    counted = [h for h in range(heads) if 0.01 <= variances[h] <= 0.7] or list(range(heads))
+    rank = np.sqrt(sum(ranks[h] ** 2 for h in counted) / len(counted))
+    similar = max(round(0.25 * (len(s.patches()) - left)), 1)
+    order = best(rank, s.patches(), left + similar)
+    high, low = order[: len(order) // 2], order[len(order) // 2 :]
+    alike = sorted(low, key=lambda i: -max(cosine(s.keys[i], s.keys[j]) for j in high))[:similar]
+    s.keep([*range(s.leading), *(i for i in order if i not in alike)])
+
+
+def gtp(s: Sample, left: int) -> None:
+    assert s.graph is not None
+    diagonal = np.array([max(a[i, i] for a in s.attention) for i in range(len(s.x))])
+    column = np.array([max(a[:, i].sum() for a in s.attention) for i in range(len(s.x))])
+    stay = sorted([*range(s.leading), *best(diagonal * column, s.patches(), left)])
+    gone = [i for i in s.patches() if i not in stay]
+    x = np.array([s.x[k] + 0.1 * sum(s.graph[k, p] * s.x[p] for p in gone) for k in stay])
+    sizes = np.array([s.sizes[k] + 0.1 * sum(s.graph[k, p] * s.sizes[p] for p in gone) for k in stay])
+    s.x, s.sizes, s.graph = x, sizes, s.graph[np.ix_(stay, stay)]
+
+
+def gtp_graph(x: Array, leading: int, columns: int) -> Array:
+    tokens = len(x)
+    edges = np.zeros((tokens, tokens))
+    patches = range(leading, tokens)
+    for i in patches:
+        row, column = divmod(i - leading, columns)
+        for j in patches:
+            apart = max(abs(row - (j - leading) // columns), abs(column - (j - leading) % columns))
+            if apart == 1:
+                edges[i, j] = 1
+        for j in sorted((j for j in patches if j != i), key=lambda j: -cosine(x[i], x[j]))[:8]:
+            edges[i, j] = edges[j, i] = 1
+    degree = edges.sum(1)
+    scale = np.array([1 / np.sqrt(d) if d else 0.0 for d in degree])
+    return np.asarray(scale[:, None] * edges * scale)
+
+
+def token_transforming(s: Sample, left: int) -> None:
+    column = s.attention.mean(0).sum(0)
+    stay = sorted(best(column, s.patches(), left))
+    weights = np.exp([[cosine(s.keys[k], s.keys[i]) / TEMPERATURE for i in s.patches()] for k in stay])
+    weights /= weights.sum(0)
+    sizes = weights @ s.sizes[s.leading :]
+    x = weights @ (s.x * s.sizes[:, None])[s.leading :] / sizes[:, None]
+    s.x = np.vstack([s.x[: s.leading], x])
+    s.sizes = np.append(s.sizes[: s.leading], sizes)
+
+
+def diffrate(s: Sample, left: int) -> None:
+    a = cls_attention(s)
+    order = best(a, s.patches(), len(s.patches()))
+    stay, gone = order[:left], order[left:]
+    x, sizes = s.x * s.sizes[:, None], s.sizes.copy()
+    for i in gone[: max(round(0.5 * len(gone)), 1)]:
+        target = max(stay, key=lambda k: cosine(s.keys[i], s.keys[k]))
+        x[target] += s.x[i] * s.sizes[i]
+        sizes[target] += s.sizes[i]
+    s.x, s.sizes = x / sizes[:, None], sizes
+    s.keep([*range(s.leading), *stay])
+
+
+def clca(s: Sample, left: int) -> None:
+    a = cls_attention(s)
+    stay = best(a, s.patches(), left)
+    gone = [i for i in s.patches() if i not in stay]
+    s.cache.append((sum(a[i] * s.x[i] for i in gone) / sum(a[i] for i in gone), sum(s.sizes[i] for i in gone)))
+    s.keep([*range(s.leading), *stay])
+
+
+TEMPERATURE = 0.02
+PRESETS: dict[str, tuple[Callable[[Sample, int], None], dict[str, Any], bool]] = {
+    "evit": (evit, {"keep": 0.6, "layers": [1, 3]}, False),
+    "received": (received, {"keep": 0.6, "layers": [1, 3]}, False),
+    "spatten": (spatten, {"keep": 0.6, "layers": [2, 4]}, False),
+    "zero-tprune": (zero_tprune, {"keep": 0.6, "layers": [1, 3]}, False),
+    "gtp": (gtp, {"r": 3}, True),
+    "token-transforming": (token_transforming, {"tokens": 6, "layers": [1, 3]}, True),
+    "diffrate": (diffrate, {"r": 3}, True),
+    "clca": (clca, {"keep": 0.6, "layers": [1, 2]}, False),
+}
+
+
+def planned(source: ModelFolder, name: str, options: dict[str, Any]) -> ModelFolder:
+    """Return the model after a token pass, as its blueprint alone has it: its weights are the source's."""
+    method = methods()[name]
+    return source.with_blueprint(method(method.Options(**options)).plan(source, Target()))
+
+
+def loaded(source: ModelFolder, folder: ModelFolder) -> Any:
+    """Return the module of a planned model with the weights of `source`."""
+    module = folder.skeleton()
+    module.load_state_dict(source.load().state_dict(), assign=True)
+    return module
+
+
+def pixels(source: ModelFolder, count: int) -> torch.Tensor:
+    size = source.config.image_size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def papers_logits(
+    module: Any, image: torch.Tensor, leading: int, step: Callable[[Sample, int], None], counts: dict[int, int],
+    biased: bool,
+) -> torch.Tensor:  # fmt: skip
+    """Run one image through the model in float64, block by block, with a paper's step between attention and FFN."""
+    base = module.base_model
+    x = base.embeddings(image[None])[0]
+    s = Sample(x.detach().numpy(), np.ones(len(x)), leading, int(round((len(x) - leading) ** 0.5)))
+    for index, block in enumerate(base.layers):
+        if step is gtp and s.graph is None:
+            s.graph = gtp_graph(s.x, leading, s.columns)
+        attention, stream = block.attention, torch.from_numpy(s.x)
+        normed = block.layernorm_before(stream)
+        q, k, v = (
+            part(normed).reshape(len(stream), attention.num_attention_heads, -1).transpose(0, 1)
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+        probabilities = (scores + torch.from_numpy(s.sizes).log() if biased else scores).softmax(-1)
+        stream = stream + attention.o_proj((probabilities @ v).transpose(0, 1).reshape(len(stream), -1))
+        s.x, s.attention, s.keys = stream.detach().numpy(), probabilities.detach().numpy(), k.mean(0).detach().numpy()
+        if step is spatten:
+            s.importance = s.attention.sum((0, 1)) + (0 if s.importance is None else s.importance)
+        if index in counts:
+            step(s, counts[index])
+        if index == len(base.layers) - 2:
+            for token, size in s.cache:
+                s.x, s.sizes = np.vstack([s.x, token]), np.append(s.sizes, size)
+        stream = torch.from_numpy(s.x)
+        s.x = (stream + block.mlp(block.layernorm_after(stream))).detach().numpy()
+    final = base.layernorm(torch.from_numpy(s.x))
+    if hasattr(module, "distillation_classifier"):
+        return torch.as_tensor((module.cls_classifier(final[0]) + module.distillation_classifier(final[1])) / 2)
+    return torch.as_tensor(module.classifier(final[0]))
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_model_computes_what_the_paper_says(pico: Pico, name: str, family: str) -> None:
+    step, options, biased = PRESETS[name]
+    options = {**options, **({"temperature": TEMPERATURE} if name == "token-transforming" else {})}
+    source = open_model(pico(family, num_hidden_layers=4))
+    folder = planned(source, name, options)
+    leading, images = source.family.leading_tokens, pixels(source, 2).double()
+    counts = {r.block: r.keep - leading - (name == "evit") for r in folder.blueprint.reductions if r.select != "all"}
+    dense = source.load().double()
+    wanted = torch.stack([papers_logits(dense, image, leading, step, counts, biased) for image in images])
+    module = loaded(source, folder).double()
+    with torch.no_grad():
+        torch.testing.assert_close(module(pixel_values=images).logits, wanted.detach(), atol=1e-8, rtol=0)
+        assert not torch.allclose(dense(pixel_values=images).logits, wanted, atol=1e-4), "something was reduced"
+
+
+EVERYTHING = (
+    Reduction(0, 15, "diag_x_col", "topk", "propagate", "log_size", 1, heads="max", alpha=0.2, columns=4),
+    Reduction(1, 13, "wpr", "topk_alike", "drop", "log_size", 1, heads="informative", similar=1),
+    Reduction(2, 11, "cls_attn", "topk", "cache", "none", 1),
+    Reduction(3, 10, "received", "topk", "fuse", "none", 1, heads="rms"),
+    Reduction(4, 11, "none", "all", "restore", "log_size", 1),
+    Reduction(5, 9, "value_norm", "topk", "transform", "log_size", 1, heads="max", temperature=0.1),
+    Reduction(6, 6, "cls_attn", "topk", "merge", "log_size", 1, merged=2),
+    Reduction(7, 4, "random", "topk", "drop", "none", 1),
+)
+
+
+@pytest.fixture
+def everything(pico: Pico) -> tuple[ModelFolder, ModelFolder]:
+    """A model with a reduction of another kind in every block, and what it was made from."""
+    source = open_model(pico("vit", num_hidden_layers=8))
+    return source, source.with_blueprint(replace(source.blueprint, reductions=EVERYTHING))
+
+
+def test_config_states_every_reduction(everything: tuple[ModelFolder, ModelFolder]) -> None:
+    source, folder = everything
+    config = config_for(source, folder.blueprint, None)
+    assert read_blueprint(types.SimpleNamespace(**{**source.config.to_dict(), **config}), source.family).reductions == (
+        EVERYTHING
+    )
+    (tokens,) = (part["tokens"] for part in compression_section(folder.blueprint)["stacks"].values())
+    assert "alpha" in tokens[0] and "alpha" not in tokens[1], "stated where a method needs it"
+
+
+def test_the_modelling_file_computes_every_reduction(everything: tuple[ModelFolder, ModelFolder]) -> None:
+    """The text of the file, run as a module: its class has the stock weights and imports nothing of ours."""
+    source, folder = everything
+    text, config = remote_code(folder, config_for(source, folder.blueprint, None))
+    assert "import compressor" not in text and "from compressor" not in text
+    module = types.ModuleType("modeling_compressed")
+    exec(compile(text, "modeling_compressed.py", "exec"), module.__dict__)
+    stated = module.CompressedConfig.from_dict(config)
+    model = getattr(module, config["architectures"][0])(stated).eval()
+    model.load_state_dict(source.load().state_dict())
+    images = pixels(source, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(pixel_values=images).logits, loaded(source, folder)(pixel_values=images).logits, atol=1e-5, rtol=0
+        )
+
+
+def test_one_graph_computes_every_reduction(everything: tuple[ModelFolder, ModelFolder], tmp_path: Path) -> None:
+    source, folder = everything
+    export_onnx(folder, tmp_path, OnnxOptions())
+    runner, module = OnnxRunner(tmp_path), loaded(source, folder)
+    for count in (1, 3):
+        images = pixels(source, count)
+        with torch.no_grad():
+            wanted = module(pixel_values=images).logits.numpy()
+        np.testing.assert_allclose(runner.forward({"pixel_values": images.numpy()}), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["spatten", "clca", "gtp"])
+def test_what_a_method_remembers_reaches_later_passes(pico: Pico, tmp_path: Path, name: str) -> None:
+    """Across blocks without a reduction too: the walk hands on what the model's own blocks would."""
+    source = open_model(pico("vit", num_hidden_layers=4))
+    options = {"gtp": {"r": 3, "layers": [1, 3]}}.get(name, PRESETS[name][1])
+    method, width = methods()[name], methods()["width"]
+    plenty = 1 << 28
+    first, _ = apply_pass(
+        method(method.Options(**options)), source, toy_batches(source.task), Setting(tmp_path / "a", "a", plenty)
+    )
+    seen: list[torch.Tensor] = []
+
+    class Watched:
+        """`width`, which also keeps the dense stream behind the last block."""
+
+        def __getattr__(self, key: str) -> Any:
+            return getattr(self.inner, key)
+
+        def __init__(self) -> None:
+            self.inner = width(width.Options(sparsity=0.3, allocation="uniform"))
+
+        def change_block(self, block: Any) -> Any:
+            if block.index == block.count - 1:
+                seen.append(block.forward(block.dense, block.dense_in(0), 0))
+            return self.inner.change_block(block)
+
+    batches = toy_batches(source.task)
+    apply_pass(Watched(), first, batches, Setting(tmp_path / "b", "b", plenty))  # type: ignore[arg-type]
+    model = first.load()
+    final: list[torch.Tensor] = []
+    model.base_model.layers[-1].register_forward_hook(lambda _, __, out: final.append(out))
+    with torch.no_grad():
+        model(pixel_values=torch.as_tensor(next(iter(batches))["pixel_values"]))
+    torch.testing.assert_close(seen[0], final[0], atol=1e-5, rtol=0)
+
+
+def test_blocks_that_need_not_know_stay_stock(pico: Pico) -> None:
+    source = open_model(pico("vit", num_hidden_layers=4))
+    kinds = {
+        name: [isinstance(block, ReducedBlock) for block in planned(source, name, options).skeleton().vit.layers]
+        for name, options in {"received": {"keep": 0.5, "layers": [2]}, "spatten": {"keep": 0.5, "layers": [3]}}.items()
+    }
+    assert kinds == {"received": [False, True, False, False], "spatten": [True, True, True, False]}
+
+
+def test_random_scores_are_spread_and_the_same_everywhere() -> None:
+    scores = random_score(Seen(torch.zeros(2, 196, 3, 8)), lambda s: s)
+    assert torch.equal(scores[0], scores[1]) and scores.min() >= 0 and scores.max() < 1
+    below = scores[0] < 0.5
+    runs = (below[1:] != below[:-1]).sum()
+    assert 70 < below.sum() < 126 and 70 < runs < 126, "neither half is empty, nor do halves take turns"
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"r": 30}, {0: 70, 1: 40, 2: 10, 3: 1}),
+        ({"r": 10, "taper": "linear"}, {0: 80, 1: 67, 2: 60}),
+        ({"keep": 0.5}, {1: 50, 2: 25, 3: 12}),
+        ({"keep": 0.5, "layers": (2, 4)}, {1: 50, 3: 25}),
+        ({"tokens": 25, "layers": (1, 2)}, {0: 50, 1: 25}),
+        ({"counts": (90, 90, 60, 30)}, {0: 90, 2: 60, 3: 30}),
+    ],
+)
+def test_schedules(options: dict[str, Any], wanted: dict[int, int]) -> None:
+    assert schedule("t", ScheduleOptions(**options), 4, 100, half=False) == wanted
+
+
+def test_pairs_take_half_at_most() -> None:
+    assert schedule("t", ScheduleOptions(keep=0.2, layers=(1, 2)), 4, 101, half=True) == {0: 51, 1: 26}
+
+
+def test_schedules_that_cannot_be_are_refused(pico: Pico) -> None:
+    for options in ({}, {"keep": 0.5, "r": 3}, {"keep": 0.5, "taper": "linear"}, {"r": 1, "layers": (3, 2)}):
+        with pytest.raises(ValidationError, match="exactly one of|taper|rising"):
+            ScheduleOptions(**options)
+    source = open_model(pico("vit"))
+    with pytest.raises(UsageError, match="evit.layers: block 9 of a model that has 3"):
+        planned(source, "evit", {"keep": 0.5, "layers": (2, 9)})
+    with pytest.raises(UsageError, match="evit.counts: 2 numbers for 3 blocks"):
+        planned(source, "evit", {"counts": (9, 8)})
+    with pytest.raises(ModelError, match="clca: .*none of them is to go"):
+        planned(source, "clca", {"keep": 0.5, "layers": (2, 3)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"select": "bipartite"},
+        {"score": "mean_key"},
+        {"score": "cascade", "dropped": "fuse"},
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="goes with"):
+        methods()["token-reduction"].Options(keep=0.5, **options)
