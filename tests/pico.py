@@ -104,6 +104,11 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         ),
         "vit": ("ViTForImageClassification", "image", dict(_VISION)),
         "deit": ("DeiTForImageClassificationWithTeacher", "image", dict(_VISION)),
+        "clip_vision_model": (
+            "CLIPVisionModel",
+            "image",
+            {**{k: v for k, v in _VISION.items() if k != "num_labels"}, "projection_dim": 32},
+        ),
         "clip": (
             "CLIPModel",
             "clip",
