@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.architectures import bert, clip, llama, opt, vit
+from compressor.architectures import bert, clip, llama, opt, siglip, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
 from compressor.errors import ModelError, brief
@@ -29,7 +29,14 @@ __all__ = [
 OWN_TYPE = "compressed_"
 """What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
 
-FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *opt.FAMILIES, *bert.FAMILIES, *vit.FAMILIES, *clip.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *llama.FAMILIES,
+    *opt.FAMILIES,
+    *bert.FAMILIES,
+    *vit.FAMILIES,
+    *clip.FAMILIES,
+    *siglip.FAMILIES,
+)
 
 
 def family_of(config: Any) -> Family:

@@ -32,4 +32,19 @@ CLIP_VISION = Family(
     pooled=("image_embeds", "pooler_output"),
     bodies=("CLIPVisionModelWithProjection",),
 )
-FAMILIES = (CLIP_VISION,)
+CLIP_TEXT = Family(
+    name="clip_text",
+    model_types=("clip_text_model",),
+    tasks=("feature-extraction",),
+    blocks="encoder.layers",
+    embeddings=("embeddings.token_embedding", "embeddings.position_embedding"),
+    final_norm="final_layer_norm",
+    heads=("text_projection",),
+    attention=ATTENTION,
+    ffn=FEED_FORWARD,
+    norm="layer",
+    explicit_head_dim=False,
+    pooled=("text_embeds", "pooler_output"),
+    bodies=("CLIPTextModelWithProjection",),
+)
+FAMILIES = (CLIP_VISION, CLIP_TEXT)

@@ -138,6 +138,7 @@ class Family:
         inputs: what its models read.
         pooled: outputs beside the hidden states that hold one embedding for a whole sample, the first that a model has
             being the one that it is used for; none for families whose hidden states are pooled by their user.
+        full_length: whether texts are padded to all the positions of the model, and padding is read like any token.
         bodies: classes of transformers for feature extraction beside the one that AutoModel takes.
     """
 
@@ -164,4 +165,5 @@ class Family:
     leading_tokens: int = 0
     inputs: Literal["tokens", "pixels"] = "tokens"
     pooled: tuple[str, ...] = ()
+    full_length: bool = False
     bodies: tuple[str, ...] = ()

@@ -126,7 +126,7 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
     else:
         head = head_of(config, task)
         encoder = read_sentence_encoder(folder) if head is None else SentenceEncoder()
-        data = _sentences(path, request, _tokeniser(tokenizer, request.length, encoder), head)
+        data = _sentences(path, request, _tokeniser(tokenizer, config, request.length, encoder), head)
     _check_ids(data, int(config.vocab_size), request.key, folder)
     return data
 
@@ -229,13 +229,16 @@ def _check_differs(numbers: NDArray[np.float64], request: DataRequest, path: Pat
         )
 
 
-def _tokeniser(tokenizer: Any, length: int, encoder: SentenceEncoder) -> Callable[..., Batches]:
+def _tokeniser(tokenizer: Any, config: Any, length: int, encoder: SentenceEncoder) -> Callable[..., Batches]:
     """Return what makes batches of texts, or of two lists whose texts are read together, pair by pair.
 
-    Texts are tokenised as `encoder` states, and cut off at `length` tokens or earlier.
+    Texts are tokenised as `encoder` states, and cut off at `length` tokens or earlier; where the model with that
+    `config` reads padding like any token, they are padded to all of its positions.
     """
     length = min(length, encoder.max_length or length)
     longest = _CHARACTERS_PER_TOKEN * length  # the tokenizer lists all that it cuts off, which takes minutes for a book
+    full = int(config.max_position_embeddings) if family_named(config.model_type).full_length else 0
+    names = {"input_ids", "attention_mask", *(["token_type_ids"] if getattr(config, "type_vocab_size", 0) else [])}
     if encoder.lower_case:
         _lower_case(tokenizer)
 
@@ -249,11 +252,20 @@ def _tokeniser(tokenizer: Any, length: int, encoder: SentenceEncoder) -> Callabl
                 ]
                 with library_calls("the tokenizer"):
                     encoded = tokenizer(*parts, padding=True, truncation=True, max_length=length, return_tensors="np")
-                yield {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
+                found: Inputs = {
+                    name: np.asarray(array, dtype=np.int64) for name, array in encoded.items() if name in names
+                }
+                yield _filled(found, tokenizer, full) if full else found
 
         return Batches(make, -(-count // SENTENCE_BATCH))
 
     return batches_of
+
+
+def _filled(inputs: Inputs, tokenizer: Any, length: int) -> Inputs:
+    """Return the ids of a padded batch, padded on to `length`, and no mask."""
+    ids = inputs["input_ids"]
+    return {"input_ids": np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=tokenizer.pad_token_id)}
 
 
 def _lower_case(tokenizer: Any) -> None:

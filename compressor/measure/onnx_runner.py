@@ -14,7 +14,7 @@ from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine.processor import target_for
 from compressor.machine.shortage import raise_shortage
-from compressor.measure.runner import Array, Past, complete, first_line, greedy, pooled_outputs, read_config
+from compressor.measure.runner import Array, Past, complete, first_line, greedy, read_config, stated_family
 from compressor.storage.artifact import ONNX_MODEL, runtime_model
 from compressor.storage.files import check_folder
 from compressor.storage.processor import target_of_folder
@@ -131,9 +131,10 @@ class OnnxRunner:
 
 def _pooled_names(folder: Path) -> tuple[str, ...]:
     try:
-        return pooled_outputs(read_config(folder))
+        family = stated_family(read_config(folder))
     except ModelError:  # a graph alone is run, too
         return ()
+    return family.pooled if family is not None else ()
 
 
 def _batch_of(inputs: Inputs) -> int:

@@ -111,19 +111,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def pooled_outputs(config: dict[str, Any]) -> tuple[str, ...]:
-    """Return the outputs that hold one embedding for each sample, by config.json; none where the family has none."""
-    family = _family(config)
-    return family.pooled if family is not None else ()
-
-
-def bodies(config: dict[str, Any]) -> tuple[str, ...]:
-    """Return the classes for feature extraction beside AutoModel's, by config.json; none where there are no more."""
-    family = _family(config)
-    return family.bodies if family is not None else ()
-
-
-def _family(config: dict[str, Any]) -> Family | None:
+def stated_family(config: dict[str, Any]) -> Family | None:
+    """Return the table of the family that config.json states; None for one that is not covered."""
     try:
         return family_named(str(config.get("model_type")).removeprefix(OWN_TYPE))
     except ModelError:

@@ -16,7 +16,7 @@ from compressor.architectures.tasks import RETURNED, TASKS
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError, brief, summary
 from compressor.machine.shortage import raise_shortage
-from compressor.measure.runner import Array, Past, bodies, complete, greedy, pooled_outputs, read_config, task_of
+from compressor.measure.runner import Array, Past, complete, greedy, read_config, stated_family, task_of
 from compressor.storage.files import check_folder
 
 torch = lazy("torch")
@@ -39,11 +39,14 @@ class TorchRunner:
         self.task = task_of(names)
         self.left_padding = True
         self.inputs = "pixels" if self._model.main_input_name == "pixel_values" else "tokens"
-        self._pooled = pooled_outputs(self._model.config.to_dict())
+        family = stated_family(self._model.config.to_dict())
+        self._pooled = family.pooled if family is not None else ()
         accepted = inspect.signature(self._model.forward).parameters
         self._accepted = {n for n in accepted if n not in ("labels", "inputs_embeds")}
         if not getattr(self._model.config, "type_vocab_size", 0):
             self._accepted.discard("token_type_ids")
+        if family is not None and family.full_length:
+            self._accepted.discard("attention_mask")
 
     @property
     def module(self) -> Any:
@@ -105,7 +108,7 @@ def load_torch(folder: Path) -> Any:
 
         return load(folder)
     stated, task = (config.get("architectures") or [""])[0], task_of(config)
-    body = task == "feature-extraction" and stated in bodies(config)
+    body = task == "feature-extraction" and (family := stated_family(config)) is not None and stated in family.bodies
     auto = getattr(transformers, stated if body else TASKS[task].auto_class)
     try:
         with quiet():

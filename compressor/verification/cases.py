@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
-from compressor.measure.runner import Array, Runner, read_config
+from compressor.measure.runner import Array, Runner, read_config, stated_family
 
 COLUMNS = 1024
 _FEW_COLUMNS = 64
@@ -98,9 +98,13 @@ def cases_of(runner: Runner) -> tuple[Case, ...]:
     Raises:
         ModelError: they allow none.
     """
+    family = stated_family(read_config(runner.folder))
+    more = POOLED_CASES[runner.inputs] if family is not None and family.pooled else ()
     if runner.inputs == "pixels":
-        return IMAGE_CASES
-    cases = DECODER_CASES if runner.task == "text-generation" else ENCODER_CASES
+        return (*IMAGE_CASES, *more)
+    cases = DECODER_CASES if runner.task == "text-generation" else (*ENCODER_CASES, *more)
+    if family is not None and family.full_length:
+        cases = tuple(case for case in cases if case.padding == "none")
     limit = positions(runner)
     longest = min(limit, _LONGEST.get(runner.task, _LONGEST_ENCODER))
     fitting = tuple(case for case in cases if sum(case.chunks) <= limit)
@@ -137,6 +141,9 @@ def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Genera
             mask[row, length - cut :] = 0
         elif case.padding == "left":
             mask[row, :cut] = 0
+    end = config.get("eos_token_id")
+    if case.pooled and isinstance(end, int):  # the place that some encoders take the embedding from
+        ids[np.arange(case.batch), mask.sum(axis=1) - 1] = end
     inputs: Inputs = {"input_ids": ids, "attention_mask": mask}
     if int(config.get("type_vocab_size") or 0) > 1 and runner.task != "text-generation":
         inputs["token_type_ids"] = (np.arange(length)[None].repeat(case.batch, 0) >= length // 2).astype(np.int64)

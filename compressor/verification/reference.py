@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, summary
-from compressor.measure.runner import Array, Runner, pooled_outputs, read_config
+from compressor.measure.runner import Array, Runner
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
 from compressor.storage.grids import GridSpec
 from compressor.storage.json_files import parse_json
-from compressor.verification.cases import COLUMNS, POOLED_CASES, Case, Tokens, cases_of, make_probe, positions, restore
+from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
 from compressor.verification.companions import companion_record
 from compressor.verification.outputs import SAMPLES, check_spread, has_label_sets, has_one_output, same_labels
 from compressor.verification.samples import clipping, draw
@@ -115,8 +115,6 @@ def write_reference(
     tensors: dict[str, NDArray[Any]] = {}
     outside: dict[str, float] = {}
     cases, tokens = cases_of(runner), Tokens(runner, rng)
-    if pooled_outputs(read_config(runner.folder)):
-        cases = (*cases, *POOLED_CASES[runner.inputs])
     if has_one_output(runner):  # an order takes more samples than the other probes have
         by_token = runner.inputs == "tokens"
         cases = (*cases, Case("scores", 32, (min(16, positions(runner)),) if by_token else ()))

@@ -53,12 +53,13 @@ def probes_for(config: Any, family: Family, task: str) -> list[Probe]:
     limit = int(getattr(config, "max_position_embeddings", None) or _LONGEST)
     cases = (*_TEXTS, _LEFT) if task == "text-generation" else _TEXTS
     return [
-        Probe(name, _text(rng, config, (batch, max(1, min(length, limit))), padding))
+        Probe(name, _text(rng, config, family, (batch, max(1, min(length, limit))), padding))
         for name, batch, length, padding in cases
+        if not (padding and family.full_length)
     ]
 
 
-def _text(rng: Any, config: Any, shape: tuple[int, int], padding: str) -> dict[str, Any]:
+def _text(rng: Any, config: Any, family: Family, shape: tuple[int, int], padding: str) -> dict[str, Any]:
     count = shape[0] * shape[1]
     spread = (np.arange(count) + rng.random(count)) * config.vocab_size / count
     mask = np.ones(shape, np.int64)
@@ -67,7 +68,12 @@ def _text(rng: Any, config: Any, shape: tuple[int, int], padding: str) -> dict[s
         mask[1:, shape[1] - cut :] = 0
     elif padding == "left":
         mask[1:, :cut] = 0
-    inputs = {"input_ids": rng.permutation(spread.astype(np.int64)).reshape(shape), "attention_mask": mask}
+    ids = rng.permutation(spread.astype(np.int64)).reshape(shape)
+    if family.full_length:
+        return {"input_ids": ids}
+    if family.pooled and isinstance(config.eos_token_id, int):  # the place that the embedding is taken from
+        ids[np.arange(shape[0]), mask.sum(axis=1) - 1] = config.eos_token_id
+    inputs = {"input_ids": ids, "attention_mask": mask}
     if int(getattr(config, "type_vocab_size", None) or 0) > 1:
         inputs["token_type_ids"] = np.repeat((np.arange(shape[1]) >= shape[1] // 3)[None], shape[0], 0).astype(np.int64)
     return inputs

@@ -1,9 +1,9 @@
 """Encoders and image models as graphs: attention in plain operators, dynamic batch and length.
 
-A text encoder takes `input_ids`, `attention_mask` and, where it has token types, `token_type_ids`, all
-`[batch, sequence]`; an image model takes `pixel_values [batch, channels, height, width]` of static size. The output is
-`logits` for a model with a classification head, and `last_hidden_state` otherwise; behind it comes the embedding of the
-whole sample, where the family pools by itself.
+A text encoder takes `input_ids`, `attention_mask` (but where it reads padding like any token) and, where it has token
+types, `token_type_ids`, all `[batch, sequence]`; an image model takes `pixel_values [batch, channels, height, width]`
+of static size. The output is `logits` for a model with a classification head, and `last_hidden_state` otherwise; behind
+it comes the embedding of the whole sample, where the family pools by itself.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ def example_inputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": torch.zeros(_BATCH, config.num_channels, height, width, dtype=dtype)}
     ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
+    if family_of(config).full_length:
+        return {"input_ids": ids}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     accepted = inspect.signature(model.forward).parameters
     if "token_type_ids" in accepted and bool(getattr(config, "type_vocab_size", 0)):

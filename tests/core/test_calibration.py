@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,6 +193,7 @@ def test_folder_where_text_is_wanted(pico: Pico, tmp_path: Path) -> None:
         load_data(request(tmp_path), "text-generation", pico("llama"))
 
 
-def test_model_without_tokenizer(text: Path, tmp_path: Path) -> None:
+def test_model_without_tokenizer(pico: Pico, text: Path, tmp_path: Path) -> None:
+    shutil.copyfile(pico("llama") / "config.json", tmp_path / "config.json")
     with pytest.raises(DataError, match="has no tokenizer"):
         load_data(request(text), "text-generation", tmp_path)
