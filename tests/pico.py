@@ -40,6 +40,18 @@ _VISION = {
     "num_labels": 10,
 }
 
+_TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 100,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
 # family -> (model class, kind of tokenizer or processor, config)
 FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
     {
@@ -104,22 +116,20 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         ),
         "vit": ("ViTForImageClassification", "image", dict(_VISION)),
         "deit": ("DeiTForImageClassificationWithTeacher", "image", dict(_VISION)),
+        "clip_vision_model": (
+            "CLIPVisionModel",
+            "image",
+            {**{k: v for k, v in _VISION.items() if k != "num_labels"}, "projection_dim": 32},
+        ),
+        "clip_text_model": ("CLIPTextModel", "clip-text", {**_TEXT, "projection_dim": 32}),
+        "siglip_vision_model": ("SiglipVisionModel", "image", {k: v for k, v in _VISION.items() if k != "num_labels"}),
+        "siglip_text_model": ("SiglipTextModel", "clip-text", {**_TEXT, "projection_size": 32}),
         "clip": (
             "CLIPModel",
             "clip",
             {
                 "projection_dim": 32,
-                "text_config": {
-                    "vocab_size": VOCAB,
-                    "hidden_size": 48,
-                    "intermediate_size": 100,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 4,
-                    "max_position_embeddings": 64,
-                    "bos_token_id": 0,
-                    "eos_token_id": 1,
-                    "pad_token_id": 1,
-                },
+                "text_config": {**_TEXT, "num_hidden_layers": 2},
                 "vision_config": {k: v for k, v in _VISION.items() if k != "num_labels"},
             },
         ),
@@ -148,9 +158,9 @@ def make_pico(family: str, folder: Path, *, seed: int = 0, architecture: str | N
     randomize(model, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype).save_pretrained(folder)
-    if kind in ("bpe", "wordpiece", "clip"):
+    if kind in ("bpe", "wordpiece", "clip-text", "clip"):
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 64)
-        write_tokenizer(folder, "wordpiece" if kind == "wordpiece" else "bpe", limit)
+        write_tokenizer(folder, "clip-text" if kind == "clip" else kind, limit)
     if kind in ("image", "clip"):
         write_processor(folder, "DeiTImageProcessor" if family == "deit" else "ViTImageProcessor")
     return folder
@@ -180,7 +190,7 @@ def randomize(model: Any, seed: int) -> None:
 
 
 def write_tokenizer(folder: Path, kind: str, limit: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json of the wanted kind (`bpe` | `wordpiece`)."""
+    """Write tokenizer.json and tokenizer_config.json of the wanted kind (`bpe` | `wordpiece` | `clip-text`)."""
     state, special = _tokenizer_state(kind)
     (folder / "tokenizer.json").write_text(state, encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": limit, **special}
@@ -249,4 +259,7 @@ def _tokenizer_state(kind: str) -> tuple[str, dict[str, str]]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
+    if kind == "clip-text":
+        ends = [("<s>", 0), ("</s>", 1)]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     return tokenizer.to_str(), {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}

@@ -134,8 +134,12 @@ class Family:
         projected: whether matrices stand between the residual stream and an embedding of another width, which the head
             shares or reads too (OPT-350m).
         settings: keys of config.json of which one value alone is covered.
-        leading_tokens: how many tokens stand before the patches of an image (class token, distillation token); 0 for
-            what is no image model.
+        leading_tokens: how many tokens stand before the patches of an image (class token, distillation token).
+        inputs: what its models read.
+        pooled: outputs beside the hidden states that hold one embedding for a whole sample, the first that a model has
+            being the one that it is used for; none for families whose hidden states are pooled by their user.
+        full_length: whether texts are padded to all the positions of the model, and padding is read like any token.
+        bodies: classes of transformers for feature extraction beside the one that AutoModel takes.
     """
 
     name: str
@@ -159,3 +163,7 @@ class Family:
     projected: bool = False
     settings: tuple[Setting, ...] = ()
     leading_tokens: int = 0
+    inputs: Literal["tokens", "pixels"] = "tokens"
+    pooled: tuple[str, ...] = ()
+    full_length: bool = False
+    bodies: tuple[str, ...] = ()
