@@ -51,6 +51,11 @@ _TEXT = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
+_DINO = {
+    **{key: value for key, value in _VISION.items() if key != "intermediate_size"},
+    "mlp_ratio": 2,
+    "layerscale_value": 0.5,
+}
 
 # family -> (model class, kind of tokenizer or processor, config)
 FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
@@ -124,6 +129,8 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         "clip_text_model": ("CLIPTextModel", "clip-text", {**_TEXT, "projection_dim": 32}),
         "siglip_vision_model": ("SiglipVisionModel", "image", {k: v for k, v in _VISION.items() if k != "num_labels"}),
         "siglip_text_model": ("SiglipTextModel", "clip-text", {**_TEXT, "projection_size": 32}),
+        "dinov2": ("Dinov2ForImageClassification", "image", dict(_DINO)),
+        "dinov2_with_registers": ("Dinov2WithRegistersModel", "image", {**_DINO, "num_register_tokens": 3}),
         "clip": (
             "CLIPModel",
             "clip",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.architectures import Family
 from compressor.errors import ModelError
-from compressor.model.blocks import adopt, ffn_half, past_attention
+from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
 from compressor.model.blueprint import ATTENTIVE, Blueprint
 from compressor.model.token_graph import token_graph
 from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
@@ -121,7 +121,7 @@ class ReducedBlock(nn.Module):
             attended, seen = self._open_attention(normed, bias, track)
         else:
             attended, seen = self._stock_attention(normed, bias, args, kwargs)
-        return past_attention(self, hidden) + attended, seen
+        return past_attention(self, hidden) + scaled(self, self._family.attention.scale, attended), seen
 
     def _stock_attention(self, normed: Tensor, bias: Tensor | None, args: Any, kwargs: Any) -> tuple[Tensor, Seen]:
         attention = self._family.attention
@@ -166,5 +166,5 @@ def check_reducible(what: str, family: Family) -> None:
         raise ModelError(
             f"{what}: family {family.name}: tokens can be reduced only in image models with norms before attention and "
             "FFN",
-            hint="Covered are vit and deit.",
+            hint="Covered are vit, deit and dinov2, with and without registers.",
         )
