@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import Ended
 from compressor.machine.progress import NullProgress
-from compressor.measure.benchmark import Footprint, Phase, Series, Timing
+from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.pipeline import alone
 
 
@@ -63,7 +63,7 @@ def test_a_graph_that_ends_its_process(pico: Callable[..., Path], tmp_path: Path
     ],
 )
 def test_how_a_process_ends(ended: Ended, kind: type[CompressorError], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alone, "run_preloaded", lambda *arguments, **options: ended)
+    monkeypatch.setattr("compressor.machine.asking.run_preloaded", lambda *arguments, **options: ended)
     monkeypatch.setattr(alone, "runtime_model", lambda folder: folder / "model.onnx")
     with pytest.raises(CompressorError, match="^model: ") as caught:
         alone.bench("model", progress=NullProgress())
