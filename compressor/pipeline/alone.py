@@ -18,7 +18,7 @@ from compressor.errors import CompressorError, ModelError, ResourceError, summar
 from compressor.machine.asking import answer, ask, known_shortage
 from compressor.machine.fresh import Ended
 from compressor.machine.libraries import calm_libraries
-from compressor.machine.progress import NullProgress
+from compressor.machine.retold import WrittenProgress, retell
 from compressor.machine.shortage import mentions_shortage
 from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.pipeline import judge
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def _alone(
-    function: Callable[Concatenate[str, P], T], stage: str, restore: Callable[[dict[str, Any]], T]
+    function: Callable[Concatenate[str, P], T], restore: Callable[[dict[str, Any]], T]
 ) -> Callable[Concatenate[str, P], T]:
     """Return a function of `judge` that does its work in a process of its own where one of the models is a graph.
 
@@ -38,7 +38,6 @@ def _alone(
 
     Args:
         function: of `judge`; its first parameter is the path of a model.
-        stage: what is told to the progress.
         restore: makes the result of what `asdict` made of it.
     """
 
@@ -48,9 +47,14 @@ def _alone(
         progress = given.pop("progress")
         if not _has_graph(path, given.get("against")):
             return function(path, *args, **kwargs)
-        progress.stage(stage)
         request = {"function": function.__name__, "path": path, "given": given}
-        data = ask(__name__, request, threads=given.get("threads", 1), crashed=lambda done: _crash(path, done))
+        data = ask(
+            __name__,
+            request,
+            crashed=lambda done: _crash(path, done),
+            threads=given.get("threads", 1),
+            heard=lambda line: retell(line, progress),
+        )
         return restore(data)
 
     return measured
@@ -84,15 +88,15 @@ def _timing(data: dict[str, Any]) -> Timing:
     return Timing(**{**data, "phases": phases, "ours": Footprint(**data["ours"]), "other": other})
 
 
-bench = _alone(judge.bench, "time", _timing)
-evaluate = _alone(judge.evaluate, "evaluate", lambda data: Evaluation(**data))
+bench = _alone(judge.bench, _timing)
+evaluate = _alone(judge.evaluate, lambda data: Evaluation(**data))
 
 
 def _carry_out(request: Path) -> dict[str, Any]:
     asked = json.loads(request.read_text(encoding="utf-8"))
     function: Callable[..., Timing | Evaluation] = judge.bench if asked["function"] == "bench" else judge.evaluate
     with calm_libraries():
-        return asdict(function(asked["path"], progress=NullProgress(), **asked["given"]))
+        return asdict(function(asked["path"], progress=WrittenProgress(sys.stdout), **asked["given"]))
 
 
 def main(request: Path, place: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import Ended
-from compressor.machine.progress import NullProgress
+from compressor.machine.progress import NullProgress, PlainProgress
 from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.pipeline import alone
 
@@ -46,10 +47,12 @@ def test_a_graph_that_ends_its_process(pico: Callable[..., Path], tmp_path: Path
     folder = tmp_path / "model"
     shutil.copytree(pico("bert"), folder)
     dividing(folder, -(2**63), -1)
+    told = io.StringIO()
     (tmp_path / "lines.txt").write_text("one line\nanother line\n")
     with pytest.raises(ModelError, match=r"model: the graph ended the process that ran it \(signal \d+\)") as caught:
-        alone.evaluate(str(folder), data=str(tmp_path / "lines.txt"), length=8, progress=NullProgress())
+        alone.evaluate(str(folder), data=str(tmp_path / "lines.txt"), length=8, progress=PlainProgress(told))
     assert caught.value.exit_code == 3
+    assert [line.rpartition("] ")[2] for line in told.getvalue().splitlines()] == ["load", "evaluate"]
 
 
 @pytest.mark.parametrize(
