@@ -16,7 +16,7 @@ from compressor.machine.progress import NullProgress
 
 if TYPE_CHECKING:
     from compressor.machine.progress import Progress
-    from compressor.measure.benchmark import Timing
+    from compressor.measure.timing import Timing
     from compressor.pipeline import Evaluation
     from compressor.recipe import Recipe
     from compressor.report.schema import Report

@@ -15,7 +15,7 @@ import pytest
 import compressor
 from compressor.errors import ModelError, RecipeError, UsageError
 from compressor.machine.progress import NullProgress
-from compressor.measure.benchmark import Timing
+from compressor.measure.timing import Timing
 from compressor.pipeline import Evaluation
 from compressor.recipe import Recipe
 from compressor.report.schema import Report

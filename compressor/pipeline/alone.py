@@ -6,94 +6,63 @@ measured in this process.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from compressor.errors import CompressorError, ModelError, ResourceError, described, restored, summary
-from compressor.machine.fresh import Ended, run_preloaded
+from compressor.errors import CompressorError, ModelError, ResourceError, summary
+from compressor.machine.asking import answer, ask, known_shortage
+from compressor.machine.fresh import Ended
 from compressor.machine.libraries import calm_libraries
-from compressor.machine.progress import NullProgress, Progress
-from compressor.machine.shortage import is_shortage, mentions_shortage, shortage
-from compressor.measure.benchmark import Footprint, Phase, Series, Timing
+from compressor.machine.retold import WrittenProgress, retell
+from compressor.machine.shortage import mentions_shortage
+from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.pipeline import judge
 from compressor.pipeline.judge import Evaluation
 from compressor.storage.artifact import runtime_model
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def bench(
-    artifact: str,
-    *,
-    progress: Progress,
-    against: str | None = None,
-    threads: int = 1,
-    batch: int = 1,
-    length: int | None = None,
-    rounds: int = 15,
-) -> Timing:
-    """Time a model or artifact; see `compressor.pipeline.judge.bench`.
 
-    Raises:
-        CompressorError: what that raises; ModelError where a graph ends its process.
+def _alone(
+    function: Callable[Concatenate[str, P], T], restore: Callable[[dict[str, Any]], T]
+) -> Callable[Concatenate[str, P], T]:
+    """Return a function of `judge` that does its work in a process of its own where one of the models is a graph.
+
+    It raises what that raises, and ModelError where a graph ends its process.
+
+    Args:
+        function: of `judge`; its first parameter is the path of a model.
+        restore: makes the result of what `asdict` made of it.
     """
-    given = {"against": against, "threads": threads, "batch": batch, "length": length, "rounds": rounds}
-    if not _has_graph(artifact, against):
-        return judge.bench(artifact, progress=progress, **given)  # type: ignore[arg-type]
-    progress.stage("time")
-    return _timing(_alone("bench", artifact, given))
+
+    @functools.wraps(function)
+    def measured(path: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        given: dict[str, Any] = dict(kwargs)
+        progress = given.pop("progress")
+        if not _has_graph(path, given.get("against")):
+            return function(path, *args, **kwargs)
+        request = {"function": function.__name__, "path": path, "given": given}
+        data = ask(
+            __name__,
+            request,
+            crashed=lambda done: _crash(path, done),
+            threads=given.get("threads", 1),
+            heard=lambda line: retell(line, progress),
+        )
+        return restore(data)
+
+    return measured
 
 
-def evaluate(
-    path: str,
-    *,
-    data: str,
-    progress: Progress,
-    metrics: Sequence[str] = (),
-    against: str | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    threads: int = 1,
-) -> Evaluation:
-    """Measure the quality of a model or artifact; see `compressor.pipeline.judge.evaluate`.
-
-    Raises:
-        CompressorError: what that raises; ModelError where a graph ends its process.
-    """
-    given = {
-        "data": data,
-        "metrics": list(metrics),
-        "against": against,
-        "samples": samples,
-        "length": length,
-        "threads": threads,
-    }
-    if not _has_graph(path, against):
-        return judge.evaluate(path, progress=progress, **given)  # type: ignore[arg-type]
-    progress.stage("evaluate")
-    return Evaluation(**_alone("evaluate", path, given))
-
-
-def _has_graph(*names: str | None) -> bool:
+def _has_graph(*names: Any) -> bool:
     """Tell whether one of some models, of which a hub id has none, is a graph."""
     return any(name is not None and runtime_model(Path(name).expanduser()) is not None for name in names)
-
-
-def _alone(function: str, path: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Call a function of `judge` in a process of its own; return its result as JSON values."""
-    with tempfile.TemporaryDirectory(prefix="compressor-alone-") as folder:
-        job, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
-        job.write_text(json.dumps({"function": function, "path": path, "given": given}), encoding="utf-8")
-        done = run_preloaded("compressor.pipeline.alone", str(job), str(answer), threads=given["threads"])
-        if not answer.is_file():
-            raise _crash(path, done)
-        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in result:
-        raise restored(result["error"])
-    return result
 
 
 def _crash(path: str, done: Ended) -> CompressorError:
@@ -105,13 +74,6 @@ def _crash(path: str, done: Ended) -> CompressorError:
             hint="Do not use it; export the model again.",
         )
     return CompressorError(f"{path}: the process that ran it ended with exit code {done.code}: {done.last_line}")
-
-
-def _unusable(path: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"{path}: the graph cannot be measured: {type(error).__name__}: {summary(error)}",
-        hint="See what `compressor verify` says of it.",
-    )
 
 
 def _timing(data: dict[str, Any]) -> Timing:
@@ -126,21 +88,30 @@ def _timing(data: dict[str, Any]) -> Timing:
     return Timing(**{**data, "phases": phases, "ours": Footprint(**data["ours"]), "other": other})
 
 
-def main(job: Path, answer: Path) -> int:
-    """Do what a job says and write the result, or the error, as JSON; return the exit code."""
-    asked = json.loads(job.read_text(encoding="utf-8"))
+bench = _alone(judge.bench, _timing)
+evaluate = _alone(judge.evaluate, lambda data: Evaluation(**data))
+
+
+def _carry_out(request: Path) -> dict[str, Any]:
+    asked = json.loads(request.read_text(encoding="utf-8"))
     function: Callable[..., Timing | Evaluation] = judge.bench if asked["function"] == "bench" else judge.evaluate
-    code = 0
-    try:
-        with calm_libraries():
-            result: dict[str, Any] = asdict(function(asked["path"], progress=NullProgress(), **asked["given"]))
-    except CompressorError as error:
-        result, code = {"error": described(error)}, error.exit_code
-    except Exception as error:  # ONNX Runtime's exceptions share no base class, and outputs may be of any shape
-        known = shortage(error) if is_shortage(error) else _unusable(asked["path"], error)
-        result, code = {"error": described(known)}, known.exit_code
-    answer.write_text(json.dumps(result), encoding="utf-8")
-    return code
+    with calm_libraries():
+        return asdict(function(asked["path"], progress=WrittenProgress(sys.stdout), **asked["given"]))
+
+
+def main(request: Path, place: Path) -> int:
+    """Do what a request says and write the result, or the error, as JSON; return the exit code."""
+
+    def known(error: Exception) -> CompressorError:
+        """Return what is wrong: ONNX Runtime's exceptions share no base class, and outputs may be of any shape."""
+        path = json.loads(request.read_text(encoding="utf-8"))["path"]
+        unusable = ModelError(
+            f"{path}: the graph cannot be measured: {type(error).__name__}: {summary(error)}",
+            hint="See what `compressor verify` says of it.",
+        )
+        return known_shortage(error) or unusable
+
+    return answer(request, place, _carry_out, known)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from compressor.data.reading import DataRequest, find_data, load_data
 from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
 from compressor.exporters.steps import STEPS
 from compressor.machine.progress import Progress
-from compressor.measure.benchmark import Timing, compare
+from compressor.measure.benchmark import compare
 from compressor.measure.evaluation import evaluate as measure
 from compressor.measure.opening import open_runner
+from compressor.measure.timing import Timing
 from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import open_model
 from compressor.model.source import resolve_path

@@ -6,8 +6,6 @@ Every check that can still run does run after a failed one, so that a changed ha
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,16 +20,17 @@ from compressor.errors import (
     ResourceError,
     UsageError,
     VerificationError,
-    restored,
 )
-from compressor.machine.fresh import Ended, run_preloaded
+from compressor.machine.asking import ask
+from compressor.machine.fresh import Ended
 from compressor.machine.memory import peak_memory
 from compressor.machine.shortage import mentions_shortage
-from compressor.measure.benchmark import Timing, compare
+from compressor.measure.benchmark import compare
 from compressor.measure.evaluation import check_metrics, measure
 from compressor.measure.opening import open_runner
 from compressor.measure.runner import Runner, read_config, task_of
 from compressor.measure.scores import Quality
+from compressor.measure.timing import Timing
 from compressor.measure.torch_runner import TorchRunner
 from compressor.passes import methods
 from compressor.storage.artifact import runtime_model
@@ -195,39 +194,31 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
         CompressorError: what `verify` raises, with its exit code; `ResourceError` when the process was killed for
             memory, `VerificationError` when the artifact crashed it or it took longer than `timeout` seconds.
     """
-    with tempfile.TemporaryDirectory(prefix="compressor-verify-") as folder:
-        request, answer = Path(folder) / "job.json", Path(folder) / "verdict.json"
-        resolved = {**job.to_json(), "artifact": str(job.artifact.resolve())}
-        resolved["dense"] = str(job.dense.resolve()) if job.dense else None
-        request.write_text(json.dumps(resolved), encoding="utf-8")
-        try:
-            done = run_preloaded(
-                "compressor.verification",
-                *(str(request), str(answer)),
-                threads=job.threads,
-                timeout=timeout,
-                heard=advance,
-            )
-        except TimeoutError as error:
-            raise VerificationError(f"verification did not end within {timeout:.0f} s") from error
-        if not answer.is_file():
-            _raise_crash(done)
-        try:
-            data = json.loads(answer.read_text(encoding="utf-8"))
-            verdict = Verdict.from_json(data) if "error" not in data else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise VerificationError(f"the verifying process left no verdict that can be read: {error}") from error
-    if verdict is None:
-        raise restored(data["error"])
+    request = {
+        **job.to_json(),
+        "artifact": str(job.artifact.resolve()),
+        "dense": str(job.dense.resolve()) if job.dense else None,
+    }
+    try:
+        data = ask(
+            "compressor.verification", request, crashed=_crash, threads=job.threads, timeout=timeout, heard=advance
+        )
+        verdict = Verdict.from_json(data)
+    except TimeoutError as error:
+        raise VerificationError(f"verification did not end within {timeout:.0f} s") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise VerificationError(f"the verifying process left no verdict that can be read: {error}") from error
     return whole(verdict)
 
 
-def _raise_crash(done: Ended) -> None:
+def _crash(done: Ended) -> CompressorError:
     if done.code == -9 or mentions_shortage(done.last_line):
-        raise ResourceError("the verifying process was killed, most likely for want of memory")
+        return ResourceError("the verifying process was killed, most likely for want of memory")
     if done.code < 0:
-        raise VerificationError(f"the verifying process crashed (signal {-done.code}): the artifact breaks its runtime")
-    raise CompressorError(f"the verifying process ended with exit code {done.code} and no verdict: {done.last_line}")
+        return VerificationError(
+            f"the verifying process crashed (signal {-done.code}): the artifact breaks its runtime"
+        )
+    return CompressorError(f"the verifying process ended with exit code {done.code} and no verdict: {done.last_line}")
 
 
 def _open_dense(job: Job) -> Runner | None:

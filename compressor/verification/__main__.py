@@ -6,13 +6,12 @@ OUT.json receives the verdict, or `{"error": {message, hint, exit_code}}`; the p
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressorError, ResourceError, UsageError, described
-from compressor.machine.shortage import is_shortage, shortage
+from compressor.errors import UsageError
+from compressor.machine.asking import answer
 from compressor.storage.json_files import read_json
 from compressor.verification import Job, verify
 
@@ -21,19 +20,11 @@ def main(arguments: list[str]) -> int:
     """Read the job, verify, write the answer; return the exit code (see `compressor.errors`)."""
     if len(arguments) != 2:
         raise SystemExit("usage: python -m compressor.verification JOB.json OUT.json")
-    request, answer = Path(arguments[0]), Path(arguments[1])
-    data: dict[str, Any]
-    try:
-        verdict = verify(_read_job(request), advance=lambda done: print(done, flush=True))
-        data, code = verdict.to_json(), verdict.exit_code
-    except CompressorError as error:
-        data, code = {"error": described(error)}, error.exit_code
-    except Exception as error:
-        if not is_shortage(error):
-            raise
-        data, code = {"error": described(shortage(error))}, ResourceError.exit_code
-    answer.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
-    return code
+    return answer(Path(arguments[0]), Path(arguments[1]), _carry_out)
+
+
+def _carry_out(request: Path) -> dict[str, Any]:
+    return verify(_read_job(request), advance=lambda done: print(done, flush=True)).to_json()
 
 
 def _read_job(path: Path) -> Job:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError
-from compressor.measure.benchmark import Timing, file_bytes
+from compressor.measure.benchmark import file_bytes
 from compressor.measure.scores import Interval, Quality
+from compressor.measure.timing import Timing
 from compressor.recipe import BOUNDS, METRICS
 from compressor.verification.manifest import parameter_count
 from compressor.verification.verdict import Job

@@ -20,7 +20,6 @@ import gc
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ import numpy as np
 
 from compressor._lazy import lazy
 from compressor.architectures.tasks import TASKS
-from compressor.errors import CompressorError, ModelError, ResourceError, described, restored
-from compressor.machine.fresh import run_preloaded
+from compressor.errors import CompressorError, ModelError, ResourceError
+from compressor.machine.asking import answer, ask
+from compressor.machine.fresh import Ended
 from compressor.measure.runner import first_line
 from compressor.measure.torch_runner import quiet
 from compressor.model.blueprint import SECTION
@@ -65,21 +65,17 @@ def run_gate(model: ModelFolder, *, trust_remote_code: bool = False) -> dict[str
         ModelError: stock transformers does not load it, or loads another model than we read.
         ResourceError: the process was killed for want of memory.
     """
-    with tempfile.TemporaryDirectory(prefix="compressor-source-") as folder:
-        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked = {"path": str(model.path.resolve()), "task": model.task, "trust_remote_code": trust_remote_code}
-        request.write_text(json.dumps(asked), encoding="utf-8")
-        done = run_preloaded("compressor.verification.source", str(request), str(answer), threads=1)
-        if done.code == -9:
-            raise ResourceError("the process that runs the stock model was killed, most likely for want of memory")
-        if done.code < 0:
-            raise ModelError(f"the process that runs the stock model crashed (signal {-done.code})")
-        if not answer.is_file():
-            raise CompressorError(f"stock transformers cannot run the model: {done.last_line}")
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in found:
-        raise restored(found["error"])
+    request = {"path": str(model.path.resolve()), "task": model.task, "trust_remote_code": trust_remote_code}
+    found: dict[str, Any] = ask("compressor.verification.source", request, crashed=_crash)
     return found
+
+
+def _crash(done: Ended) -> CompressorError:
+    if done.code == -9:
+        return ResourceError("the process that runs the stock model was killed, most likely for want of memory")
+    if done.code < 0:
+        return ModelError(f"the process that runs the stock model crashed (signal {-done.code})")
+    return CompressorError(f"stock transformers cannot run the model: {done.last_line}")
 
 
 def compare(model: ModelFolder) -> dict[str, Any]:
@@ -274,22 +270,14 @@ def _lacks_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or said or getattr(error, "errno", None) == errno.ENOMEM
 
 
-def _main(request: Path, answer: Path) -> int:
-    data: dict[str, Any]
-    code = 0
-    try:
-        asked = json.loads(request.read_text(encoding="utf-8"))
-        data = compare(open_model(asked["path"], task=asked["task"], trust_remote_code=asked["trust_remote_code"]))
-    except CompressorError as error:
-        data, code = {"error": described(error)}, error.exit_code
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not _lacks_memory(error):
-            raise
-        code = ResourceError.exit_code
-        data = {"error": {"message": "no memory to load the model in float32", "hint": None, "exit_code": code}}
-    answer.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
-    return code
+def _carry_out(request: Path) -> dict[str, Any]:
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    return compare(open_model(asked["path"], task=asked["task"], trust_remote_code=asked["trust_remote_code"]))
+
+
+def _known(error: Exception) -> CompressorError | None:
+    return ResourceError("no memory to load the model in float32") if _lacks_memory(error) else None
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(answer(Path(sys.argv[1]), Path(sys.argv[2]), _carry_out, _known))

@@ -181,7 +181,7 @@ class Verdict:
         dense: report.json's `dense` figures (empty without a dense model).
         compressed: report.json's `compressed` figures.
         ratios: report.json's `ratios`.
-        timing: the benchmark in full (see `compressor.measure.benchmark.Timing.to_json`); empty when nothing was timed.
+        timing: the benchmark in full (see `compressor.measure.timing.Timing.to_json`); empty when nothing was timed.
         greedy: report.json's `greedy`: what both models append to some prompts.
         seconds: wall-clock time of the verification.
         peak_memory_bytes: highest resident memory of the verifying process.

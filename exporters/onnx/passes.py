@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import _optimizer as optimizer
 
 from compressor.exporters.onnx import quantized
+from compressor.exporters.onnx.grid_values import PARTS
 from compressor.exporters.onnx.nodes import SCOPES, by_type, is_weight, new_node, replace
 from compressor.exporters.onnx.weights import joined, shifted, transposed
 
@@ -245,7 +246,7 @@ def _joined_weight(graph: ir.Graph, parts: Sequence[ir.Value | None], axis: int 
     name = f"{module.rpartition('.')[0]}.qkv_proj.{leaf}"
     tensor = joined([v.const_value for v in values if v.const_value is not None], name, axis)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    value.metadata_props[quantized.PARTS] = ",".join(v.metadata_props.get(quantized.PARTS, "") for v in values)
+    value.metadata_props[PARTS] = ",".join(v.metadata_props.get(PARTS, "") for v in values)
     graph.register_initializer(value)
     return value
 

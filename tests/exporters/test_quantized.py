@@ -13,7 +13,7 @@ import torch
 
 from compressor.errors import ModelError, UsageError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
-from compressor.exporters.onnx.quantized import pack_bits
+from compressor.exporters.onnx.packed_products import pack_bits
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.cost import stored_bytes
 from compressor.model.folder import ModelFolder, open_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import CompressorError, ModelError, ResourceError
 from compressor.machine.fresh import Ended
-from compressor.machine.progress import NullProgress
-from compressor.measure.benchmark import Footprint, Phase, Series, Timing
+from compressor.machine.progress import NullProgress, PlainProgress
+from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.pipeline import alone
 
 
@@ -46,10 +47,12 @@ def test_a_graph_that_ends_its_process(pico: Callable[..., Path], tmp_path: Path
     folder = tmp_path / "model"
     shutil.copytree(pico("bert"), folder)
     dividing(folder, -(2**63), -1)
+    told = io.StringIO()
     (tmp_path / "lines.txt").write_text("one line\nanother line\n")
     with pytest.raises(ModelError, match=r"model: the graph ended the process that ran it \(signal \d+\)") as caught:
-        alone.evaluate(str(folder), data=str(tmp_path / "lines.txt"), length=8, progress=NullProgress())
+        alone.evaluate(str(folder), data=str(tmp_path / "lines.txt"), length=8, progress=PlainProgress(told))
     assert caught.value.exit_code == 3
+    assert [line.rpartition("] ")[2] for line in told.getvalue().splitlines()] == ["load", "evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,7 @@ def test_a_graph_that_ends_its_process(pico: Callable[..., Path], tmp_path: Path
     ],
 )
 def test_how_a_process_ends(ended: Ended, kind: type[CompressorError], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alone, "run_preloaded", lambda *arguments, **options: ended)
+    monkeypatch.setattr("compressor.machine.asking.run_preloaded", lambda *arguments, **options: ended)
     monkeypatch.setattr(alone, "runtime_model", lambda folder: folder / "model.onnx")
     with pytest.raises(CompressorError, match="^model: ") as caught:
         alone.bench("model", progress=NullProgress())

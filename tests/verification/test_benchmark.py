@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import UsageError
-from compressor.measure.benchmark import Phase, Series, _interleave, compare, file_bytes
+from compressor.measure.benchmark import _interleave, compare, file_bytes
 from compressor.measure.opening import open_runner
 from compressor.measure.runner import Runner
+from compressor.measure.timing import Phase, Series
 
 
 def test_rounds_alternate_after_a_warm_up() -> None:

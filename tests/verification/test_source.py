@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import CompressorError, ModelError, ResourceError
+from compressor.machine import asking
 from compressor.machine.fresh import Ended
 from compressor.model.folder import ModelFolder, open_model
 from compressor.verification import source
@@ -209,7 +210,8 @@ def test_too_little_memory(pico: Pico, monkeypatch: pytest.MonkeyPatch, tmp_path
     request, answer = tmp_path / "request.json", tmp_path / "answer.json"
     request.write_text(json.dumps({"path": str(pico("llama")), "task": "auto", "trust_remote_code": False}))
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", fail)
-    assert source._main(request, answer) == ResourceError.exit_code
+    code = asking.answer(request, answer, source._carry_out, source._known)
+    assert code == ResourceError.exit_code
     assert json.loads(answer.read_text())["error"]["exit_code"] == ResourceError.exit_code
 
 
@@ -220,6 +222,7 @@ def test_too_little_memory(pico: Pico, monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_process_that_ends_without_an_answer(
     pico: Pico, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[CompressorError], text: str
 ) -> None:
-    monkeypatch.setattr(source, "run_preloaded", lambda *given, **options: Ended(code, "", "\nValueError: x\n"))
+    ended = Ended(code, "", "\nValueError: x\n")
+    monkeypatch.setattr(asking, "run_preloaded", lambda *given, **options: ended)
     with pytest.raises(kind, match=text):
         run_gate(open_model(pico("llama")))

@@ -15,8 +15,8 @@ from compressor.data.reading import DataRequest
 from compressor.errors import CompressorError, DataError, ModelError, UsageError, VerificationError
 from compressor.exporters.ort import convert
 from compressor.machine.fresh import Ended
-from compressor.measure.benchmark import Phase, Series
 from compressor.measure.scores import Quality
+from compressor.measure.timing import Phase, Series
 from compressor.measure.torch_runner import TorchRunner
 from compressor.recipe import GATES
 from compressor.verification import TOLERANCES, Check, Job, Verdict, _imitates, run_fresh, verify
@@ -316,7 +316,7 @@ def test_errors_cross_the_process_border(tmp_path: Path) -> None:
 
 
 def test_a_process_without_an_answer_is_an_error(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.verification.run_preloaded", lambda *a, **k: Ended(1, "", ""))
+    monkeypatch.setattr("compressor.machine.asking.run_preloaded", lambda *a, **k: Ended(1, "", ""))
     with pytest.raises(CompressorError, match="no verdict"):
         run_fresh(Job(artifact))
 
@@ -375,6 +375,6 @@ def test_a_verdict_without_the_checks_that_always_are_is_not_believed(
         Path(place).write_text(answer)
         return Ended(0, "", "")
 
-    monkeypatch.setattr("compressor.verification.run_preloaded", forged)
+    monkeypatch.setattr("compressor.machine.asking.run_preloaded", forged)
     with pytest.raises(VerificationError, match="not to be trusted|no verdict"):
         run_fresh(Job(tmp_path))
