@@ -255,18 +255,17 @@ EVERYTHING = (
     Reduction(0, 15, "diag_x_col", "topk", "propagate", "log_size", 1, heads="max", alpha=0.2, columns=4),
     Reduction(1, 13, "wpr", "topk_alike", "drop", "log_size", 1, heads="informative", similar=1),
     Reduction(2, 11, "cls_attn", "topk", "cache", "none", 1),
-    Reduction(3, 10, "received", "topk", "fuse", "none", 1, heads="rms"),
+    Reduction(3, 10, "random", "topk", "fuse", "none", 1),
     Reduction(4, 11, "none", "all", "restore", "log_size", 1),
     Reduction(5, 9, "value_norm", "topk", "transform", "log_size", 1, heads="max", temperature=0.1),
-    Reduction(6, 6, "cls_attn", "topk", "merge", "log_size", 1, merged=2),
-    Reduction(7, 4, "random", "topk", "drop", "none", 1),
+    Reduction(6, 6, "received", "topk", "merge", "log_size", 1, heads="rms", merged=2),
 )
 
 
 @pytest.fixture
 def everything(pico: Pico) -> tuple[ModelFolder, ModelFolder]:
     """A model with a reduction of another kind in every block, and what it was made from."""
-    source = open_model(pico("vit", num_hidden_layers=8))
+    source = open_model(pico("vit", num_hidden_layers=7))
     return source, source.with_blueprint(replace(source.blueprint, reductions=EVERYTHING))
 
 
