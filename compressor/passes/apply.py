@@ -16,7 +16,7 @@ from compressor.machine.memory import trim_heap
 from compressor.model.blueprint import Blueprint
 from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
-from compressor.passes.base import Findings, Pass, Surveys, Target
+from compressor.passes.base import Findings, Pass, Settles, Surveys, Target
 from compressor.storage.grids import section
 from compressor.storage.tensors import Checkpoint
 from compressor.walk import Change, Walk
@@ -97,6 +97,8 @@ def apply_pass(
         findings = _surveyed(method, walk, planned, shards)
         method.begin(planned, findings)
         walk.every = findings.every
+    if isinstance(method, Settles):
+        planned = method.settled(source)
     changes = walk.rewrite(method, planned, shards, dense=method.needs.dense)
     final = _final(planned, source, walk, changes)
     check_planned(method.name, planned, final)

@@ -131,6 +131,14 @@ class Surveys(Protocol):
 
 
 @runtime_checkable
+class Settles(Protocol):
+    """A pass whose blueprint depends on what its survey finds, beyond widths per layer."""
+
+    def settled(self, source: ModelFolder) -> Blueprint:
+        """Return the blueprint that the changes lead to; `begin` was called."""
+
+
+@runtime_checkable
 class Explains(Protocol):
     """A pass that decides something by itself.
 

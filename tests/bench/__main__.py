@@ -99,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pages", action="store_true", help="measure nothing; write the pages from the figures there are")
     lanes = max(1, min(2, os.cpu_count() or 1))
     add("--lanes", type=int, default=lanes, help=f"untimed runs beside each other (here {lanes})")
-    add("--no-timing", dest="timed", action="store_false", help="quality: keep the speed-ups of each run's own report")
+    add(
+        "--no-timing",
+        dest="timed",
+        action="store_false",
+        help="quality: keep the speed-ups of each run's own report; tokens: none",
+    )
     add("--windows", type=int, help="evaluation windows of llama-wt2; all if absent")
     add(
         "--only",

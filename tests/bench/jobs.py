@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.bench import peers, stock
+from tests.bench import peers, stock, tokens_untimed
 
 Result = dict[str, Any]
 
@@ -389,6 +389,7 @@ JOBS: dict[str, Callable[[Result], Result]] = {
         pipeline,
         shrink,
         stock.forward,
+        tokens_untimed.reduced_quality,
         synthetic,
         flops,
         export_ours,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from compressor.passes.tokens._schedule import ScheduleOptions, schedule
+from compressor.passes.tokens._search import Room, even, searched, work
 from tests.core.toy import toy_batches
 
 Pico = Callable[..., Path]
@@ -255,18 +257,17 @@ EVERYTHING = (
     Reduction(0, 15, "diag_x_col", "topk", "propagate", "log_size", 1, heads="max", alpha=0.2, columns=4),
     Reduction(1, 13, "wpr", "topk_alike", "drop", "log_size", 1, heads="informative", similar=1),
     Reduction(2, 11, "cls_attn", "topk", "cache", "none", 1),
-    Reduction(3, 10, "received", "topk", "fuse", "none", 1, heads="rms"),
+    Reduction(3, 10, "random", "topk", "fuse", "none", 1),
     Reduction(4, 11, "none", "all", "restore", "log_size", 1),
     Reduction(5, 9, "value_norm", "topk", "transform", "log_size", 1, heads="max", temperature=0.1),
-    Reduction(6, 6, "cls_attn", "topk", "merge", "log_size", 1, merged=2),
-    Reduction(7, 4, "random", "topk", "drop", "none", 1),
+    Reduction(6, 6, "received", "topk", "merge", "log_size", 1, heads="rms", merged=2),
 )
 
 
 @pytest.fixture
 def everything(pico: Pico) -> tuple[ModelFolder, ModelFolder]:
     """A model with a reduction of another kind in every block, and what it was made from."""
-    source = open_model(pico("vit", num_hidden_layers=8))
+    source = open_model(pico("vit", num_hidden_layers=7))
     return source, source.with_blueprint(replace(source.blueprint, reductions=EVERYTHING))
 
 
@@ -342,6 +343,53 @@ def test_what_a_method_remembers_reaches_later_passes(pico: Pico, tmp_path: Path
     with torch.no_grad():
         model(pixel_values=torch.as_tensor(next(iter(batches))["pixel_values"]))
     torch.testing.assert_close(seen[0], final[0], atol=1e-5, rtol=0)
+
+
+@dataclass
+class Layer:
+    """Widths of a block, as much as operations need."""
+
+    residual: tuple[int, int, int] = (8, 8, 8)
+    num_attention_heads: int = 2
+    intermediate_size: int = 32
+
+
+def test_a_search_takes_tokens_where_that_loses_least() -> None:
+    """Losses that add up, of which those of block 3 are least: the search finds the order, and stops at the budget."""
+    shapes: Any = types.SimpleNamespace(layers=[Layer() for _ in range(6)], head_dim=4)
+    price = {0: 8.0, 2: 1.0, 4: 3.0}
+    room = Room(sorted(price), 48, 1, half=False)
+
+    def gone(counts: dict[int, int]) -> dict[int, int]:
+        lefts = [48, *counts.values()]
+        return {block: a - b for block, a, b in zip(counts, lefts, lefts[1:], strict=False)}
+
+    path = searched(shapes, room, 0.7, lambda counts: sum(price[b] * n**2 for b, n in gone(counts).items()))
+    shares = [work(shapes, room, counts) / work(shapes, room, {}) for counts, _ in path]
+    assert shares[-1] <= 0.7 < shares[-2] and shares == sorted(shares, reverse=True)
+    assert gone(path[0][0]) == {2: 4}, "the first to go"
+    final = gone(path[-1][0])
+    assert final[2] > final.get(4, 0) and final[2] > final.get(0, 0)
+    equal = even(shapes, room, 0.7)
+    assert len(set(gone(equal).values())) == 1 and work(shapes, room, equal) / work(shapes, room, {}) <= 0.7
+
+
+def test_counts_are_found_on_calibration_images(pico: Pico, tmp_path: Path) -> None:
+    source = open_model(pico("vit"))
+    method = methods()["received"]
+    made: Any = method(method.Options(flops=0.7))
+    assert made.needs.calibration == "must" and not made.needs.foreseen
+    batches = toy_batches(source.task)
+    model, _ = apply_pass(made, source, batches, Setting(tmp_path, "t", 1 << 28))
+    room = Room(range(3), 16, 1, half=False)
+    counts = {r.block: r.keep - 1 for r in model.blueprint.reductions}
+    assert work(source.shapes, room, counts) <= 0.7 * work(source.shapes, room, {})
+    (note,) = made.notes
+    found, equal = (float(number) for number in re.findall(r"(\d+\.\d+) (?:nats|with)", note))
+    images = torch.cat([torch.as_tensor(batch["pixel_values"]) for batch in batches])
+    with torch.no_grad():
+        dense, ours = (m.load()(pixel_values=images).logits.log_softmax(-1) for m in (source, model))
+    assert found <= equal and found == pytest.approx(float((dense.exp() * (dense - ours)).sum(-1).mean()), abs=1e-4)
 
 
 def test_blocks_that_need_not_know_stay_stock(pico: Pico) -> None:

@@ -18,7 +18,7 @@ Block = Annotated[int, Field(ge=1)]
 
 
 class ScheduleOptions(Options):
-    """Where tokens become fewer, and how many go; exactly one of `keep`, `tokens`, `r` and `counts` is given."""
+    """Where tokens become fewer, and how many go; exactly one of keep, tokens, r, counts and flops is given."""
 
     keep: Share | None = Field(None, description="Share of the patch tokens that go on, at each of `layers`.")
     tokens: int | None = Field(
@@ -28,19 +28,24 @@ class ScheduleOptions(Options):
     counts: tuple[Block, ...] | None = Field(
         None, min_length=1, description="Patch tokens that go on at each of `layers`, one number for each."
     )
+    flops: Share | None = Field(
+        None,
+        description="Share of the blocks' operations that is left, in those of `layers` where calibration images show"
+        " that least is lost.",
+    )
     taper: Literal["constant", "linear"] = Field(
         "constant", description="Of `r`: linear begins with twice as many and ends with none."
     )
     layers: tuple[Block, ...] | None = Field(
         None,
         min_length=1,
-        description="The blocks in which tokens go, counted from 1; by default all where `r` or `counts` is given,"
-        " else the three of the papers: 4, 7, 10 of 12.",
+        description="The blocks in which tokens go, counted from 1; by default all with `r`, `counts` or `flops`, else"
+        " the three of the papers: 4, 7, 10 of 12.",
     )
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
-        amounts = {name: getattr(self, name) for name in ("keep", "tokens", "r", "counts")}
+        amounts = {name: getattr(self, name) for name in ("keep", "tokens", "r", "counts", "flops")}
         given = [name for name, value in amounts.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(amounts)}; given: {', '.join(given) or 'none'}")
@@ -64,7 +69,7 @@ def schedule(name: str, options: ScheduleOptions, blocks: int, patches: int, *, 
     Raises:
         UsageError: `layers` or `counts` ask for what the model has not got.
     """
-    layers = _layers(name, options, blocks)
+    layers = chosen_layers(name, options, blocks)
     amounts, found, tokens = _amounts(name, options, len(layers), patches), {}, patches
     for layer, wanted in zip(layers, amounts, strict=True):
         left = max(min(wanted if wanted > 0 else tokens + wanted, tokens), tokens - tokens // 2 if half else 1)
@@ -73,9 +78,14 @@ def schedule(name: str, options: ScheduleOptions, blocks: int, patches: int, *, 
     return found
 
 
-def _layers(name: str, options: ScheduleOptions, blocks: int) -> Sequence[int]:
+def chosen_layers(name: str, options: ScheduleOptions, blocks: int) -> Sequence[int]:
+    """Return the blocks in which tokens go, counted from 1.
+
+    Raises:
+        UsageError: the model has no such block.
+    """
     if options.layers is None:
-        every = options.r is not None or options.counts is not None
+        every = any(amount is not None for amount in (options.r, options.counts, options.flops))
         return range(1, blocks + 1) if every else sorted({-(-blocks * k // _PAPER_DEPTH) for k in _PAPER})
     if options.layers[-1] > blocks:
         raise UsageError(

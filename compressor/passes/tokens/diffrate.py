@@ -3,7 +3,7 @@
 In every block tokens are sorted by the attention of the class token, averaged over heads (section 3.2). The lowest are
 dropped; of those that go, the upper share `merged` joins the token that stays to which it is most like, by the cosine
 of keys, as in ToMe: means weighted by sizes, and proportional attention. The paper learns both counts of every block by
-gradient; here `counts` states them, and `r`, `keep` and `tokens` spread them evenly.
+gradient; here `flops` searches for them on calibration images, at one share `merged`.
 """
 
 from __future__ import annotations

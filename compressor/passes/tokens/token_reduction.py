@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from compressor._lazy import lazy
 from compressor.errors import ModelError
-from compressor.passes.base import Needs, Options, PassFamily, Target
-from compressor.passes.tokens._schedule import ScheduleOptions, schedule
+from compressor.passes.base import Findings, Needs, Options, PassFamily, Target
+from compressor.passes.tokens._schedule import ScheduleOptions, chosen_layers, schedule
+from compressor.passes.tokens._search import Counts, Divergence, Room, even, searched
 
 if TYPE_CHECKING:
+    import torch
+
     from compressor.model.blueprint import Blueprint, Reduction
     from compressor.model.folder import ModelFolder
-    from compressor.walk import BlockView, Change
+    from compressor.walk import BlockView, Change, Walk
+else:
+    torch = lazy("torch")
 
 Score = Literal["cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "random", "mean_key"]
 _PAIRED = ("mean_key", "random")
@@ -76,7 +82,10 @@ class TokenReduction:
     def __init__(self, options: TokenOptions, *, name: str = "token-reduction") -> None:
         """Take validated options; `name` is that of the preset."""
         self.options, self.name = options, name
+        self.notes: list[str] = []
         self._planned: Blueprint | None = None
+        if options.flops is not None:
+            self.needs = Needs(calibration="must", walks=2, foreseen=False)
 
     def plan(self, source: ModelFolder, target: Target) -> Blueprint:
         """Return the blueprint of `source` with a reduction in every block of the schedule.
@@ -92,22 +101,70 @@ class TokenReduction:
         if source.blueprint.reductions:
             raise ModelError(f"{self.name}: the model's tokens are reduced already", hint="Give the model before that.")
         rows, columns = image_grid(source)
-        blocks = len(source.shapes.layers)
-        half = self.options.select == "bipartite"
-        counts = schedule(self.name, self.options, blocks, rows * columns, half=half)
-        if self.options.dropped == "cache":  # what is cached comes back before the last block
-            counts = {block: left for block, left in counts.items() if block < blocks - 2}
+        room = self._room(source, rows * columns)
+        if self.options.flops is not None:
+            counts = even(source.shapes, room, self.options.flops)
+        else:
+            counts = schedule(self.name, self.options, len(source.shapes.layers), room.patches, half=room.half)
+        counts = {block: left for block, left in counts.items() if block in room.blocks}
         if not counts:
-            raise ModelError(f"{self.name}: an image has {rows * columns} patch tokens, and none of them is to go")
-        reductions = self._reductions(counts, rows * columns, columns, source.family.leading_tokens, blocks)
-        self._planned = replace(source.blueprint, reductions=reductions)
+            raise ModelError(f"{self.name}: an image has {room.patches} patch tokens, and none of them is to go")
+        self._planned = replace(source.blueprint, reductions=self._reductions(source, counts))
         return self._planned
 
-    def _reductions(
-        self, counts: dict[int, int], patches: int, columns: int, leading: int, blocks: int
-    ) -> tuple[Reduction, ...]:
+    def _room(self, source: ModelFolder, patches: int) -> Room:
+        count = len(source.shapes.layers)
+        layers = chosen_layers(self.name, self.options, count)
+        # what is cached comes back before the last block
+        last = count - 2 if self.options.dropped == "cache" else count
+        blocks = [layer - 1 for layer in layers if layer - 1 < last]
+        return Room(blocks, patches, source.family.leading_tokens, self.options.select == "bipartite")
+
+    def survey(self, walk: Walk, planned: Blueprint) -> Findings:
+        """Return the counts that lose least under the budget, where there is one, beside what equal ones lose."""
+        if self.options.flops is None:
+            return Findings()
+        from compressor.model.cost import image_grid
+
+        source = walk.source
+        rows, columns = image_grid(source)
+        room = self._room(source, rows * columns)
+        images = [torch.as_tensor(inputs["pixel_values"]) for inputs in walk.batches]
+        with torch.no_grad():
+            loss = Divergence(source, images, lambda counts: self._reductions(source, counts))
+            equal = even(source.shapes, room, self.options.flops)
+            beside = loss(equal)
+            counts, lost = searched(source.shapes, room, self.options.flops, loss)[-1]
+        if lost > beside:
+            counts, lost = equal, beside
+        left = torch.tensor([[block, left] for block, left in counts.items()])
+        return Findings({"left": left, "losses": torch.tensor([lost, beside])})
+
+    def begin(self, planned: Blueprint, findings: Findings) -> None:
+        """Receive the counts."""
+        self._found = findings
+
+    def settled(self, source: ModelFolder) -> Blueprint:
+        """Return the blueprint with the counts that were found, where there was a budget."""
+        assert self._planned is not None, "planned before"
+        if self.options.flops is not None:
+            counts = {int(block): int(left) for block, left in self._found.tensors["left"]}
+            lost, beside = self._found.tensors["losses"].tolist()
+            text = ", ".join(f"{left} behind block {block + 1}" for block, left in counts.items())
+            self.notes = [
+                f"patch tokens found on the calibration images: {text}; divergence from dense {lost:.4f} nats,"
+                f" {beside:.4f} with equal steps"
+            ]
+            self._planned = replace(self._planned, reductions=self._reductions(source, counts))
+        return self._planned
+
+    def _reductions(self, source: ModelFolder, counts: Counts) -> tuple[Reduction, ...]:
         """Return the reductions that leave so many patch tokens."""
         from compressor.model.blueprint import Reduction
+        from compressor.model.cost import image_grid
+
+        rows, columns = image_grid(source)
+        leading, blocks, patches = source.family.leading_tokens, len(source.shapes.layers), rows * columns
 
         options, found, tokens = self.options, [], patches
         dropped, select = options.dropped, options.select
