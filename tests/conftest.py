@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_traces() -> Iterator[None]:
+    """Exports in this process trace no model twice. Not where torch would have to be loaded for it."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.traces import keeping_traces
+
+    with keeping_traces():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from compressor import __version__
 from compressor.errors import ModelError, UsageError
 from tests.exporters.conftest import Exported
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
 EXPORT = """
 import sys
 from pathlib import Path

@@ -14,6 +14,8 @@ import pytest
 from tests.exporters.session import Decoder, stock
 from tests.exporters.test_decoder import check_parity
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
+
 
 def blocks(kinds: str, widths: list[int] | None = None, **changes: Any) -> list[Any]:
     """Return one block for each letter, with weights of these widths."""
