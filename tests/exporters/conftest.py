@@ -13,7 +13,7 @@ import pytest
 Exported = Callable[..., tuple[Path, Path]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def traced_anew() -> Iterator[None]:
     """Every export traces its model, for tests of how that is done."""
     from tests.traces import tracing_anew
