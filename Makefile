@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two workers and one thread each: figures and bytes do not depend on the number of cores.
-TEST_ARGS ?= -n 2 --dist loadfile -m "not exhaustive"
+# Two workers and one thread each: figures and bytes do not depend on the number of cores. Files go to the workers in
+# the order of tests/conftest.py, the long ones first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+TEST_ARGS ?= $(WORKERS) -m "not exhaustive"
 OUT ?= demo-artifact
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -48,7 +50,7 @@ test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
 test-all: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 build/typings:
 	mkdir -p $@/compressor

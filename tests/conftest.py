@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,24 @@ REPRESENTATIVE = {"llama", "opt", "bert", "vit"}
 """One family of each kind: gated and plain decoders, a post-norm encoder, an image model."""
 
 
+LONG = (
+    "test_readme.py",
+    "test_api.py",
+    "/contract/",
+    "/pipeline/test_run.py",
+    "/pipeline/",
+    "/exporters/",
+    "/verification/",
+)
+"""Parts of the names of files whose tests run the whole program or export models, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark runs on the other families `exhaustive`; skip the tests marked `real` where their data is not there.
 
-    Whole runs of the program come first: the last files of a parallel run should be short ones.
+    Long files come first: when they are done, short ones keep all workers of a parallel run busy to its end.
     """
-    items.sort(key=lambda item: "tests/pipeline/" not in item.nodeid)
+    items.sort(key=lambda item: [part in item.nodeid for part in LONG], reverse=True)
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
         if isinstance(family, str) and family not in REPRESENTATIVE:
@@ -43,6 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_traces() -> Iterator[None]:
+    """Exports in this process trace no model twice. Not where torch would have to be loaded for it."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.traces import keeping_traces
+
+    with keeping_traces():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,11 @@ from compressor import demo, errors
 # What stands for the reader's own things: the packaged model for one of the hub, packaged stories for text files.
 STAND_INS = {"HuggingFaceTB/SmolLM2-135M": "demo"}
 # Enough for figures that mean something, and quick.
-BRIEF = ["--set", "calibration.samples=16", "--set", "evaluation.samples=16"]
+BRIEF = {
+    "run": ["--set", "calibration.samples=8", "--set", "evaluation.samples=8"],
+    "bench": ["--rounds", "3"],
+    "eval": ["--samples", "8"],
+}
 TEXTS = {"train.txt": demo.TRAIN_TEXT, "held-out.txt": demo.VALID_TEXT}
 
 
@@ -68,7 +72,7 @@ def test_its_commands_run_in_their_order(readme: str, repository: Path, tmp_path
     assert {"run", "plan", "verify", "bench"} <= {words[0] for words in commands}
     for words in commands:
         done = subprocess.run(
-            [*call, *words, *(BRIEF if words[0] == "run" else [])],
+            [*call, *words, *BRIEF.get(words[0], [])],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -1,12 +1,17 @@
-"""A program: load a model folder, run it on the inputs beside it, keep the outputs; stock loading uses no compressor.
+"""A program that loads model folders, as somebody who has not made them does; `stock` loading uses no compressor.
 
-python -m tests.contract.reloading FOLDER TASK load|stock
+    python -m tests.contract.reloading load|stock
+
+Reads lines of JSON, [FOLDER, TASK, WORK]: runs the model of FOLDER on `inputs.npz` in WORK; `out.npy` goes there.
+Answers each with what went wrong, as JSON: nothing where it is empty.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +21,34 @@ import transformers
 CLASSES = {"text-generation": "AutoModelForCausalLM", "image-classification": "AutoModelForImageClassification"}
 
 
-def main(folder: str, task: str, loader: str) -> None:
-    """Read `inputs.npz` and write `out.npy`, both in `folder`."""
+def run(loader: str, folder: str, task: str, work: str) -> None:
+    """Load a folder and run it."""
     if loader == "load":
         import compressor
 
         model = compressor.load(folder)
     else:
-        before = set(sys.modules)
         stated = json.loads(Path(folder, "config.json").read_text())["architectures"][0]
-        kind = (
-            stated if stated == "SiglipTextModel" else CLASSES.get(task, "AutoModel")
-        )  # AutoModel knows no class for it
+        # AutoModel knows no class for that one
+        kind = stated if stated == "SiglipTextModel" else CLASSES.get(task, "AutoModel")
         model = getattr(transformers, kind).from_pretrained(folder).eval()
-        assert not any(module.startswith("compressor") for module in set(sys.modules) - before)
-    inputs = {key: torch.from_numpy(value) for key, value in np.load(folder + "/inputs.npz").items()}
+        assert not any(module.startswith("compressor") for module in sys.modules)
+    inputs = {key: torch.from_numpy(value) for key, value in np.load(f"{work}/inputs.npz").items()}
     with torch.no_grad():
-        np.save(folder + "/out.npy", model(**inputs)[0].numpy())
+        np.save(f"{work}/out.npy", model(**inputs)[0].numpy())
+
+
+def main(loader: str) -> None:
+    """Answer requests until there are no more; what libraries print goes to the error stream."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        wrong = ""
+        try:
+            run(loader, *json.loads(line))
+        except Exception:
+            wrong = traceback.format_exc()
+        print(json.dumps(wrong), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,15 @@ from typing import Any
 import pytest
 
 Exported = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture
+def traced_anew() -> Iterator[None]:
+    """Every export traces its model, for tests of how that is done."""
+    from tests.traces import tracing_anew
+
+    with tracing_anew():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,7 @@ def test_same_bytes_in_other_processes_and_folders(exported: Exported, repositor
         assert hashlib.sha256(file.read_bytes()).digest() == hashlib.sha256((out / file.name).read_bytes()).digest()
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_the_model_is_left_as_it_was(exported: Exported, tmp_path: Path) -> None:
     import torch
     from transformers.models.llama import modeling_llama

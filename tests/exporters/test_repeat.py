@@ -14,6 +14,8 @@ import pytest
 from tests.exporters.session import Decoder, stock
 from tests.exporters.test_decoder import check_parity
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
+
 
 def blocks(kinds: str, widths: list[int] | None = None, **changes: Any) -> list[Any]:
     """Return one block for each letter, with weights of these widths."""
@@ -171,7 +173,7 @@ def test_blocks_with_other_buffers_are_of_other_kinds(
     check_parity(source.load(), Decoder(tmp_path))
 
 
-@pytest.mark.parametrize("graph", ["auto", "portable"])
+@pytest.mark.parametrize("graph", ["auto", pytest.param("portable", marks=pytest.mark.exhaustive)])
 def test_blocks_with_and_without_a_window_are_two_kinds(
     pico: Callable[..., Path], tmp_path: Path, traced: list[list[int]], graph: Any
 ) -> None:

@@ -160,10 +160,28 @@ def test_moments_that_are_not_finite_are_an_error() -> None:
         solver.inverse_factor(-torch.eye(4, dtype=torch.float64))
 
 
+GRIDS: list[dict[str, Any]] = [
+    {},
+    {"symmetric": True},
+    {"bits": 2, "group_size": 16, "clip": "mse"},
+    {"correct": False, "refine": 0},
+]
+
+
+# Options are alike to all families: a decoder and an encoder go through all of them.
 @pytest.mark.parametrize(
-    "options", [{}, {"symmetric": True}, {"bits": 2, "group_size": 16, "clip": "mse"}, {"correct": False, "refine": 0}]
+    ("family", "options"),
+    [
+        pytest.param(
+            family,
+            options,
+            marks=pytest.mark.exhaustive if options and family in ("opt", "vit") else (),
+            id=f"{family}-{i}",
+        )
+        for family in ("llama", "opt", "bert", "vit")
+        for i, options in enumerate(GRIDS)
+    ],
 )
-@pytest.mark.parametrize("family", ["llama", "opt", "bert", "vit"])
 def test_weights_lie_on_their_grids_and_lose_less_than_rtn(
     family: str, options: dict[str, Any], pico: Make, tmp_path: Path
 ) -> None:

@@ -37,8 +37,10 @@ print(json.dumps([predicted, report["peak_memory_bytes"]]))
 @pytest.mark.parametrize(
     "shape",
     [
-        {},
-        {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8},
+        pytest.param({}, marks=pytest.mark.exhaustive),
+        pytest.param(
+            {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8}, marks=pytest.mark.exhaustive
+        ),
         {"num_hidden_layers": 24},
         {"hidden_size": 384, "vocab_size": 40000},
     ],

@@ -242,6 +242,18 @@ def start(recipe: Recipe, model: Path, out: Path, mode: str, corpus: Path) -> su
     return subprocess.Popen(command, start_new_session=True, env=environment)
 
 
+@pytest.fixture(scope="module")
+def whole(pico: Pico, tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The artifact of a run in a process of its own that nobody disturbed."""
+    from tests.pipeline import conftest
+
+    out = tmp_path_factory.mktemp("whole") / "artifact"
+    recipe = conftest.make_recipe.__wrapped__(corpus)()  # type: ignore[attr-defined]
+    assert start(recipe, pico("llama", num_hidden_layers=6), out, "fresh", corpus).wait() == 0
+    assert not (out.parent / "home").exists(), "a run writes nothing to the home folder"
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "after",
@@ -253,15 +265,9 @@ def start(recipe: Recipe, model: Path, out: Path, mode: str, corpus: Path) -> su
     ],
 )
 def test_killed_run_resumes_to_the_same_bytes(
-    pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, after: str
+    whole: Path, pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, after: str
 ) -> None:
-    model = pico("llama", num_hidden_layers=6)
-    recipe = make_recipe()
-    whole = tmp_path / "whole" / "artifact"
-    whole.parent.mkdir()
-    assert start(recipe, model, whole, "fresh", corpus).wait() == 0
-    assert not (whole.parent / "home").exists(), "a run writes nothing to the home folder"
-
+    model, recipe = pico("llama", num_hidden_layers=6), make_recipe()
     out = tmp_path / "killed" / "artifact"
     out.parent.mkdir()
     process = start(recipe, model, out, "fresh", corpus)
