@@ -67,7 +67,12 @@ def run_gate(model: ModelFolder, *, trust_remote_code: bool = False) -> dict[str
     """
     with tempfile.TemporaryDirectory(prefix="compressor-source-") as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked = {"path": str(model.path.resolve()), "task": model.task, "trust_remote_code": trust_remote_code}
+        asked = {
+            "path": str(model.path.resolve()),
+            "task": model.task,
+            "part": model.part,
+            "trust_remote_code": trust_remote_code,
+        }
         request.write_text(json.dumps(asked), encoding="utf-8")
         done = run_preloaded("compressor.verification.source", str(request), str(answer), threads=1)
         if done.code == -9:
@@ -166,7 +171,7 @@ def load_stock(model: ModelFolder) -> Any:
     Raises:
         ModelError: transformers refuses it, or leaves parameters without a tensor.
     """
-    stated = (model.config.architectures or [""])[0]
+    stated = (model.config.architectures or [""])[0] if model.tower is None else ""
     ours = type(model.skeleton()).__name__
     loader = getattr(transformers, stated if stated == ours else TASKS[model.task].auto_class)
     try:
@@ -190,7 +195,11 @@ def load_stock(model: ModelFolder) -> Any:
         if lacking := [name for name in names if not set(absent) & set(name.split("."))]:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
             raise ModelError(f"stock transformers reports {kind.replace('_', ' ')}: {lacking[0]}{more}")
-    return stock.eval()
+    if model.tower is None:
+        return stock.eval()
+    from compressor.verification.towers import StockTower
+
+    return StockTower(stock, model.tower).eval()
 
 
 def _check_tensors(stock: Any, model: ModelFolder) -> None:
@@ -279,7 +288,8 @@ def _main(request: Path, answer: Path) -> int:
     code = 0
     try:
         asked = json.loads(request.read_text(encoding="utf-8"))
-        data = compare(open_model(asked["path"], task=asked["task"], trust_remote_code=asked["trust_remote_code"]))
+        options = {key: asked[key] for key in ("task", "part", "trust_remote_code")}
+        data = compare(open_model(asked["path"], **options))
     except CompressorError as error:
         data, code = {"error": described(error)}, error.exit_code
     except (MemoryError, RuntimeError, OSError) as error:
