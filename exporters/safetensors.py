@@ -23,7 +23,6 @@ from compressor.exporters.trimming import PeriodicTrim
 from compressor.model.blueprint import SECTION
 from compressor.model.config import QUANTIZATION
 from compressor.storage.companions import copy_companions
-from compressor.storage.json_files import read_json
 from compressor.storage.tensors import INDEX, SINGLE, Entry, Plan, write_safetensors
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _stored_as(entry: Entry, dtype: str | None) -> Entry:
 
 def _write_config(source: ModelFolder, out: Path, dtype: str | None, layout: Layout | None) -> list[Path]:
     """Write config.json, and what `trust_remote_code` needs where the widths are not uniform."""
-    config = read_json(source.path / "config.json")
+    config = source.stated
     config.pop("auto_map", None)  # code of the source, which does not come along
     if layout is not None:
         # Scales take this type when transformers loads them: any other would move the weights off their grids.

@@ -131,6 +131,14 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         "siglip_text_model": ("SiglipTextModel", "clip-text", {**_TEXT, "projection_size": 32}),
         "dinov2": ("Dinov2ForImageClassification", "image", dict(_DINO)),
         "dinov2_with_registers": ("Dinov2WithRegistersModel", "image", {**_DINO, "num_register_tokens": 3}),
+        "siglip": (
+            "SiglipModel",
+            "clip",
+            {
+                "text_config": {**_TEXT, "num_hidden_layers": 2, "projection_size": 48},
+                "vision_config": {k: v for k, v in _VISION.items() if k != "num_labels"},
+            },
+        ),
         "clip": (
             "CLIPModel",
             "clip",

@@ -7,6 +7,7 @@ from typing import Any
 from compressor.architectures import bert, clip, dinov2, llama, opt, siglip, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
+from compressor.architectures.towers import TOWERS, Tower
 from compressor.errors import ModelError, brief
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Setting",
     "Slot",
     "StackShapes",
+    "TOWERS",
+    "Tower",
     "family_named",
     "family_of",
     "shapes_in",
@@ -68,7 +71,7 @@ def family_named(model_type: Any) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    covered = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
+    covered = ", ".join(sorted((*TOWERS, *(kind for family in FAMILIES for kind in family.model_types))))
     raise ModelError(
         f"model_type {brief(model_type)} in config.json is not covered; covered are: {covered}",
         hint="A new family is one table in compressor/architectures/ (see CONTRIBUTING.md, 'Add an architecture').",

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.model.blueprint import SECTION, Blueprint, compression_section
 from compressor.storage.grids import SECTION as GRIDS
-from compressor.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
@@ -26,7 +25,7 @@ def config_for(source: ModelFolder, blueprint: Blueprint, grids: dict[str, Any] 
         blueprint: of the model after.
         grids: the section on grids (`compressor.storage.grids.section`), None for a float model.
     """
-    config: dict[str, Any] = read_json(source.path / "config.json")
+    config = source.stated
     for key in (SECTION, GRIDS, QUANTIZATION):
         config.pop(key, None)
     if grids is not None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from compressor.architectures import Family, StackShapes, family_of
+from compressor.architectures import TOWERS, Family, StackShapes, Tower, family_of
 from compressor.architectures.tasks import TASKS, Head, head_of, task_of
 from compressor.errors import ModelError, summary
 from compressor.machine.shortage import raise_shortage
@@ -25,10 +26,18 @@ from compressor.model.names import (
     tied_names,
 )
 from compressor.model.skeleton import build_skeleton
-from compressor.model.source import check_activation, read_config, resolve_path
+from compressor.model.source import (
+    check_activation,
+    config_of,
+    read_config,
+    resolve_path,
+    tower_config,
+    tower_in,
+)
 from compressor.model.weights import materialise
 from compressor.storage.artifact import runtime_model
 from compressor.storage.grids import SCALE, ZERO_POINT, Grid, GridSpec
+from compressor.storage.json_files import read_json
 from compressor.storage.packed import PACKED, PackedEntry, packed_entry
 from compressor.storage.tensors import INDEX, SINGLE, Checkpoint, Entry, same_values, stored_entries
 
@@ -60,6 +69,7 @@ class ModelFolder:
         task: what the model is loaded for.
         blueprint: everything that it is but its weights.
         store_dtype: torch dtype name in which changed weights are stored; None keeps the dtype of each tensor.
+        tower: the part of the model in the folder that it is; None for all of it.
     """
 
     path: Path
@@ -68,6 +78,24 @@ class ModelFolder:
     task: str
     blueprint: Blueprint
     store_dtype: str | None = None
+    tower: Tower | None = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What config.json says; for a tower, what it would say of the tower by itself.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
+        if self.tower is None:
+            return read_json(self.path / "config.json")
+        return tower_config(read_config(self.path), self.tower)
+
+    @property
+    def part(self) -> str | None:
+        """Name of the tower that it is, of a model of several; None for all of the folder's model."""
+        parts = (name for towers in TOWERS.values() for name, tower in towers.items() if tower is self.tower)
+        return next(parts, None)
 
     @property
     def shapes(self) -> StackShapes:
@@ -97,12 +125,17 @@ class ModelFolder:
                 tensor is left over that no module takes.
         """
         model = self.skeleton()
-        entries, left = self._unpacking(model, stored_entries(self.path))
+        entries, left = self._unpacking(model, self._stored())
         if self.blueprint.tied:
             tie_entries(model, entries)
         check_leftovers(model, left, missing_names(model, entries, tied=self.blueprint.tied))
         check_entries(model, entries, tied=self.blueprint.tied)
         return Checkpoint(entries, self.store_dtype)
+
+    def _stored(self) -> dict[str, Entry]:
+        """Return the tensors of the checkpoint; of a tower, those that are not known to belong elsewhere."""
+        stored, beside = stored_entries(self.path), self.tower.beside if self.tower is not None else ()
+        return {name: entry for name, entry in stored.items() if not name.startswith(beside)} if beside else stored
 
     def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]:
         """Return entries under module names, and those for which there is no place though there should be one.
@@ -208,22 +241,27 @@ def open_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: str = "auto",
+    part: str | None = None,
 ) -> ModelFolder:
     """Open a model folder or hub id; reads config.json only, tensors when they are asked for.
 
-    `dtype` is the torch dtype name in which changed weights will be stored; `auto` keeps that of each tensor.
+    `dtype` is the torch dtype name in which changed weights will be stored; `auto` keeps that of each tensor. `part`
+    names the tower to open, of a model of several.
 
     Raises:
         ModelError: the model is missing, damaged or not covered.
     """
     folder = resolve_path(str(model), revision=revision)
     config = read_config(folder, trust_remote_code=trust_remote_code)
+    tower = tower_in(config, part)
+    if tower is not None:
+        config = config_of(tower_config(config, tower))
     family = family_of(config)
     check_activation(config, family)
     store = None if dtype == "auto" else dtype
     task = task_of(config, family, task)
     head_of(config, task)  # refuses a head that is not covered
-    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store)
+    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store, tower)
     return found.with_blueprint(replace(found.blueprint, tied=False)) if _has_own_head(found) else found
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from compressor.architectures import OWN_TYPE, Family, family_named
+from compressor.architectures import OWN_TYPE, TOWERS, Family, Tower, family_named
 from compressor.architectures.tasks import RETURNED
 from compressor.errors import ModelError, brief, did_you_mean, summary
 from compressor.machine.shortage import raise_shortage
@@ -75,8 +75,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     if isinstance(kind, str) and kind.startswith(OWN_TYPE):
         kind = kind.removeprefix(OWN_TYPE)
         raw["architectures"] = [str(name).removeprefix(OWN_CLASS) for name in raw.get("architectures") or ()]
-    family_named(kind)
-    check_numbers(raw)
+    if kind not in TOWERS:
+        family_named(kind)
+    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
+        check_numbers(part)
     ours = {key: value for key, value in {**RETURNED, "use_cache": True}.items() if key in raw}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -92,6 +94,44 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise ModelError(f"config.json is not a config that transformers understands: {what}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def tower_in(config: PretrainedConfig, part: str | None) -> Tower | None:
+    """Return the part of a model that is asked for; None for a model that has no parts, taken whole.
+
+    Raises:
+        ModelError: a model of several towers is to be taken whole, or the model has no such part.
+    """
+    towers, kind = TOWERS.get(config.model_type), config.model_type
+    if towers is None and part is None:
+        return None
+    if towers is None:
+        raise ModelError(f"model.part: {part}: a model of model_type {kind!r} has no parts", hint="Leave it out.")
+    if part is None or part not in towers:
+        names = " or ".join(towers)
+        raise ModelError(
+            f"config.json: model_type {kind!r} is a model of several towers; one is compressed at a time: {names}",
+            hint=f"Set model.part to {names}, in the recipe or with --set model.part={next(iter(towers))}.",
+        )
+    return towers[part]
+
+
+def config_of(stated: dict[str, Any]) -> PretrainedConfig:
+    """Return the transformers config of what a config.json says."""
+    keys = {key: value for key, value in stated.items() if key != "model_type"}
+    config: PretrainedConfig = AutoConfig.for_model(stated["model_type"], **keys)
+    return config
+
+
+def tower_config(config: PretrainedConfig, tower: Tower) -> dict[str, Any]:
+    """Return the config.json of a tower by itself, from that of the whole model."""
+    stated: dict[str, Any] = getattr(config, tower.config).to_dict()
+    inherited = {key: getattr(config, key) for key in tower.inherits}
+    dtype = getattr(config, "dtype", None)
+    named = {"model_type": tower.model_type, "architectures": [tower.architecture]}
+    if dtype is not None:
+        named["dtype"] = str(dtype).removeprefix("torch.")
+    return {**stated, **inherited, **named}
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:

@@ -106,4 +106,5 @@ def pass_fingerprint(prepared: Prepared, hashes: Mapping[str, str], index: int, 
 def _of_model(prepared: Prepared, hashes: Mapping[str, str]) -> list[object]:
     """Return the hashes of the model's files, and how they are read."""
     files = {name: value for name, value in hashes.items() if name.startswith(_MODEL)}
-    return [files, prepared.source.task, prepared.recipe.model.dtype]
+    section = prepared.recipe.model
+    return [files, prepared.source.task, section.dtype, *([section.part] if section.part is not None else [])]

@@ -25,7 +25,7 @@ from compressor.pipeline.as_run import RECIPE
 from compressor.pipeline.place import restore_all
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
-from compressor.pipeline.source import source_against
+from compressor.pipeline.source import part_in, source_against
 from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
 from compressor.report.schema import build_report
 from compressor.report.seal import check_greedy_again, check_metrics_again, check_recipe, check_reports
@@ -218,12 +218,13 @@ def _comparable(against: str | None, artifact: Path, progress: Progress) -> Iter
         yield None
         return
     folder = resolve_path(against)
-    if runtime_model(artifact) is None or runtime_model(folder) is not None:
+    model, export = _own_sections(artifact)
+    part = part_in(folder, model.part)
+    if runtime_model(folder) is not None or (runtime_model(artifact) is None and part is None):
         yield folder
         return
-    model, export = _own_sections(artifact)
     progress.stage("export the model to compare with", total=STEPS[export.format])
-    source = open_model(folder, task=model.task, dtype=model.dtype)
+    source = open_model(folder, task=model.task, dtype=model.dtype, part=part)
     with tempfile.TemporaryDirectory(prefix="compressor-dense-") as place:
         export_dense(source, Path(place), export, progress.advance)
         yield Path(place)

@@ -106,6 +106,7 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
         dtype=recipe.model.dtype,
+        part=recipe.model.part,
     )
     data = recipe.calibration is not None or recipe.evaluation is not None
     trusted = recipe.model.trust_remote_code

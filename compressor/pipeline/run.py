@@ -27,6 +27,7 @@ from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared, prepare
 from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
 from compressor.pipeline.source import checked_source, recorded, source_checks
+from compressor.pipeline.towers import taken_out
 from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
 from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
@@ -101,6 +102,7 @@ def _run(
 ) -> dict[str, Any]:
     with clock.stage("load"):
         source = checked_source(prepared, hashes, work, progress)
+        prepared = taken_out(prepared, work)
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
     with clock.stage("export"):

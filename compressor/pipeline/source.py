@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.architectures import TOWERS
 from compressor.machine.progress import Progress
 from compressor.model.folder import open_model
-from compressor.model.source import resolve_path
+from compressor.model.source import read_config, resolve_path
 from compressor.pipeline.inputs import source_basis
 from compressor.pipeline.prepare import Prepared
 from compressor.recipe import ModelSection
@@ -52,6 +53,11 @@ def source_checks(facts: Mapping[str, Any]) -> list[Check]:
     return [] if "skipped" in facts else [source_check(facts)]
 
 
+def part_in(folder: Path, part: str | None) -> str | None:
+    """Return the part that an artifact was made of, for a folder that holds the whole; else the folder is the part."""
+    return part if part is not None and read_config(folder).model_type in TOWERS else None
+
+
 def source_against(against: str, section: ModelSection, manifest: Mapping[str, Any], progress: Progress) -> list[Check]:
     """Repeat the source gate on the model that an artifact is compared with, and see that it is the artifact's source.
 
@@ -70,7 +76,8 @@ def source_against(against: str, section: ModelSection, manifest: Mapping[str, A
     folder = resolve_path(against)
     if (folder / MANIFEST).is_file() or runtime_model(folder) is not None:
         return []
-    model = open_model(folder, task=section.task, trust_remote_code=section.trust_remote_code)
+    part = part_in(folder, section.part)
+    model = open_model(folder, task=section.task, trust_remote_code=section.trust_remote_code, part=part)
     if why_skipped(model) is not None:
         return []
     progress.stage(STAGE)

@@ -138,6 +138,9 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(
         default=False, description="Run code that the model's repository brings; off unless asked."
     )
+    part: Literal["vision", "text"] | None = Field(
+        default=None, description="The tower to compress, of a model of two (CLIP, SigLIP); the artifact is that tower."
+    )
     revision: Line | None = Field(
         default=None, description="Branch, tag or commit of a hub model; the default branch if absent."
     )

@@ -113,6 +113,7 @@ def usage(task: str, facts: ArtifactFacts) -> str:
     known = TASKS.get(task)  # a report may come from a version that knows other tasks
     if facts.format == "safetensors":
         kind = (known or TASKS["feature-extraction"]).auto_class
+        kind = facts.kind if facts.kind and not facts.shaped else kind
         remote = ", trust_remote_code=True" if facts.shaped else ""
         parts = [("transformers", TRANSFORMERS.format(kind=kind, remote=remote))]
         if facts.shaped:
@@ -127,6 +128,7 @@ def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
     known = TASKS.get(task)
     image = IMAGE if known is None or known.output == "logit" else IMAGE_FEATURES
     plain = DECODER if facts.decoder else image if facts.pixels else ENCODER
+    plain = plain.replace("padding=True", 'padding="max_length"') if facts.full_length else plain
     code = plain.replace("GRAPH", facts.graph).replace("MODE", "L" if facts.grey else "RGB")
     parts = [("ONNX Runtime", code)]
     if facts.genai:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.errors import ModelError
+from compressor.measure.runner import stated_family
 from compressor.storage.artifact import runtime_model
 from compressor.storage.companions import MODULES
 from compressor.storage.json_files import read_json
@@ -26,6 +27,8 @@ class ArtifactFacts:
         sentences: whether sentence-transformers knows the folder as a sentence encoder.
         grey: whether an image model takes images of one channel.
         pixels: whether the model reads images.
+        kind: class of transformers that loads the model, where it is not the one of its task.
+        full_length: whether texts are padded to all the positions of the model.
     """
 
     format: Literal["onnx", "safetensors"]
@@ -37,6 +40,8 @@ class ArtifactFacts:
     sentences: bool = False
     grey: bool = False
     pixels: bool = False
+    kind: str = ""
+    full_length: bool = False
 
     @classmethod
     def of(cls, folder: Path, task: str) -> ArtifactFacts:
@@ -44,6 +49,7 @@ class ArtifactFacts:
         genai = _read(folder / "genai_config.json")
         inputs = genai.get("model", {}).get("decoder", {}).get("inputs", {})
         graph, config = runtime_model(folder), _read(folder / "config.json")
+        family, stated = stated_family(config), (config.get("architectures") or [""])[0]
         return cls(
             format="onnx" if graph is not None else "safetensors",
             genai=bool(genai),
@@ -54,6 +60,8 @@ class ArtifactFacts:
             sentences=task == "feature-extraction" and (folder / MODULES).is_file(),
             grey=config.get("num_channels") == 1,
             pixels="image_size" in config,
+            kind=stated if family is not None and stated in family.bodies else "",
+            full_length=family is not None and family.full_length,
         )
 
 

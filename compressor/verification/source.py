@@ -65,7 +65,12 @@ def run_gate(model: ModelFolder, *, trust_remote_code: bool = False) -> dict[str
         ModelError: stock transformers does not load it, or loads another model than we read.
         ResourceError: the process was killed for want of memory.
     """
-    request = {"path": str(model.path.resolve()), "task": model.task, "trust_remote_code": trust_remote_code}
+    request = {
+        "path": str(model.path.resolve()),
+        "task": model.task,
+        "part": model.part,
+        "trust_remote_code": trust_remote_code,
+    }
     found: dict[str, Any] = ask("compressor.verification.source", request, crashed=_crash)
     return found
 
@@ -162,7 +167,7 @@ def load_stock(model: ModelFolder) -> Any:
     Raises:
         ModelError: transformers refuses it, or leaves parameters without a tensor.
     """
-    stated = (model.config.architectures or [""])[0]
+    stated = (model.config.architectures or [""])[0] if model.tower is None else ""
     ours = type(model.skeleton()).__name__
     loader = getattr(transformers, stated if stated == ours else TASKS[model.task].auto_class)
     try:
@@ -186,7 +191,11 @@ def load_stock(model: ModelFolder) -> Any:
         if lacking := [name for name in names if not set(absent) & set(name.split("."))]:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
             raise ModelError(f"stock transformers reports {kind.replace('_', ' ')}: {lacking[0]}{more}")
-    return stock.eval()
+    if model.tower is None:
+        return stock.eval()
+    from compressor.verification.towers import StockTower
+
+    return StockTower(stock, model.tower).eval()
 
 
 def _check_tensors(stock: Any, model: ModelFolder) -> None:
@@ -272,7 +281,8 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _carry_out(request: Path) -> dict[str, Any]:
     asked = json.loads(request.read_text(encoding="utf-8"))
-    return compare(open_model(asked["path"], task=asked["task"], trust_remote_code=asked["trust_remote_code"]))
+    options = {key: asked[key] for key in ("task", "part", "trust_remote_code")}
+    return compare(open_model(asked["path"], **options))
 
 
 def _known(error: Exception) -> CompressorError | None:

@@ -61,6 +61,10 @@ def test_each_format_gets_the_loaders_that_can_read_it():
     assert "sentence_transformers" not in encoder_card
     sentences = card(encoder(), RECIPE, ArtifactFacts("onnx", sentences=True))
     assert 'SentenceTransformer(".", backend="onnx")' in sentences
+    padded = card(encoder(), RECIPE, ArtifactFacts("onnx", full_length=True))
+    assert 'padding="max_length"' in padded and 'padding="max_length"' not in encoder_card
+    projected = card(encoder(), RECIPE, ArtifactFacts("safetensors", kind="CLIPTextModelWithProjection"))
+    assert "from transformers import CLIPTextModelWithProjection" in projected
     images = card(image(), RECIPE, ArtifactFacts("onnx", pixels=True))
     assert "AutoImageProcessor" in images and 'convert("RGB")' in images and "/model.onnx" in images
     grey = card(image(), RECIPE, ArtifactFacts("onnx", grey=True, pixels=True, graph="model.ort"))

@@ -1,0 +1,62 @@
+"""One tower of a model of two: what is read of it, and that it computes what the whole model computes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import ModelError
+from compressor.exporters.safetensors import export_safetensors
+from compressor.model.folder import open_model
+from compressor.verification.source import DIFFERENCE, compare
+from tests.core.test_loading import inputs_of
+
+Pico = Callable[..., Path]
+PARTS = [("clip", "vision"), ("clip", "text"), ("siglip", "vision"), ("siglip", "text")]
+
+
+@pytest.mark.parametrize(("family", "part"), PARTS)
+def test_a_tower_gives_what_the_whole_model_gives(pico: Pico, tmp_path: Path, family: str, part: str) -> None:
+    source = open_model(pico(family), part=part)
+    assert source.part == part and source.task == "feature-extraction"
+    assert compare(source)[DIFFERENCE] < 1e-6
+    export_safetensors(source, tmp_path)
+    alone = open_model(tmp_path)
+    assert alone.part is None and alone.parameters == source.parameters
+    whole = transformers.AutoModel.from_pretrained(source.path).eval()
+    features = whole.get_image_features if part == "vision" else whole.get_text_features
+    inputs = inputs_of(source)
+    if part == "text":
+        inputs["input_ids"][:, -1] = 1
+    with torch.no_grad():
+        theirs, ours = features(**inputs), alone.load()(**inputs)
+    embeddings = next(ours[name] for name in source.family.pooled if ours.get(name) is not None)
+    torch.testing.assert_close(embeddings, theirs.pooler_output, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, rtol=0, atol=1e-5)
+
+
+def test_the_projection_has_the_width_of_the_whole_model(pico: Pico) -> None:
+    source = open_model(pico("clip", projection_dim=24), part="vision")
+    assert source.weights.shape("visual_projection.weight") == (24, 48)
+    assert compare(source)[DIFFERENCE] < 1e-6
+
+
+def test_what_has_no_such_part_is_refused(pico: Pico) -> None:
+    with pytest.raises(ModelError, match="several towers.*vision or text"):
+        open_model(pico("clip"))
+    with pytest.raises(ModelError, match="model.part: text: a model of model_type 'bert' has no parts"):
+        open_model(pico("bert"), part="text")
+
+
+def test_a_tensor_of_no_tower_is_refused(pico: Pico, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pico("siglip"), tmp_path / "siglip"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "adapter.weight": torch.ones(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"adapter\.weight"):
+        open_model(folder, part="text").weights.names()
