@@ -37,6 +37,13 @@ def _sized(module: Any, rows: int | None, columns: int | None) -> None:
         module.bias = nn.Parameter(module.bias.new_empty(shape[0]))
 
 
+def _sized_vector(holder: nn.Module, path: str, width: int) -> None:
+    """Give a vector parameter another width."""
+    parent, _, name = path.rpartition(".")
+    owner = holder.get_submodule(parent)
+    setattr(owner, name, nn.Parameter(getattr(owner, name).new_empty(width)))
+
+
 class _Block(nn.Module):
     """A pre-norm block with the children of the stock one, run in two halves."""
 
@@ -49,6 +56,8 @@ class _Block(nn.Module):
     def _attended(self, hidden_states: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
         normed = self.get_submodule(self._paths["attention_norm"])(hidden_states)
         attended = self.get_submodule(self._paths["attention_module"])(normed, *args, **kwargs)[0]
+        if self._paths["attention_scale"] is not None:
+            attended = attended * self.get_parameter(self._paths["attention_scale"])
         shortcut = getattr(self, "attention_shortcut", None)
         return torch.as_tensor((hidden_states if shortcut is None else shortcut(hidden_states)) + attended)
 
@@ -60,6 +69,8 @@ class _Block(nn.Module):
         else:
             for name in (paths["ffn_readers"][0], paths["activation"], paths["ffn_writer"]):
                 written = self.get_submodule(name)(written)
+        if paths["ffn_scale"] is not None:
+            written = written * self.get_parameter(paths["ffn_scale"])
         shortcut = getattr(self, "ffn_shortcut", None)
         return torch.as_tensor((hidden_states if shortcut is None else shortcut(hidden_states)) + written)
 
@@ -173,6 +184,9 @@ def _size_block(block: nn.Module, paths: dict[str, Any], layer: dict[str, Any], 
     for name in paths["ffn_readers"]:
         _sized(block.get_submodule(name), layer["intermediate_size"], middle)
     _sized(block.get_submodule(paths["ffn_writer"]), after, layer["intermediate_size"])
+    for name, width in ((paths["attention_scale"], middle), (paths["ffn_scale"], after)):
+        if name is not None:
+            _sized_vector(block, name, width)
     attention = block.get_submodule(paths["attention_module"])
     if hasattr(attention, "num_key_value_groups"):
         attention.num_key_value_groups = heads // groups
@@ -195,7 +209,7 @@ def _size_model(model: Any, section: dict[str, Any], stack: dict[str, Any]) -> N
         _sized(modules[paths["final_norm"]], last, None)
     for name in paths["heads"]:
         if name in names and not getattr(model.config, "tie_word_embeddings", False):
-            _sized(names[name], None, last)
+            _sized(names[name], None, last * paths["head_reads"])
     blocks = modules[paths["blocks"]]
     for index, layer in enumerate(layers):
         _size_block(blocks[index], paths, layer, section["head_dim"])

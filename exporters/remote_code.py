@@ -24,16 +24,19 @@ def paths_of(family: Family) -> dict[str, Any]:
         "vectors": list(family.embedding_biases),
         "final_norm": family.final_norm,
         "heads": [] if family.projected else list(family.heads),
+        "head_reads": family.head_reads,
         "residual": family.residual,
         "attention_norm": attention.norm,
         "attention_module": attention.module,
         "attention_readers": [attention.query.path, attention.key.path, attention.value.path],
         "attention_output": attention.output,
+        "attention_scale": attention.scale,
         "ffn_norm": ffn.norm,
         "ffn_module": ffn.module,
         "ffn_readers": list(ffn.reader_paths),
         "activation": ffn.activation,
         "ffn_writer": ffn.writer,
+        "ffn_scale": ffn.scale,
     }
 
 

@@ -40,6 +40,12 @@ _VISION = {
     "num_labels": 10,
 }
 
+_DINO = {
+    **{key: value for key, value in _VISION.items() if key != "intermediate_size"},
+    "mlp_ratio": 2,
+    "layerscale_value": 0.5,
+}
+
 # family -> (model class, kind of tokenizer or processor, config)
 FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
     {
@@ -104,6 +110,8 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         ),
         "vit": ("ViTForImageClassification", "image", dict(_VISION)),
         "deit": ("DeiTForImageClassificationWithTeacher", "image", dict(_VISION)),
+        "dinov2": ("Dinov2ForImageClassification", "image", dict(_DINO)),
+        "dinov2_with_registers": ("Dinov2WithRegistersModel", "image", {**_DINO, "num_register_tokens": 3}),
         "clip": (
             "CLIPModel",
             "clip",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.architectures import bert, llama, opt, vit
+from compressor.architectures import bert, dinov2, llama, opt, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
 from compressor.errors import ModelError, brief
@@ -25,7 +25,13 @@ __all__ = [
     "stock_shapes",
 ]
 
-FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *opt.FAMILIES, *bert.FAMILIES, *vit.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *llama.FAMILIES,
+    *opt.FAMILIES,
+    *bert.FAMILIES,
+    *vit.FAMILIES,
+    *dinov2.FAMILIES,
+)
 
 
 def family_of(config: Any) -> Family:
@@ -42,7 +48,9 @@ def family_of(config: Any) -> Family:
                 f"config.json: {setting.key} is {given!r}, which means {setting.means}; {family.name} is covered with"
                 f" {setting.key} {str(setting.covered).lower()}"
             )
-    return opt.as_configured(family, config) if family is opt.OPT else family
+    if family is opt.OPT:
+        return opt.as_configured(family, config)
+    return dinov2.as_configured(family, config) if family in dinov2.FAMILIES else family
 
 
 def family_named(model_type: Any) -> Family:

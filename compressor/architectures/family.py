@@ -41,6 +41,7 @@ class Attention:
         key: reader of keys.
         value: reader of values.
         output: the writer back to the residual stream.
+        scale: the vector parameter by which what was written is multiplied before it is added; None without one.
     """
 
     norm: str
@@ -49,6 +50,7 @@ class Attention:
     key: Slot
     value: Slot
     output: str
+    scale: str | None = None
 
     @property
     def layout(self) -> Literal["separate", "stacked", "per_head"]:
@@ -73,6 +75,7 @@ class FeedForward:
         writer: matrix whose input columns are the channels.
         module: the module that maps the normed stream to the writer's output; without one, `activation` is set.
         activation: activation module, where the block itself chains reader, activation and writer (OPT).
+        scale: the vector parameter by which what was written is multiplied before it is added; None without one.
     """
 
     norm: str
@@ -80,6 +83,7 @@ class FeedForward:
     writer: str
     module: str | None
     activation: str | None = None
+    scale: str | None = None
 
     @property
     def gated(self) -> bool:
@@ -120,6 +124,7 @@ class Family:
         embedding_biases: vector parameters and biases that write to the stream there (patch projection, class token).
         final_norm: norm after the last block, None where there is none.
         heads: modules, relative to the task model, that read the final stream.
+        head_reads: how many vectors of it they read side by side (DINOv2: the class token, the mean of the patches).
         attention: the attention half.
         ffn: the feed-forward half.
         norm: kind of norm.
@@ -127,6 +132,7 @@ class Family:
         residual: where norms stand relative to the residual sums.
         explicit_head_dim: whether config.json can state a head_dim different from hidden_size / heads.
         width_key: config key of the FFN width.
+        ffn_width: the FFN width of a model whose config.json states it by no key of its own (DINOv2: by a ratio).
         activation_key: config key of the FFN's activation.
         optional: modules of the base model on whose output no hidden state depends; a checkpoint for feature
             extraction may lack them.
@@ -134,8 +140,8 @@ class Family:
         projected: whether matrices stand between the residual stream and an embedding of another width, which the head
             shares or reads too (OPT-350m).
         settings: keys of config.json of which one value alone is covered.
-        leading_tokens: how many tokens stand before the patches of an image (class token, distillation token); 0 for
-            what is no image model.
+        leading_tokens: how many tokens stand before the patches of an image (class token, distillation token,
+            registers); 0 for what is no image model.
     """
 
     name: str
@@ -147,11 +153,13 @@ class Family:
     heads: tuple[str, ...]
     attention: Attention
     ffn: FeedForward
+    head_reads: int = 1
     norm: NormKind = "rms"
     norm_offset: float = 0.0
     residual: Residual = "pre"
     explicit_head_dim: bool = True
     width_key: str = "intermediate_size"
+    ffn_width: int | None = None
     activation_key: str = "hidden_act"
     optional: tuple[str, ...] = ()
     embedding_biases: tuple[str, ...] = ()

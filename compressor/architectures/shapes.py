@@ -69,7 +69,7 @@ def stock_shapes(config: Any, family: Family) -> StackShapes:
     hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
     count = _count(config, "num_hidden_layers")
     layer = LayerShape(
-        intermediate_size=_count(config, family.width_key, 4 * hidden),
+        intermediate_size=_ffn_width(config, family, hidden),
         num_attention_heads=heads,
         num_key_value_heads=_count(config, "num_key_value_heads", heads),
         residual=(hidden, hidden, hidden),
@@ -81,6 +81,17 @@ def stock_shapes(config: Any, family: Family) -> StackShapes:
         raise _uneven("num_attention_heads", heads, "num_key_value_heads", layer.num_key_value_heads)
     head_dim = _count(config, "head_dim") if stated is not None else hidden // heads
     return StackShapes(hidden, head_dim, (layer,) * count)
+
+
+def _ffn_width(config: Any, family: Family, hidden: int) -> int:
+    if family.ffn_width is None:
+        return _count(config, family.width_key, 4 * hidden)
+    if family.ffn_width < 1:
+        raise ModelError(
+            f"config.json: hidden_size and mlp_ratio make an FFN of {family.ffn_width} channels; allowed: one or more",
+            hint="Take config.json from the same place as the weights.",
+        )
+    return family.ffn_width
 
 
 def _uneven(key: str, value: int, divisor: str, count: int) -> ModelError:

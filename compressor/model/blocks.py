@@ -16,15 +16,34 @@ from compressor.errors import ModelError
 
 
 def run_ffn(block: nn.Module, family: Family, normed: torch.Tensor) -> torch.Tensor:
-    """Return the FFN's output for its normed input [..., hidden], before the residual sum."""
+    """Return what the FFN adds to the stream for its normed input [..., hidden], layer scale included."""
     ffn = family.ffn
     if ffn.module is not None:
-        return torch.as_tensor(block.get_submodule(ffn.module)(normed))
+        return scaled(block, ffn.scale, torch.as_tensor(block.get_submodule(ffn.module)(normed)))
     if ffn.activation is None or ffn.gated:
         raise ModelError(f"family {family.name}: the table names neither an FFN module nor a plain activation")
     hidden = block.get_submodule(ffn.readers[0].path)(normed)
     hidden = block.get_submodule(ffn.activation)(hidden)
-    return torch.as_tensor(block.get_submodule(ffn.writer)(hidden))
+    return scaled(block, ffn.scale, torch.as_tensor(block.get_submodule(ffn.writer)(hidden)))
+
+
+def scaled(block: nn.Module, scale: str | None, written: torch.Tensor) -> torch.Tensor:
+    """Return what a writer wrote [..., hidden] times the vector parameter at `scale`, if the family has one."""
+    return written if scale is None else written * block.get_parameter(scale)
+
+
+def fold_scales(block: nn.Module, family: Family) -> None:
+    """Multiply the rows of a block's writers by the layer scale behind them, which becomes 1, in place.
+
+    The block computes what it did, and whoever fits or quantizes a writer sees what is added to the stream.
+    """
+    for path, scale in ((family.attention.output, family.attention.scale), (family.ffn.writer, family.ffn.scale)):
+        if scale is None:
+            continue
+        factors, writer = block.get_parameter(scale), block.get_submodule(path)
+        for parameter in writer.parameters():  # [out, in] and [out]
+            parameter.data = parameter.data * factors.data.reshape(-1, *[1] * (parameter.dim() - 1))
+        factors.data = torch.ones_like(factors.data)
 
 
 def past_attention(block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -75,4 +94,5 @@ class ShortcutBlock(nn.Module):
         attention = self._family.attention
         normed = self.get_submodule(attention.norm)(hidden_states)
         attended = self.get_submodule(attention.module)(normed, *args, **kwargs)[0]
+        attended = scaled(self, attention.scale, attended)
         return ffn_half(self, self._family, past_attention(self, hidden_states) + attended)

@@ -39,9 +39,12 @@ def config_for(source: ModelFolder, blueprint: Blueprint, grids: dict[str, Any] 
         config["tie_word_embeddings"] = blueprint.tied
     same_hidden = shapes.hidden_size == int(source.config.hidden_size)
     stock_widths = shapes.uniform and (family.explicit_head_dim or same_hidden)
+    if family.ffn_width is not None:
+        stock_widths = stock_widths and shapes.layers[0].intermediate_size == family.ffn_width
     if stock_widths:
         layer = shapes.layers[0]
-        config[family.width_key] = layer.intermediate_size
+        if family.ffn_width is None:
+            config[family.width_key] = layer.intermediate_size
         config["hidden_size"] = shapes.hidden_size
         config["num_attention_heads"] = layer.num_attention_heads
         if hasattr(source.config, "num_key_value_heads"):

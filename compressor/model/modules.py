@@ -31,6 +31,12 @@ def optional_submodules(root: nn.Module, paths: tuple[str, ...]) -> list[nn.Modu
     return [root.get_submodule(path) for path in paths if path in names]
 
 
+def set_vector(root: nn.Module, path: str, value: torch.Tensor) -> None:
+    """Put a vector in the place of the parameter at a dotted path."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, nn.Parameter(value, requires_grad=False))
+
+
 def set_weight(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
     """Give a linear, embedding, convolution or norm module a new weight, and bring its size attributes in line.
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming, rename_source_key
 
 from compressor.errors import ModelError
 from compressor.storage.packed import PACKED
-from compressor.storage.tensors import FLOATS, Entry
+from compressor.storage.tensors import FLOATS, Entry, rows_of
 
 
 def codes_as_weight(stored: str) -> str:
@@ -40,12 +40,39 @@ def module_entries(model: PreTrainedModel, stored: dict[str, Entry]) -> tuple[di
         renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
         if renamed not in names and name in names:
             renamed, converter = rename_source_key(name, [], [], model.base_model_prefix, names)
-        if converter is not None:
-            raise ModelError(f"{entry.file.name}: tensor {name!r} is stored in a form that must be converted first")
-        if renamed in entries:
-            raise ModelError(f"the checkpoint holds {renamed} twice, as {entries[renamed].stored} and as {name}")
-        (entries if renamed in names else left)[renamed if renamed in names else name] = entry
+        parts = {renamed: entry} if converter is None else _parts(renamed, name, entry, converter, converters)
+        for renamed, part in parts.items():
+            if renamed in entries:
+                raise ModelError(f"the checkpoint holds {renamed} twice, as {entries[renamed].stored} and as {name}")
+            (entries if renamed in names else left)[renamed if renamed in names else name] = part
     return entries, left
+
+
+def _parts(renamed: str, name: str, entry: Entry, pattern: str, converters: list[WeightConverter]) -> dict[str, Entry]:
+    """Return the parameters that one stored tensor holds, where they stand in it as equal groups of rows.
+
+    Args:
+        renamed: name of the first in the model.
+        name: of the tensor in the checkpoint.
+        entry: the tensor.
+        pattern: of the converter that stock transformers' loader applies.
+        converters: all of them.
+
+    Raises:
+        ModelError: the tensor holds them in another form.
+    """
+    rule = next(converter for converter in converters if pattern in converter.source_patterns)
+    chunked = [isinstance(step, Chunk) and step.dim == 0 and not step.num_shards_attribute for step in rule.operations]
+    first, count = rule.target_patterns[0], len(rule.target_patterns)
+    rows = entry.shape[0] if entry.shape else 0
+    if chunked != [True] or rows % count or pattern not in name or first not in renamed:
+        raise ModelError(f"{entry.file.name}: tensor {name!r} is stored in a form that must be converted first")
+    return {
+        renamed.replace(first, target): replace(
+            rows_of(entry, i * rows // count, rows // count), stored=name.replace(pattern, target)
+        )
+        for i, target in enumerate(rule.target_patterns)
+    }
 
 
 def tie_entries(model: PreTrainedModel, entries: dict[str, Entry]) -> None:

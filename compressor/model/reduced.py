@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compressor.architectures import Family
 from compressor.errors import ModelError
-from compressor.model.blocks import adopt, ffn_half, past_attention
+from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
 from compressor.model.blueprint import Blueprint, Reduction
 from compressor.model.token_merge import COMBINATIONS
 from compressor.model.token_scores import SCORES, Seen
@@ -132,7 +132,7 @@ class ReducedBlock(nn.Module):
         finally:
             handle.remove()
         keys = seen[0].reshape(*hidden.shape[:2], -1, self._head_dim)
-        return past_attention(self, hidden) + attended, keys
+        return past_attention(self, hidden) + scaled(self, attention.scale, attended), keys
 
 
 def check_reducible(what: str, family: Family) -> None:
@@ -141,7 +141,7 @@ def check_reducible(what: str, family: Family) -> None:
         raise ModelError(
             f"{what}: family {family.name}: tokens can be reduced only in image models with norms before attention and "
             "FFN",
-            hint="Covered are vit and deit.",
+            hint="Covered are vit, deit and dinov2, with and without registers.",
         )
 
 

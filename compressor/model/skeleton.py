@@ -23,7 +23,7 @@ from compressor.errors import ModelError
 from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
 from compressor.model.gated import GatedLinear
-from compressor.model.modules import base_of, optional_submodules, set_weight, submodule
+from compressor.model.modules import base_of, optional_submodules, set_vector, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
 
 
@@ -146,7 +146,7 @@ def resize(model: PreTrainedModel, family: Family, blueprint: Blueprint) -> None
         _resized(submodule(base, family.final_norm), (last, None))
     for module in optional_submodules(model, family.heads):
         if not blueprint.tied and not family.projected:
-            _resized(module, (None, last))
+            _resized(module, (None, last * family.head_reads))
     blocks = submodule(base, family.blocks)
     for index, layer in enumerate(shapes.layers):
         resize_block(blocks[index], family, layer, shapes.head_dim)
@@ -157,8 +157,7 @@ def _resize_vector(base: nn.Module, path: str, width: int) -> None:
     holder = base.get_submodule(parent)
     vector = getattr(holder, name, None)
     if vector is not None and vector.shape[-1] != width:
-        shape = (*vector.shape[:-1], width)
-        setattr(holder, name, nn.Parameter(torch.empty(shape, device="meta", dtype=vector.dtype), requires_grad=False))
+        set_vector(base, path, torch.empty((*vector.shape[:-1], width), device="meta", dtype=vector.dtype))
 
 
 def resize_block(block: nn.Module, family: Family, layer: LayerShape, head_dim: int) -> None:
@@ -177,6 +176,9 @@ def resize_block(block: nn.Module, family: Family, layer: LayerShape, head_dim: 
     for path in ffn.reader_paths:
         _resized(submodule(block, path), (layer.intermediate_size, middle))
     _resized(submodule(block, ffn.writer), (after, layer.intermediate_size))
+    for scale, width in ((attention.scale, middle), (ffn.scale, after)):
+        if scale is not None:
+            _resize_vector(block, scale, width)
     module = submodule(block, attention.module)
     if hasattr(module, "num_key_value_groups"):
         module.num_key_value_groups = heads // groups

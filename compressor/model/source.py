@@ -104,7 +104,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             is none of the vocabulary.
     """
     for key, value in config.items():
-        least, most = (1, _MOST[key]) if key in _MOST else (-_LARGEST, _LARGEST)
+        least, most = (_LEAST.get(key, 1), _MOST[key]) if key in _MOST else (-_LARGEST, _LARGEST)
         for number in value if isinstance(value, list) and key in _SIDES else [value]:
             whole = isinstance(number, int) and not isinstance(number, bool)
             if (key in _MOST or whole) and number is not None and not (whole and least <= number <= most):
@@ -121,6 +121,7 @@ def _no_size(problem: str) -> ModelError:
 _LARGEST = 2**53
 _SIDES = ("image_size", "patch_size")
 """Keys that may state height and width apart."""
+_LEAST = {"num_register_tokens": 0}
 _MOST = {
     "hidden_size": 2**20,
     "intermediate_size": 2**22,
@@ -136,6 +137,8 @@ _MOST = {
     "patch_size": 2**12,
     "num_channels": 2**10,
     "num_labels": 2**20,
+    "mlp_ratio": 2**10,
+    "num_register_tokens": 2**12,
 }
 """Key of config.json -> beyond what it takes minutes, or more memory than there is, to build a model of no weights."""
 

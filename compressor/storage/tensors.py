@@ -145,14 +145,14 @@ def same_values(one: Entry, other: Entry) -> bool:
     checkpoint = Checkpoint({})
     try:
         return all(
-            torch.equal(*(checkpoint.read(_rows(entry, start, step)).double() for entry in (one, other)))
+            torch.equal(*(checkpoint.read(rows_of(entry, start, step)).double() for entry in (one, other)))
             for start in range(0, rows, step)
         )
     finally:
         checkpoint.close()
 
 
-def _rows(entry: Entry, start: int, count: int) -> Entry:
+def rows_of(entry: Entry, start: int, count: int) -> Entry:
     """Return up to `count` rows of a stored matrix from row `start` on as an entry of their own."""
     if not entry.shape:
         return entry

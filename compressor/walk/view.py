@@ -7,7 +7,7 @@ from torch import nn
 
 from compressor.architectures import Family, LayerShape
 from compressor.machine.memory import trim_heap
-from compressor.model.blocks import past_attention, past_ffn, run_ffn
+from compressor.model.blocks import past_attention, past_ffn, run_ffn, scaled
 from compressor.model.folder import ModelFolder
 from compressor.model.reduced import ReducedBlock, TokenTrack
 from compressor.storage.grids import Grid
@@ -147,8 +147,9 @@ class BlockView:
         """
         current = self.current_in(k)
         carried = past_attention(self.module, current)
-        writer = self.module.get_submodule(self.family.attention.output)
-        middle = torch.as_tensor(carried + writer(heads.to(current.device)).reshape(carried.shape))
+        attention = self.family.attention
+        written = self.module.get_submodule(attention.output)(heads.to(current.device)).reshape(carried.shape)
+        middle = torch.as_tensor(carried + scaled(self.module, attention.scale, written))
         if isinstance(self.module, ReducedBlock) and self.module.reduction is not None:
             call = self.call(k)
             assert call.choice is not None and call.track is not None, "made when the view was"

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from compressor.data.kinds import Batches
 from compressor.errors import ModelError
 from compressor.machine.memory import trim_heap
+from compressor.model.blocks import fold_scales
 from compressor.model.blueprint import Blueprint
 from compressor.model.folder import ModelFolder
 from compressor.model.modules import base_of, base_prefix
@@ -201,9 +202,10 @@ class Walk:
             stored.clear()
 
     def open_block(self, index: int) -> nn.Module:
-        """Read block `index` into float32 and return it."""
+        """Read block `index` into float32, its layer scales folded into its writers, and return it."""
         block = self.blocks[index]
         materialise(block, self.source.weights, prefix=f"{self.prefix}.{index}.", device=self.device)
+        fold_scales(block, self.source.family)
         return block
 
     def close_block(self, index: int) -> None:

@@ -46,8 +46,8 @@ OPTIONS = recipe_options()
 # Quantization reads weights as matrices, whatever they are for: one family of each kind shows it.
 KINDS = {
     "structure": COVERED,
-    "tokens": ["vit", "deit", "llama"],
-    "quantize": ["llama", "mistral", "bert", "vit"],
+    "tokens": ["vit", "deit", "dinov2", "llama"],
+    "quantize": ["llama", "mistral", "bert", "vit", "dinov2"],
 }
 # What each family is to lessen: parameters, operations at a fixed input, inputs that are read, bits.
 GAIN: dict[str, Callable[[ModelFolder], float]] = {

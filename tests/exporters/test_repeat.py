@@ -36,7 +36,7 @@ def test_the_first_and_the_last_of_a_kind_are_traced_and_one_of_another_shape() 
     assert repeats(blocks("aaaa", keeps_width=False)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "dinov2"])
 def test_blocks_of_every_family_are_alike(pico: Callable[..., Path], family: str) -> None:
     import torch
 

@@ -23,7 +23,7 @@ from tests.core.toy import toy_batches
 from tests.methods.quantized import check_on_grids, outputs, padded, run
 
 Make = Callable[..., Path]
-ROTATABLE = ("llama", "mistral", "qwen2", "qwen3", "opt", "vit", "deit")
+ROTATABLE = ("llama", "mistral", "qwen2", "qwen3", "opt", "vit", "deit", "dinov2")
 
 
 def untied(pico: Make, family: str) -> ModelFolder:

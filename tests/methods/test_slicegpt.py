@@ -15,6 +15,7 @@ from compressor.architectures import StackShapes
 from compressor.data.kinds import Batches
 from compressor.data.reading import DataRequest, load_data, model_batches
 from compressor.errors import ModelError
+from compressor.model.blocks import fold_scales
 from compressor.model.folder import ModelFolder, open_model
 from compressor.model.modules import base_of, optional_submodules
 from compressor.passes.apply import Setting, apply_pass
@@ -28,7 +29,7 @@ from compressor.passes.surgery.backward import sampled_labels
 from compressor.walk.sampling import limited
 
 Make = Callable[..., Path]
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "vit", "deit")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "vit", "deit", "dinov2")
 SAMPLES, LENGTH = 24, 32
 
 
@@ -77,6 +78,7 @@ def confined(model: ModelFolder, folder: Path, rank: int) -> ModelFolder:
         if vector is not None:
             vector.data = vector.data @ keep
     for block in base.get_submodule(model.family.blocks).children():
+        fold_scales(block, model.family)  # what leaves a writer is then what the stream gets
         for path in (model.family.attention.output, model.family.ffn.writer):
             linear: Any = block.get_submodule(path)
             linear.weight.data = keep @ linear.weight.data

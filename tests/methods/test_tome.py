@@ -29,7 +29,7 @@ from compressor.passes.base import Target
 from tests.core.toy import toy_batches
 
 Pico = Callable[..., Path]
-IMAGE_FAMILIES = ("vit", "deit")
+IMAGE_FAMILIES = ("vit", "deit", "dinov2")
 
 
 def reduced(source: ModelFolder, work: Path, r: int = 3, **options: bool) -> ModelFolder:

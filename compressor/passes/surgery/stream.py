@@ -27,6 +27,8 @@ def rotatable(family: Family) -> bool:
 def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, frame: Projection) -> None:
     """Multiply readers behind a norm by `matrix` [d, k], so that they read the narrow stream; fold scale and shift in.
 
+    A reader of several vectors of the stream side by side [out, n·d] becomes [out, n·k].
+
     The shift goes into the readers' biases. Where a reader has none, the norm's shift becomes 1 for all of them, and a
     constant c is added to each row of a reader: normed tokens have mean zero before the shift, so c adds just k·c.
     """
@@ -38,9 +40,10 @@ def set_readers(norm: Any, readers: Sequence[Any], matrix: torch.Tensor, frame: 
     folds = shift is None or all(bias is not None for bias in biases)
     for reader, bias in zip(readers, biases, strict=True):
         old, shifted = slots.read(reader, ""), None
-        weight = fold_scale(old, scale) @ matrix
+        vectors = old.reshape(-1, len(scale))  # [out · vectors read side by side, d]
+        weight = (fold_scale(vectors, scale) @ matrix).reshape(len(old), -1)
         if shift is not None:
-            wanted = old.double() @ shift.double()
+            wanted = (vectors.double() @ shift.double()).reshape(len(old), -1).sum(1)
             if folds and bias is not None:
                 shifted = bias.double() + wanted
             else:

@@ -7,7 +7,8 @@ averaged over heads; the `r` with the nearest partners join them (section 3, bip
 
 and in later blocks a token draws as much attention as all that it stands for: softmax(QKᵀ/√d + log s), "proportional
 attention". Class and distillation tokens neither go nor take others up. No weight changes and no data is needed; what
-it costs in quality is measured on the artifact. It covers image models with norms before attention and FFN (ViT, DeiT).
+it costs in quality is measured on the artifact. It covers image models with norms before attention and FFN (ViT,
+DeiT, DINOv2).
 """
 
 from __future__ import annotations

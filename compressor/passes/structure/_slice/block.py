@@ -193,8 +193,14 @@ class BlockSlicer:
             moments.add(torch.cat([inner, current], -1), wanted)
 
     def _set_writer(self, writer: str, shortcut: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        from compressor.model.modules import set_vector
+
         own = weight.shape[1] if shortcut is None else weight.shape[1] - shortcut.in_features
         slots.write(self.block.module, writer, weight[:, :own], bias)
+        family = self.block.family
+        scale = family.attention.scale if writer == family.attention.output else family.ffn.scale
+        if scale is not None:  # folded into the writer when the block was opened
+            set_vector(self.block.module, scale, torch.ones(len(weight), device=weight.device))
         if shortcut is not None:
             slots.write(shortcut, "", weight[:, own:])
 
