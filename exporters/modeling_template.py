@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig as BaseConfig
 from transformers import PreTrainedModel as Base
+from transformers import conversion_mapping
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 
@@ -255,3 +256,10 @@ class CompressedModel(Base):
         (stack,) = config.compression["stacks"].values()
         _size_model(self, config.compression, stack)
         _change_computation(self, config.compression, stack)
+
+
+# Checkpoints of some stock classes have older names, which transformers looks up by the name of the class.
+for _key in (Base.__name__, BaseConfig.model_type):
+    if _names := conversion_mapping.get_checkpoint_conversion_mapping(_key):
+        conversion_mapping.register_checkpoint_conversion_mapping("CompressedModel", _names, overwrite=True)
+        break

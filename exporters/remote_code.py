@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures import Family
+from compressor.architectures import OWN_TYPE, Family
 from compressor.architectures.tasks import TASKS
 from compressor.model.blueprint import SECTION
 from compressor.model.folder import ModelFolder
-from compressor.model.source import OWN_CLASS, OWN_TYPE
+from compressor.model.source import OWN_CLASS
 
 MODULE = "modeling_compressed"
 

@@ -112,6 +112,11 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         "deit": ("DeiTForImageClassificationWithTeacher", "image", dict(_VISION)),
         "dinov2": ("Dinov2ForImageClassification", "image", dict(_DINO)),
         "dinov2_with_registers": ("Dinov2WithRegistersModel", "image", {**_DINO, "num_register_tokens": 3}),
+        "clip_vision_model": (
+            "CLIPVisionModel",
+            "image",
+            {**{k: v for k, v in _VISION.items() if k != "num_labels"}, "projection_dim": 32},
+        ),
         "clip": (
             "CLIPModel",
             "clip",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.architectures import bert, dinov2, llama, opt, vit
+from compressor.architectures import bert, clip, dinov2, llama, opt, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
 from compressor.errors import ModelError, brief
@@ -15,6 +15,7 @@ __all__ = [
     "Family",
     "FeedForward",
     "LayerShape",
+    "OWN_TYPE",
     "Setting",
     "Slot",
     "StackShapes",
@@ -25,11 +26,15 @@ __all__ = [
     "stock_shapes",
 ]
 
+OWN_TYPE = "compressed_"
+"""What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
+
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
     *opt.FAMILIES,
     *bert.FAMILIES,
     *vit.FAMILIES,
+    *clip.FAMILIES,
     *dinov2.FAMILIES,
 )
 

@@ -36,6 +36,8 @@ DINOV2 = Family(
     explicit_head_dim=False,
     head_reads=2,
     leading_tokens=1,
+    inputs="pixels",
+    pooled=("pooler_output",),
 )
 WITH_REGISTERS = replace(
     DINOV2,

@@ -141,7 +141,11 @@ class Family:
             shares or reads too (OPT-350m).
         settings: keys of config.json of which one value alone is covered.
         leading_tokens: how many tokens stand before the patches of an image (class token, distillation token,
-            registers); 0 for what is no image model.
+            registers).
+        inputs: what its models read.
+        pooled: outputs beside the hidden states that hold one embedding for a whole sample, the first that a model has
+            being the one that it is used for; none for families whose hidden states are pooled by their user.
+        bodies: classes of transformers for feature extraction beside the one that AutoModel takes.
     """
 
     name: str
@@ -167,3 +171,6 @@ class Family:
     projected: bool = False
     settings: tuple[Setting, ...] = ()
     leading_tokens: int = 0
+    inputs: Literal["tokens", "pixels"] = "tokens"
+    pooled: tuple[str, ...] = ()
+    bodies: tuple[str, ...] = ()

@@ -25,7 +25,6 @@ class Task:
         auto_class: class of transformers that loads a model for it.
         ort_class: class of optimum's ONNX Runtime models that loads its graph.
         endings: how the names of its classes end in config.json's `architectures`; none for a body without a head.
-        inputs: what the model reads.
         output: what one number of its output is.
         metrics: kind of evaluation data (see `compressor.data.kinds`) -> the metrics that it allows, in report order;
             the kind that allows most comes first, but for classifiers, whose heads tell their kind.
@@ -37,7 +36,6 @@ class Task:
     auto_class: str
     ort_class: str
     endings: tuple[str, ...]
-    inputs: Literal["tokens", "pixels"]
     output: Literal["logit", "hidden"]
     metrics: Mapping[str, tuple[str, ...]]
     phases: tuple[str, ...] = ("forward",)
@@ -50,6 +48,7 @@ class Task:
 
 
 _EMBEDDINGS = ("cosine", "cosine_min")
+_BODY = "feature-extraction"
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -58,22 +57,20 @@ TASKS: dict[str, Task] = {
             auto_class="AutoModelForCausalLM",
             ort_class="ORTModelForCausalLM",
             endings=("ForCausalLM", "LMHeadModel"),
-            inputs="tokens",
             output="logit",
             metrics={"text": ("perplexity", "kl", "top1")},
             phases=("prefill", "decode"),
             length=128,
         ),
         Task(
-            name="feature-extraction",
+            name=_BODY,
             auto_class="AutoModel",
             ort_class="ORTModelForFeatureExtraction",
             endings=(),
-            inputs="tokens",
             output="hidden",
             metrics={
                 "pairs": (*_EMBEDDINGS, "spearman"),
-                **dict.fromkeys(("sentences", "text", "labels"), _EMBEDDINGS),
+                **dict.fromkeys(("sentences", "text", "labels", "images"), _EMBEDDINGS),
             },
         ),
         Task(
@@ -81,7 +78,6 @@ TASKS: dict[str, Task] = {
             auto_class="AutoModelForSequenceClassification",
             ort_class="ORTModelForSequenceClassification",
             endings=("ForSequenceClassification",),
-            inputs="tokens",
             output="logit",
             metrics=_HEADS,
         ),
@@ -90,7 +86,6 @@ TASKS: dict[str, Task] = {
             auto_class="AutoModelForImageClassification",
             ort_class="ORTModelForImageClassification",
             endings=("ForImageClassification", "ForImageClassificationWithTeacher"),
-            inputs="pixels",
             output="logit",
             metrics=_HEADS,
             length=0,
@@ -173,17 +168,26 @@ def head_of(config: Any, task: str) -> Head | None:
 def _task_of_class(name: str, model_type: str, family: Family) -> str:
     """Return the task for which stock transformers loads a class; raise ModelError where the family has none for it."""
     classes = {task: stock_classes(task, model_type) for task in family.tasks}
+    if _BODY in classes:
+        classes[_BODY] += family.bodies
     for task, names in classes.items():
         if name in names:
             return task
     covered = [f"{known} ({task})" for task, names in classes.items() for known in names]
-    body = next((task for task in family.tasks if not TASKS[task].endings), None)
-    leave = f", or set model.task: {body}, which leaves the heads of {name} out" if body is not None else ""
+    leave = f", or set model.task: {_BODY}, which leaves the heads of {name} out" if _BODY in classes else ""
     raise ModelError(
         f"config.json: architectures names {name!r:.80}, for which there is no task here;"
         f" covered for model_type {model_type!r}: {', '.join(covered)}",
         hint=f"Take a model of a covered class{leave}.",
     )
+
+
+def class_of(config: Any, family: Family, task: str) -> Any:
+    """Return the class of transformers that a model is loaded with for a task: a body of its own, or the Auto class."""
+    import transformers
+
+    stated = (config.architectures or [""])[0]
+    return getattr(transformers, stated if task == _BODY and stated in family.bodies else TASKS[task].auto_class)
 
 
 def stock_classes(task: str, model_type: str) -> tuple[str, ...]:

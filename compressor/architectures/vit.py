@@ -32,6 +32,7 @@ VIT = Family(
     norm="layer",
     explicit_head_dim=False,
     leading_tokens=1,
+    inputs="pixels",
 )
 DEIT = replace(
     VIT,

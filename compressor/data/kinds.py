@@ -125,6 +125,26 @@ class SentenceData:
 
 
 @dataclass(frozen=True)
+class ImageData:
+    """Images without labels for encoders: calibration, or embeddings compared with the dense model's.
+
+    Attributes:
+        batches: prepared images (`pixel_values`).
+        count: number of images.
+        source: where the images came from, for reports.
+    """
+
+    kind: ClassVar[str] = "images"
+    batches: Batches
+    count: int
+    source: str = ""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self.count
+
+
+@dataclass(frozen=True)
 class ValueData:
     """Inputs with real numbers for a model of one output: regression, rewards, the relevance of a pair of texts.
 
@@ -164,4 +184,4 @@ class SetData:
         return int(self.holds.shape[0])
 
 
-EvalData: TypeAlias = TextData | PairData | LabelData | ValueData | SetData | SentenceData
+EvalData: TypeAlias = TextData | PairData | LabelData | ValueData | SetData | SentenceData | ImageData

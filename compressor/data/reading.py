@@ -15,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures import family_named
 from compressor.architectures.tasks import Head, head_of
 from compressor.data.corpus import Corpus
 from compressor.data.images import check_images, open_images, pixels
 from compressor.data.kinds import (
     Batches,
     EvalData,
+    ImageData,
     Inputs,
     LabelData,
     PairData,
@@ -42,6 +44,9 @@ SENTENCE_BATCH = 32
 _CHARACTERS_PER_TOKEN = 1000
 """More of a sentence than that many for each token that it may have is not tokenised."""
 IMAGE_BATCH = 16
+LABELS = "labels.csv"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+"""Endings of the files that are images, in a folder without labels."""
 
 Purpose = Literal["calibration", "evaluation"]
 
@@ -109,12 +114,12 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
         DataError: the data is missing, of the wrong kind, unreadable or too short.
     """
     path = find_data(request)
-    if task == "image-classification":
-        return _images(path, request, folder)
+    config = _config(folder)
+    if family_named(config.model_type).inputs == "pixels":
+        return _images(path, request, folder, config, head_of(config, task))
     if path.is_dir():
         raise DataError(f"{request.key}: {path.name} is a folder; {task} needs a file (.txt, .jsonl, .csv, .tsv)")
     tokenizer = load_tokenizer(folder, request.key, trust_remote_code=request.trust_remote_code)
-    config = _config(folder)
     data: EvalData
     if task == "text-generation":
         data = _windows(path, request, tokenizer)
@@ -260,20 +265,33 @@ def _lower_case(tokenizer: Any) -> None:
     backend.normalizer = Sequence([Lowercase(), own] if own is not None else [Lowercase()])
 
 
-def _images(path: Path, request: DataRequest, folder: Path) -> EvalData:
-    labels = path / "labels.csv" if path.is_dir() else path
+def image_table(path: Path, key: str, head: Head | None) -> tuple[Path, Sentences]:
+    """Return the folder of images and their names with the labels that a head takes.
+
+    An encoder, which has no head, takes a folder without labels.csv too: all images in it, by name.
+
+    Raises:
+        DataError: there are none, or the table cannot be read.
+    """
+    labels = path / LABELS if path.is_dir() else path
+    if head is None and path.is_dir() and not labels.is_file():
+        names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not names:
+            raise DataError(f"{key}: {path.name} holds no images; allowed: {', '.join(SUFFIXES)}")
+        return path, Sentences([(name,) for name in names], [])
     if not labels.is_file():
-        raise DataError(f"{request.key}: {path.name}: images are a folder with labels.csv (file,label)")
-    config = _config(folder)
-    head = head_of(config, "image-classification")
-    assert head is not None, "the task has one"
-    table = read_labels(labels, request.key, head)
+        raise DataError(f"{key}: {path.name}: images are a folder with {LABELS} (file,label)")
+    return labels.parent, read_labels(labels, key, head)
+
+
+def _images(path: Path, request: DataRequest, folder: Path, config: Any, head: Head | None) -> EvalData:
+    where, table = image_table(path, request.key, head)
     table = _chosen(table, _choose(len(table.texts), request, path, "images"))
-    root = Path(os.path.realpath(labels.parent))
+    root = Path(os.path.realpath(where))
     files = [Path(os.path.realpath(root / name)) for (name,) in table.texts]
     for file, (name,) in zip(files, table.texts, strict=True):
         if root not in file.parents or not os.path.isfile(file):
-            raise DataError(f"{request.key}: {labels.name} names {name:.80}, which is not an image in its folder")
+            raise DataError(f"{request.key}: {LABELS} names {name:.80}, which is not an image in its folder")
     reader = open_images(folder, config, trust_remote_code=request.trust_remote_code)
     check_images(files, request.key)
 
@@ -282,6 +300,8 @@ def _images(path: Path, request: DataRequest, folder: Path) -> EvalData:
             yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], reader, request.key)}
 
     batches = Batches(make, -(-len(files) // IMAGE_BATCH))
+    if head is None:
+        return ImageData(batches, len(files), str(path))
     labelled = _labelled(batches, table, head, request, path)
     assert labelled is not None, "the table of an image folder has labels"
     return labelled

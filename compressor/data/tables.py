@@ -118,8 +118,10 @@ def read_sentences(path: Path, key: str, head: Head | None = None) -> Sentences:
     return Sentences(items, _numbers(table, number, head) if number is not None else [])
 
 
-def read_labels(path: Path, key: str, head: Head) -> Sentences:
+def read_labels(path: Path, key: str, head: Head | None) -> Sentences:
     """Read the table of an image folder: file names, one in each of `texts`, and the labels that a head takes.
+
+    Without a head, which an encoder has not got, labels are left out.
 
     Raises:
         DataError: the file is no table, its columns cannot be told, a label is not what it must be, or a file has two.
@@ -127,6 +129,11 @@ def read_labels(path: Path, key: str, head: Head) -> Sentences:
     table = _read(path, key)
     if not table.rows:
         return Sentences([], [])
+    if head is None:
+        file = table.find(_FILE) if table.header else 0
+        if file is None:
+            raise table.unknown(_LABEL_HINT)
+        return Sentences([(name,) for name in dict.fromkeys(row[file] for _, row in table.rows)], [])
     if head.kind == "label sets":
         file = table.find(_FILE)
         found = _with_sets(table, (file,), head) if file is not None else Sentences([], [])

@@ -288,7 +288,7 @@ def peak_memory(folder: Path, threads: int = 1, batch: int = 1, length: int = 64
 def probe_inputs(runner: Runner, batch: int, length: int, vocabulary: int, seed: int = 0) -> Inputs:
     """Return seeded random inputs of a runner's task: token ids [B, T] with a full mask, or pixels [B, 3, H, W]."""
     rng = np.random.default_rng(seed)
-    if TASKS[runner.task].inputs == "pixels":
+    if runner.inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
         return {"pixel_values": rng.standard_normal((batch, channels, height, width), dtype=np.float32)}
     ids = rng.integers(0, vocabulary, (batch, length), dtype=np.int64)
@@ -315,7 +315,8 @@ def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, tak
     if len(set(tasks)) > 1:
         names = [f"{folder} is for {task}" for folder, task in zip(work.folders, tasks, strict=True)]
         raise UsageError(f"{', '.join(names)}: not comparable")
-    size = min(_usable_length(folder, tasks[0], work.length) for folder in work.folders)
+    reads_pixels = runners[0].inputs == "pixels"
+    size = 0 if reads_pixels else min(_usable_length(folder, tasks[0], work.length) for folder in work.folders)
     vocabulary = min(_vocabulary(folder) for folder in work.folders)
     found: _Phases = {}
     for count in work.batches:
@@ -331,8 +332,6 @@ def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, tak
 
 
 def _usable_length(folder: Path, task: str, length: int | None) -> int:
-    if TASKS[task].inputs == "pixels":
-        return 0
     config = read_config(folder)
     limit = config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20
     # The decode step needs one position after the cache.

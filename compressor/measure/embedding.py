@@ -52,7 +52,10 @@ class Embedder:
     weights: tuple[dict[str, F64], ...] = field(default=(), repr=False)
 
     def embed(self, runner: Runner, inputs: Inputs) -> F64:
-        """Return the embeddings [B, E] of one batch of tokenised sentences."""
+        """Return the embeddings [B, E] of one batch of tokenised sentences or of images."""
+        own = runner.pooled(inputs)
+        if own is not None:
+            return own.astype(np.float64)
         hidden = runner.forward(inputs).astype(np.float64)
         mask = np.asarray(inputs.get("attention_mask", np.ones(hidden.shape[:2])), dtype=np.float64)
         with np.errstate(invalid="ignore"):  # a model that gives infinities is told of by its NaN

@@ -14,7 +14,7 @@ from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine.processor import target_for
 from compressor.machine.shortage import raise_shortage
-from compressor.measure.runner import Array, Past, complete, first_line, greedy
+from compressor.measure.runner import Array, Past, complete, first_line, greedy, pooled_outputs, read_config
 from compressor.storage.artifact import ONNX_MODEL, runtime_model
 from compressor.storage.files import check_folder
 from compressor.storage.processor import target_of_folder
@@ -77,6 +77,8 @@ class OnnxRunner:
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         outputs = [o.name for o in self._session.get_outputs()]
         self._output = next((n for n in ("logits", "last_hidden_state") if n in outputs), outputs[0])
+        self.inputs = "pixels" if "pixel_values" in self._inputs else "tokens"
+        self._pooled = next((name for name in _pooled_names(self.folder) if name in outputs), None)
         self._present = [name.replace("past_key_values", "present") for name in self._past]
         if missing := [name for name in self._present if name not in outputs]:
             raise ModelError(f"{path}: the graph takes a cache but does not return {missing[0]}")
@@ -86,13 +88,17 @@ class OnnxRunner:
     def _guess_task(self) -> str:
         if self._past or (self.folder / "genai_config.json").is_file():
             return "text-generation"
-        if "pixel_values" in self._inputs:
-            return "image-classification"
-        return "feature-extraction" if self._output == "last_hidden_state" else "text-classification"
+        if self._output == "last_hidden_state":
+            return "feature-extraction"
+        return "image-classification" if self.inputs == "pixels" else "text-classification"
 
     def forward(self, inputs: Inputs) -> Array:
         """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
         return self._run(inputs, self._empty_past(inputs), [self._output])[0]
+
+    def pooled(self, inputs: Inputs) -> Array | None:
+        """Return the embeddings [B, E] that an encoder makes of whole samples by itself; None where it makes none."""
+        return None if self._pooled is None else self._run(inputs, [], [self._pooled])[0]
 
     def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
         """Run tokens [B, S] after `past` (see `Runner.extend`)."""
@@ -121,6 +127,13 @@ class OnnxRunner:
         feed = {k: np.ascontiguousarray(given[k], dtype=_DTYPES.get(v.type)) for k, v in self._inputs.items()}
         first, *rest = self._session.run(outputs, feed)
         return [np.asarray(first, dtype=np.float32), *rest]
+
+
+def _pooled_names(folder: Path) -> tuple[str, ...]:
+    try:
+        return pooled_outputs(read_config(folder))
+    except ModelError:  # a graph alone is run, too
+        return ()
 
 
 def _batch_of(inputs: Inputs) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architectures import OWN_TYPE, Family, family_named
 from compressor.architectures.tasks import stated_task
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, brief
@@ -31,6 +32,7 @@ class Runner(Protocol):
         folder: where it was loaded from.
         task: a name in `compressor.architectures.tasks.TASKS`.
         left_padding: whether a decoder gives right results for left-padded batches.
+        inputs: what it reads, `tokens` or `pixels`.
     """
 
     @property
@@ -42,8 +44,14 @@ class Runner(Protocol):
     @property
     def left_padding(self) -> bool: ...  # noqa: D102
 
+    @property
+    def inputs(self) -> str: ...  # noqa: D102
+
     def forward(self, inputs: Inputs) -> Array:
         """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
+
+    def pooled(self, inputs: Inputs) -> Array | None:
+        """Return the embeddings [B, E] that an encoder makes of whole samples by itself; None where it makes none."""
 
     def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
         """Run a decoder on tokens [B, S] after `past`; the mask covers past and new tokens [B, P + S].
@@ -101,6 +109,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     if file is None:
         raise ModelError(f"{folder}: no config.json there", hint="A model folder holds config.json.")
     return read_json(file)
+
+
+def pooled_outputs(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the outputs that hold one embedding for each sample, by config.json; none where the family has none."""
+    family = _family(config)
+    return family.pooled if family is not None else ()
+
+
+def bodies(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the classes for feature extraction beside AutoModel's, by config.json; none where there are no more."""
+    family = _family(config)
+    return family.bodies if family is not None else ()
+
+
+def _family(config: dict[str, Any]) -> Family | None:
+    try:
+        return family_named(str(config.get("model_type")).removeprefix(OWN_TYPE))
+    except ModelError:
+        return None
 
 
 def task_of(config: dict[str, Any]) -> str:

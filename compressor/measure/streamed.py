@@ -53,6 +53,15 @@ class StreamedRunner:
             parts.append(part)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
+    @property
+    def inputs(self) -> str:
+        """What the model reads."""
+        return self._model.family.inputs
+
+    def pooled(self, inputs: Inputs) -> Array | None:
+        """Return the embeddings of the next samples of an encoder that pools by itself; None for any other."""
+        return self.forward(inputs) if self._model.family.pooled else None
+
     def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
         """Refuse: a streamed model keeps no cache."""
         raise UsageError("a streamed model cannot decode step by step")

@@ -16,7 +16,7 @@ from compressor.architectures.tasks import RETURNED, TASKS
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError, brief, summary
 from compressor.machine.shortage import raise_shortage
-from compressor.measure.runner import Array, Past, complete, greedy, read_config, task_of
+from compressor.measure.runner import Array, Past, bodies, complete, greedy, pooled_outputs, read_config, task_of
 from compressor.storage.files import check_folder
 
 torch = lazy("torch")
@@ -38,6 +38,8 @@ class TorchRunner:
         names = {"architectures": [type(model).__name__]} if model is not None else read_config(self.folder)
         self.task = task_of(names)
         self.left_padding = True
+        self.inputs = "pixels" if self._model.main_input_name == "pixel_values" else "tokens"
+        self._pooled = pooled_outputs(self._model.config.to_dict())
         accepted = inspect.signature(self._model.forward).parameters
         self._accepted = {n for n in accepted if n not in ("labels", "inputs_embeds")}
         if not getattr(self._model.config, "type_vocab_size", 0):
@@ -52,6 +54,13 @@ class TorchRunner:
         """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
         out = self._call(inputs, 0, use_cache=False) if self.task == "text-generation" else self._call(inputs, 0)
         return _numpy(out.logits if "logits" in out else out.last_hidden_state)
+
+    def pooled(self, inputs: Inputs) -> Array | None:
+        """Return the embeddings [B, E] that an encoder makes of whole samples by itself; None where it makes none."""
+        if self.task == "text-generation" or not self._pooled:
+            return None
+        out = self._call(inputs, 0)
+        return next((_numpy(out[name]) for name in self._pooled if out.get(name) is not None), None)
 
     def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
         """Run tokens [B, S] after `past` (see `Runner.extend`)."""
@@ -95,7 +104,9 @@ def load_torch(folder: Path) -> Any:
         from compressor.model.folder import load
 
         return load(folder)
-    auto = getattr(transformers, TASKS[task_of(config)].auto_class)
+    stated, task = (config.get("architectures") or [""])[0], task_of(config)
+    body = task == "feature-extraction" and stated in bodies(config)
+    auto = getattr(transformers, stated if body else TASKS[task].auto_class)
     try:
         with quiet():
             model, info = auto.from_pretrained(

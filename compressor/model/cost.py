@@ -49,7 +49,7 @@ def count_flops(model: ModelFolder, length: int) -> int:
 
 
 def _meta_inputs(model: ModelFolder, length: int) -> dict[str, torch.Tensor]:
-    if model.task == "image-classification":
+    if model.family.inputs == "pixels":
         size = model.config.image_size
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         return {"pixel_values": torch.empty(1, model.config.num_channels, height, width, device="meta")}
@@ -95,7 +95,7 @@ def image_tokens(model: ModelFolder) -> int:
 
 def layer_dimensions(model: ModelFolder) -> list[dict[str, int]]:
     """Return for every block its widths and, for an image model, `tokens`: how many tokens of one image leave it."""
-    tokens = image_tokens(model) if model.task == "image-classification" else None
+    tokens = image_tokens(model) if model.family.inputs == "pixels" else None
     found = []
     for index, layer in enumerate(model.shapes.layers):
         sizes = {**asdict(layer), "residual": layer.residual[0]}

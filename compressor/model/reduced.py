@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.architectures import Family
+from compressor.architectures import FAMILIES, Family
 from compressor.errors import ModelError
 from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
 from compressor.model.blueprint import Blueprint, Reduction
@@ -137,12 +137,16 @@ class ReducedBlock(nn.Module):
 
 def check_reducible(what: str, family: Family) -> None:
     """Raise ModelError, in the name of `what`, where the blocks of a family cannot be reduced."""
-    if family.residual != "pre" or not family.leading_tokens or family.attention.layout != "separate":
+    if not _reducible(family):
         raise ModelError(
             f"{what}: family {family.name}: tokens can be reduced only in image models with norms before attention and "
             "FFN",
-            hint="Covered are vit, deit and dinov2, with and without registers.",
+            hint=f"Covered are {', '.join(known.name for known in FAMILIES if _reducible(known))}.",
         )
+
+
+def _reducible(family: Family) -> bool:
+    return family.residual == "pre" and family.leading_tokens > 0 and family.attention.layout == "separate"
 
 
 def _check_known(reduction: Reduction) -> None:

@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from compressor.architectures import Family, LayerShape
-from compressor.architectures.tasks import TASKS
+from compressor.architectures.tasks import class_of
 from compressor.errors import ModelError
 from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
@@ -51,8 +50,9 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
         ModelError: the blueprint asks for what the family cannot be built with.
     """
     with parameters_on_meta(), no_init_weights():  # to initialise what has no contents takes most of the time
-        auto = getattr(transformers, TASKS[task].auto_class)
-        model: PreTrainedModel = auto.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+        kind = class_of(config, family, task)
+        make = kind.from_config if kind.__name__.startswith("Auto") else kind._from_config
+        model: PreTrainedModel = make(config, attn_implementation="sdpa")
     model.requires_grad_(False)
     _check_norms(model, family)
     resize(model, family, blueprint)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from compressor.architectures import Family, family_named
+from compressor.architectures import OWN_TYPE, Family, family_named
 from compressor.architectures.tasks import RETURNED
 from compressor.errors import ModelError, brief, did_you_mean, summary
 from compressor.machine.shortage import raise_shortage
@@ -18,8 +18,6 @@ from compressor.model.foreign import refuse_adapter, refuse_foreign_codes
 from compressor.storage.files import check_folder, own_file
 from compressor.storage.json_files import read_json
 
-OWN_TYPE = "compressed_"
-"""What `model_type` begins with where stock modules would compute something else: stock transformers refuses that."""
 OWN_CLASS = "Compressed"
 """What the class in `architectures` is called then, before the name of the stock class."""
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]

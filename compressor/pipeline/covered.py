@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from compressor.architectures.tasks import TASKS
 from compressor.data.images import SETTINGS, open_images
 from compressor.data.vocabulary import greatest_token
 from compressor.errors import ModelError
@@ -24,7 +23,7 @@ def check_covered(source: ModelFolder, format_: str, *, data: bool, trust_remote
         ModelError: with the file and what is wrong with it.
         DataError: the image processor cannot be used.
     """
-    if TASKS[source.task].inputs == "pixels":
+    if source.family.inputs == "pixels":
         if data or (source.path / SETTINGS).is_file():
             open_images(source.path, source.config, trust_remote_code=trust_remote_code)
         return

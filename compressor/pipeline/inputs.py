@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.architectures.tasks import Head
-from compressor.data.reading import DataRequest, find_data
-from compressor.data.tables import read_labels
+from compressor.data.reading import LABELS, DataRequest, find_data, image_table
 from compressor.passes.apply import fingerprint_environment
 from compressor.pipeline.prepare import Prepared
 from compressor.storage.companions import companion_files
 from compressor.storage.tensors import sha256_of
 
 _MODEL, _CALIBRATION, _EVALUATION = "model/", "calibration/", "evaluation/"
-_LABELS = "labels.csv"
 
 
 def input_hashes(prepared: Prepared) -> dict[str, str]:
@@ -38,7 +36,7 @@ def input_hashes(prepared: Prepared) -> dict[str, str]:
     for prefix, request in ((_CALIBRATION, prepared.calibration), (_EVALUATION, prepared.evaluation)):
         if request is not None:
             path = find_data(request)
-            if source.task == "image-classification":
+            if source.family.inputs == "pixels":
                 hashes[f"{prefix}{path.name}/"] = _hash_of_images(request, path, source.head)
             elif path.is_file():
                 hashes[f"{prefix}{path.name}"] = sha256_of(path)
@@ -47,12 +45,13 @@ def input_hashes(prepared: Prepared) -> dict[str, str]:
 
 def _hash_of_images(request: DataRequest, path: Path, head: Head | None) -> str:
     """Return sha256 over the labels and the images that they name; `path` is their folder or they."""
-    labels = path / _LABELS if path.is_dir() else path
-    if head is None or not labels.is_file():
+    labels = path / LABELS if path.is_dir() else path
+    if head is not None and not labels.is_file():
         return ""  # what is wrong with it is said when it is read
-    digest = hashlib.sha256(labels.read_bytes())
-    root = Path(os.path.realpath(labels.parent))
-    for name in sorted({name for (name,) in read_labels(labels, request.key, head).texts}):
+    digest = hashlib.sha256(labels.read_bytes() if labels.is_file() else b"")
+    where, table = image_table(path, request.key, head)
+    root = Path(os.path.realpath(where))
+    for name in sorted({name for (name,) in table.texts}):
         file = Path(os.path.realpath(root / name))
         if file.is_relative_to(root) and os.path.isfile(file):
             digest.update(f"\n{name} {sha256_of(file)}".encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures.tasks import TASKS
 from compressor.errors import ModelError
 from compressor.measure.benchmark import file_bytes
 from compressor.model.cost import count_flops, default_length, recorded_layers
@@ -29,7 +28,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     model = open_model(path)
     folder = model.path
     graph = runtime_model(folder)
-    length = default_length(model, _INSPECT_TOKENS) if TASKS[model.task].inputs == "tokens" else 0
+    length = default_length(model, _INSPECT_TOKENS) if model.family.inputs == "tokens" else 0
     return {
         "path": str(path),
         "kind": "artifact" if (folder / MANIFEST).is_file() else "model",

@@ -18,6 +18,7 @@ _KINDS = {
     "labels": "labelled samples",
     "values": "samples with scores",
     "label sets": "samples with sets of labels",
+    "images": "images",
 }
 """Kind of evaluation data -> what it is called in a message."""
 
@@ -60,6 +61,8 @@ def unmeasurable(recipe: Recipe, source: ModelFolder, request: DataRequest | Non
 def _kind_of(request: DataRequest, source: ModelFolder) -> str:
     """Return the kind of data that is there; only sentences come in several."""
     head = source.head
+    if source.task == "feature-extraction" and source.family.inputs == "pixels":
+        return "images"
     if source.task not in ("feature-extraction", "text-classification"):
         return _richest(source)
     try:
@@ -76,6 +79,8 @@ def _kind_of(request: DataRequest, source: ModelFolder) -> str:
 
 def _richest(source: ModelFolder) -> str:
     """Return the kind of data that allows most metrics."""
+    if source.task == "feature-extraction" and source.family.inputs == "pixels":
+        return "images"
     return source.head.kind if source.head is not None else next(iter(TASKS[source.task].metrics))
 
 

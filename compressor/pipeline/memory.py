@@ -92,7 +92,7 @@ def _tokens(prepared: Prepared) -> tuple[int, int]:
     request = prepared.calibration
     if request is None or request.samples is None:
         return 0, 0
-    if prepared.source.task == "image-classification":
+    if prepared.source.family.inputs == "pixels":
         config = prepared.source.config
         patches = (int(config.image_size) // int(config.patch_size)) ** 2 + 1
         return IMAGE_BATCH * patches, request.samples * patches

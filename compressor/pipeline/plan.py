@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from compressor.architectures.tasks import TASKS
 from compressor.data.preprocessors import load_processor, load_tokenizer
 from compressor.data.reading import DataRequest, find_data
 from compressor.errors import DataError
@@ -48,7 +47,7 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
         "planned": asdict(costs[-1]),
         "bytes_exact": not models[-1].grids or all(method.needs.foreseen for method in prepared.passes),
         "ratios": {key: getattr(costs[-1], key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
-        "length": prepared.length if TASKS[prepared.source.task].inputs == "tokens" else 0,
+        "length": prepared.length if prepared.source.family.inputs == "tokens" else 0,
         "peak_memory_bytes": estimate_memory(prepared),
         "seconds_estimate": estimate_seconds(prepared, costs[0].flops),
         "half": samples_at_half(prepared, costs[0].flops),
@@ -70,7 +69,7 @@ def _check_folder(prepared: Prepared) -> None:
     source = prepared.source
     source.weights.names()
     requests = _requests(prepared)
-    if requests and source.task == "image-classification":
+    if requests and source.family.inputs == "pixels":
         load_processor(source.path)
     elif requests:
         load_tokenizer(source.path, requests[0].key)

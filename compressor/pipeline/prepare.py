@@ -199,7 +199,7 @@ def sample_length(source: ModelFolder, stated: int | None, key: str) -> int:
     if stated is None:
         return default_length(source, None)
     limit = default_length(source, stated)
-    if limit < stated and source.task != "image-classification":
+    if limit < stated and source.family.inputs == "tokens":
         raise DataError(
             f"{key}: {stated} tokens; the model has {limit} positions", hint=f"Set {key} to at most {limit}."
         )

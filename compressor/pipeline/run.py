@@ -248,7 +248,7 @@ def _samples(prepared: Prepared) -> Inputs | None:
     Random tokens make many classifiers give nearly the same answer, which says little of their order or labels.
     """
     task = TASKS[prepared.source.task]
-    if prepared.calibration is None or not task.classifies or task.inputs != "tokens":
+    if prepared.calibration is None or not task.classifies or prepared.source.family.inputs != "tokens":
         return None
     return next(iter(model_batches(prepared.load_calibration())))
 

@@ -68,6 +68,20 @@ logits = session.run(None, {"pixel_values": pixels})[0]  # [batch, classes]
 print(logits.argmax(-1))
 """
 
+IMAGE_FEATURES = """\
+import onnxruntime as ort
+from PIL import Image
+from transformers import AutoImageProcessor
+
+folder = "."  # this folder
+processor = AutoImageProcessor.from_pretrained(folder)
+session = ort.InferenceSession(f"{folder}/GRAPH", providers=["CPUExecutionProvider"])
+
+pixels = processor(Image.open("photo.jpg").convert("MODE"), return_tensors="np")["pixel_values"]
+tokens, *embedding = session.run(None, {"pixel_values": pixels})
+print(tokens.shape, *(array.shape for array in embedding))  # [batch, tokens, width], and one row for each image
+"""
+
 SENTENCES = """\
 from sentence_transformers import SentenceTransformer
 
@@ -111,7 +125,8 @@ def usage(task: str, facts: ArtifactFacts) -> str:
 def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
     """Return title and code of each way to load a graph."""
     known = TASKS.get(task)
-    plain = DECODER if facts.decoder else IMAGE if known and known.inputs == "pixels" else ENCODER
+    image = IMAGE if known is None or known.output == "logit" else IMAGE_FEATURES
+    plain = DECODER if facts.decoder else image if facts.pixels else ENCODER
     code = plain.replace("GRAPH", facts.graph).replace("MODE", "L" if facts.grey else "RGB")
     parts = [("ONNX Runtime", code)]
     if facts.genai:

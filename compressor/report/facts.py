@@ -25,6 +25,7 @@ class ArtifactFacts:
         graph: name of the file that ONNX Runtime loads.
         sentences: whether sentence-transformers knows the folder as a sentence encoder.
         grey: whether an image model takes images of one channel.
+        pixels: whether the model reads images.
     """
 
     format: Literal["onnx", "safetensors"]
@@ -35,6 +36,7 @@ class ArtifactFacts:
     graph: str = "model.onnx"
     sentences: bool = False
     grey: bool = False
+    pixels: bool = False
 
     @classmethod
     def of(cls, folder: Path, task: str) -> ArtifactFacts:
@@ -51,6 +53,7 @@ class ArtifactFacts:
             graph=graph.name if graph is not None else "model.onnx",
             sentences=task == "feature-extraction" and (folder / MODULES).is_file(),
             grey=config.get("num_channels") == 1,
+            pixels="image_size" in config,
         )
 
 

@@ -83,7 +83,7 @@ def _ports(weights: StoredWeights, model: ModelFolder) -> list[str]:
     """Return in what inputs and outputs differ from the described model."""
     config, ports = model.config, graph_ports(weights)
     wanted: dict[str, list[Any]] = {}
-    if TASKS[model.task].inputs == "pixels":
+    if model.family.inputs == "pixels":
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         wanted["pixel_values"] = [None, config.num_channels, height, width]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
@@ -38,6 +37,7 @@ class Case:
         padding: `none`, `right` or `left`; rows are then padded by different amounts.
         columns: output columns that are recorded, at most.
         pixels: of images: `blocks` of one colour, or `noise`.
+        pooled: whether it compares the embeddings of whole samples instead of the hidden states.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Case:
     padding: str = "none"
     columns: int = COLUMNS
     pixels: str = "blocks"
+    pooled: bool = False
 
     def chosen(self, columns: NDArray[Any]) -> NDArray[Any]:
         """Return those of the recorded output columns that are recorded for this probe, spread over all of them."""
@@ -68,6 +69,11 @@ ENCODER_CASES = (
     Case("padding", 2, (16,), "right"),
     Case("wide", 16, (6,), columns=_FEW_COLUMNS),
 )
+POOLED_CASES = {
+    "pixels": (Case("pooled", 3, pooled=True), Case("pooled_pixels", 1, pixels="noise", pooled=True)),
+    "tokens": (Case("pooled", 3, (9,), pooled=True), Case("pooled_padding", 3, (14,), "right", pooled=True)),
+}
+"""For encoders that pool their hidden states themselves, by what they read."""
 IMAGE_CASES = (Case("single", 1), Case("batch", 3), Case("wide", 16), Case("pixels", 1, pixels="noise"))
 
 
@@ -92,7 +98,7 @@ def cases_of(runner: Runner) -> tuple[Case, ...]:
     Raises:
         ModelError: they allow none.
     """
-    if TASKS[runner.task].inputs == "pixels":
+    if runner.inputs == "pixels":
         return IMAGE_CASES
     cases = DECODER_CASES if runner.task == "text-generation" else ENCODER_CASES
     limit = positions(runner)
@@ -113,7 +119,7 @@ def positions(runner: Runner) -> int:
 def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Generator) -> Inputs:
     """Return the inputs of a probe in the form that goes to disk: images without the repeats of their blocks."""
     config = read_config(runner.folder)
-    if TASKS[runner.task].inputs == "pixels":
+    if runner.inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
         if case.pixels == "noise":
             return {"noise": np.asarray([rng.integers(1 << 31), case.batch, channels, height, width], np.int64)}

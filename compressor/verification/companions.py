@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from compressor._lazy import lazy
-from compressor.architectures.tasks import TASKS
+from compressor.architectures import OWN_TYPE
 from compressor.data.preprocessors import TOKENIZER, library_calls, load_processor, load_tokenizer, try_tokenizer
 from compressor.errors import DataError, ModelError
 from compressor.measure.runner import first_line, read_config
-from compressor.model.source import OWN_CLASS, OWN_TYPE
+from compressor.model.source import OWN_CLASS
 from compressor.storage.companions import COMPANIONS, companion_files
 from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
@@ -61,7 +61,7 @@ _DESCRIBING = ("paths", "head_dim")
 """Keys of its `compression` section that are there for the modelling file."""
 
 
-def companion_record(folder: Path, task: str) -> dict[str, Any]:
+def companion_record(folder: Path, inputs: str) -> dict[str, Any]:
     """Return what a model folder's files beside the weights say and do, as JSON values.
 
     Raises:
@@ -75,7 +75,7 @@ def companion_record(folder: Path, task: str) -> dict[str, Any]:
         record["texts"], record["entries"] = tokenized(folder)
     if has_chat_template(folder):
         record["chat"] = rendered_chat(folder)
-    if TASKS[task].inputs == "pixels" and (folder / "preprocessor_config.json").is_file():
+    if inputs == "pixels" and (folder / "preprocessor_config.json").is_file():
         record["images"] = processed_images(folder)
     return record
 

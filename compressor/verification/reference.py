@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, summary
-from compressor.measure.runner import Array, Runner
+from compressor.measure.runner import Array, Runner, pooled_outputs, read_config
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
 from compressor.storage.grids import GridSpec
 from compressor.storage.json_files import parse_json
-from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
+from compressor.verification.cases import COLUMNS, POOLED_CASES, Case, Tokens, cases_of, make_probe, positions, restore
 from compressor.verification.companions import companion_record
 from compressor.verification.outputs import SAMPLES, check_spread, has_label_sets, has_one_output, same_labels
 from compressor.verification.samples import clipping, draw
@@ -115,8 +115,10 @@ def write_reference(
     tensors: dict[str, NDArray[Any]] = {}
     outside: dict[str, float] = {}
     cases, tokens = cases_of(runner), Tokens(runner, rng)
+    if pooled_outputs(read_config(runner.folder)):
+        cases = (*cases, *POOLED_CASES[runner.inputs])
     if has_one_output(runner):  # an order takes more samples than the other probes have
-        by_token = TASKS[runner.task].inputs == "tokens"
+        by_token = runner.inputs == "tokens"
         cases = (*cases, Case("scores", 32, (min(16, positions(runner)),) if by_token else ()))
     if samples is not None:
         cases = (*cases, Case(SAMPLES, len(samples["input_ids"]), (samples["input_ids"].shape[1],)))
@@ -132,10 +134,11 @@ def write_reference(
         outside[case.name] = clipped.share
         if not np.isfinite(outputs).all():
             raise ModelError(f"{runner.folder}: the compressed model gives NaN or infinite outputs (probe {case.name})")
-        if "columns" not in tensors:
+        key = _columns_key(case)
+        if key not in tensors:
             width = outputs.shape[-1]
-            tensors["columns"] = np.sort(rng.permutation(width)[:COLUMNS]).astype(np.int64)
-        rows = _reduce(outputs, inputs.get("attention_mask"), case.chosen(tensors["columns"]))
+            tensors[key] = np.sort(rng.permutation(width)[:COLUMNS]).astype(np.int64)
+        rows = _reduce(outputs, inputs.get("attention_mask"), case.chosen(tensors[key]))
         tensors |= {f"{case.name}.input.{name}": np.asarray(value) for name, value in probe.items()}
         tensors |= {f"{case.name}.{name}": value for name, value in vars(rows).items()}
     if runner.task == "text-generation":
@@ -146,7 +149,7 @@ def write_reference(
     if grids:
         facts["outside"] = outside
     if companions:
-        facts["companions"] = companion_record(runner.folder, runner.task)
+        facts["companions"] = companion_record(runner.folder, runner.inputs)
         tensors |= table_record(runner)
     # One metadata key only: the order of several is not deterministic.
     arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
@@ -232,7 +235,7 @@ def _check_case(
     wanted = _Rows(**{name: tensors[f"{case.name}.{name}"] for name in _Rows.__dataclass_fields__})
     name = f"{group}.{case.name}"
     outputs = _run(runner, case, inputs)
-    columns = case.chosen(tensors["columns"])
+    columns = case.chosen(tensors[_columns_key(case)])
     if outputs.shape[-1] <= int(columns.max()):
         return [yes(name, False, f"the artifact has {outputs.shape[-1]} outputs per token, the reference more")]
     found = _reduce(outputs, inputs.get("attention_mask"), columns)
@@ -248,7 +251,7 @@ def _check_case(
     if tolerance.relative is not None:
         relative = error / max(float(np.abs(wanted.values).max()), 1e-6)
         checks.append(bounded(f"{name}.max_relative", relative, most=tolerance.relative))
-    alone = int(tensors["columns"].size) == 1
+    alone = int(tensors[_columns_key(case)].size) == 1
     several = unit == "logit" and has_label_sets(runner)
     if alone or several:
         compared[case.name] = found.values, wanted.values
@@ -277,10 +280,17 @@ def _check_greedy(runner: Runner, tensors: dict[str, NDArray[Any]], name: str) -
     return Check(name, wrong == 0, wrong, {"equal": 0}, "tokens", "" if wrong == 0 else reason)
 
 
+def _columns_key(case: Case) -> str:
+    """Return the name of the columns that are recorded of an output; embeddings have a width of their own."""
+    return "columns.pooled" if case.pooled else "columns"
+
+
 def _run(runner: Runner, case: Case, inputs: Inputs) -> Array:
-    """Return the outputs [B, T, V] of all chunks, [B, T, H] of an encoder, or [B, 1, C] of a classifier."""
+    """Return the outputs [B, T, V] of all chunks, [B, T, H] of an encoder, [B, 1, C] of what is one per sample."""
     if runner.task != "text-generation":
-        outputs = runner.forward(inputs)
+        outputs = runner.pooled(inputs) if case.pooled else runner.forward(inputs)
+        if outputs is None:
+            raise ModelError("the artifact gives no pooled output")
         return outputs if outputs.ndim == 3 else outputs[:, None]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if len(case.chunks) == 1:

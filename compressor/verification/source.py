@@ -21,7 +21,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +90,18 @@ def compare(model: ModelFolder) -> dict[str, Any]:
     Raises:
         ModelError: stock transformers does not load it, or loads another model than we read.
     """
-    probes = probes_for(model.config, model.task)
+    probes = probes_for(model.config, model.family, model.task)
     stock = load_stock(model)
     name, config = type(stock).__name__, stock.config.to_dict()
     _check_tensors(stock, model)
-    wanted = [_run(stock, probe, "stock transformers") for probe in probes]
+    pooled = model.family.pooled
+    wanted = [_run(stock, probe, pooled, "stock transformers") for probe in probes]
     del stock
     gc.collect()
     ours = model.load()
     difference = 0.0
     for probe, outputs in zip(probes, wanted, strict=True):
-        reason, found = _difference(outputs, _run(ours, probe, "this program"))
+        reason, found = _difference(outputs, _run(ours, probe, pooled, "this program"))
         if reason:
             keys = _differing_keys(config, model.config.to_dict())
             raise ModelError(
@@ -112,10 +113,10 @@ def compare(model: ModelFolder) -> dict[str, Any]:
     return {**_record(name, probes, wanted), DIFFERENCE: difference}
 
 
-def _run(model: Any, probe: Probe, whose: str) -> Outputs:
+def _run(model: Any, probe: Probe, pooled: Sequence[str], whose: str) -> Outputs:
     """Return a model's outputs on a probe; raise ModelError where it fails on it."""
     try:
-        return outputs_of(model, probe)
+        return outputs_of(model, probe, pooled)
     except Exception as error:  # what modules raise where config.json makes no sense has no common class
         if _lacks_memory(error):
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from compressor._lazy import lazy
-from compressor.architectures.tasks import TASKS
+from compressor.architectures import Family
 
 torch = lazy("torch")
 
@@ -36,13 +37,13 @@ class Probe:
     inputs: dict[str, Any]
 
 
-def probes_for(config: Any, task: str) -> list[Probe]:
+def probes_for(config: Any, family: Family, task: str) -> list[Probe]:
     """Return the probes of a model, by its transformers config; the same for the same config.
 
     Tokens are spread evenly over the vocabulary, in random order.
     """
     rng = np.random.default_rng(_SEED)
-    if TASKS[task].inputs == "pixels":
+    if family.inputs == "pixels":
         size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
         shape = (config.num_channels, *size)
         return [
@@ -72,8 +73,8 @@ def _text(rng: Any, config: Any, shape: tuple[int, int], padding: str) -> dict[s
     return inputs
 
 
-def outputs_of(model: Any, probe: Probe) -> Outputs:
-    """Return what a torch model in eval mode gives for a probe."""
+def outputs_of(model: Any, probe: Probe, pooled: Sequence[str] = ()) -> Outputs:
+    """Return what a torch model in eval mode gives for a probe; `pooled` are more outputs to compare."""
     accepted = inspect.signature(model.forward).parameters
     feed = {name: torch.from_numpy(array) for name, array in probe.inputs.items() if name in accepted}
     if "use_cache" in accepted:
@@ -82,7 +83,7 @@ def outputs_of(model: Any, probe: Probe) -> Outputs:
         given = model(**feed, return_dict=True)
     mask = probe.inputs.get("attention_mask")
     found: Outputs = {}
-    for name in _OUTPUTS:
+    for name in (*_OUTPUTS, *pooled):
         if given.get(name) is not None:
             array = given[name].to(torch.float32).numpy()
             found[name] = array[mask > 0] if mask is not None and array.ndim == 3 else array

@@ -325,7 +325,11 @@ class Walk:
         self.dense.clear()
 
     def run_tail(self, inputs: dict[str, Any], hidden: torch.Tensor) -> torch.Tensor:
-        """Return the model's output for a batch whose last block gives `hidden` [batch, tokens, width]."""
+        """Return the model's output for a batch whose last block gives `hidden` [batch, tokens, width].
+
+        Of an encoder that pools its hidden states itself, that is one embedding for each sample.
+        """
         with self.replaced([Injector(hidden) for _ in range(self.count)]):
             out = self.forward(inputs)
-        return torch.as_tensor(out.logits if "logits" in out else out.last_hidden_state)
+        names = ("logits", *self.source.family.pooled, "last_hidden_state")
+        return torch.as_tensor(next(out[name] for name in names if out.get(name) is not None))

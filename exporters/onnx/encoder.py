@@ -2,7 +2,8 @@
 
 A text encoder takes `input_ids`, `attention_mask` and, where it has token types, `token_type_ids`, all
 `[batch, sequence]`; an image model takes `pixel_values [batch, channels, height, width]` of static size. The output is
-`logits` for a model with a classification head, and `last_hidden_state` otherwise.
+`logits` for a model with a classification head, and `last_hidden_state` otherwise; behind it comes the embedding of the
+whole sample, where the family pools by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from compressor.architectures import family_of
 from compressor.errors import ModelError
 from compressor.exporters.onnx.attention import attention_of
 from compressor.exporters.onnx.norms import fused_rms_norms
@@ -26,23 +28,26 @@ _OUTPUTS = ("logits", "last_hidden_state")
 
 
 class _Encoder(nn.Module):
-    """An encoder with named inputs in a row and one output."""
+    """An encoder with named inputs and outputs in a row."""
 
-    def __init__(self, model: nn.Module, attention: EncoderAttention, inputs: list[str], output: str) -> None:
+    def __init__(self, model: nn.Module, attention: EncoderAttention, inputs: list[str], outputs: list[str]) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
         self.inputs = inputs
-        self.output = output
+        self.outputs = outputs
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = dict(zip(self.inputs, tensors, strict=True))
         if (mask := inputs.get("attention_mask")) is not None:
-            self.attention.bias = bias_of(mask[:, None, None, :].bool(), self.dtype)
+            seen = mask[:, None, None, :].bool()
+            if self.attention.causal:
+                places = torch.arange(mask.shape[1])
+                seen = seen & (places[None, :] <= places[:, None])
+            self.attention.bias = bias_of(seen, self.dtype)
         result = self.model(**inputs)
-        tensor: Tensor = result[self.output]
-        return tensor.to(torch.float32)
+        return tuple(result[name].to(torch.float32) for name in self.outputs)
 
 
 def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Model:
@@ -62,8 +67,8 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
     inputs = example_inputs(model, dtype)
     attention = EncoderAttention()
     with attention_of(model, attention), fused_rms_norms(model):
-        output, blocks = _survey(model, inputs)
-        wrapper = _Encoder(model, attention, list(inputs), output).eval()
+        outputs, blocks = _survey(model, inputs)
+        wrapper = _Encoder(model, attention, list(inputs), outputs).eval()
         dims: dict[int, str] = {0: BATCH} if "pixel_values" in inputs else {0: BATCH, 1: SEQUENCE}
         all_dims = (tuple(dims for _ in inputs),)
         graph = trace_repeating(
@@ -71,8 +76,8 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
         )
     for value, name in zip(graph.graph.inputs, inputs, strict=True):
         value.name = name
-    (result,) = graph.graph.outputs
-    result.name = output
+    for value, name in zip(graph.graph.outputs, outputs, strict=True):
+        value.name = name
     return graph
 
 
@@ -91,11 +96,12 @@ def example_inputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return inputs
 
 
-def _survey(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, list[Block]]:
-    """Return the name of the output and the blocks, from a run that computes nothing."""
+def _survey(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[str], list[Block]]:
+    """Return the names of the outputs and the blocks, from a run that computes nothing."""
     results: list[Any] = []
     blocks = blocks_of(model, lambda: results.append(model(**inputs)))
     found = [name for name in _OUTPUTS if getattr(results[0], name, None) is not None]
     if not found:
         raise ModelError(f"{type(model).__name__} returns neither {' nor '.join(_OUTPUTS)}")
-    return found[0], blocks
+    pooled = [name for name in family_of(model.config).pooled if results[0].get(name) is not None]
+    return [found[0], *(pooled[:1] if found[0] == "last_hidden_state" else [])], blocks

@@ -41,13 +41,15 @@ def bias_of(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class EncoderAttention:
-    """The attention function of an encoder during a trace: every token sees every valid one.
+    """The attention function of an encoder during a trace: every token sees every valid one, or those before it.
 
     Attributes:
-        bias: `[batch, 1, 1, sequence]`, set before the model is called; None where all tokens are valid.
+        bias: `[batch, 1, 1 or sequence, sequence]`, set before the model is called; None where all tokens are valid.
+        causal: whether a call asked that tokens see no later ones.
     """
 
     bias: Tensor | None = None
+    causal: bool = False
 
     def __call__(
         self,
@@ -61,6 +63,7 @@ class EncoderAttention:
     ) -> tuple[Tensor, None]:
         """Attend; `attention_mask` is None but where a block of ours weighs tokens: transformers builds none."""
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        self.causal |= bool(kwargs.get("is_causal"))
         return attend(query, key, value, scale, self.bias if attention_mask is None else attention_mask), None
 
 

@@ -24,8 +24,8 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from tests.core.test_gates import silent_share
-from tests.core.test_loading import COVERED, inputs_for
-from tests.core.toy import toy_batches
+from tests.core.test_loading import COVERED, inputs_of
+from tests.core.toy import batches_of
 
 Pico = Callable[..., Path]
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -46,8 +46,8 @@ OPTIONS = recipe_options()
 # Quantization reads weights as matrices, whatever they are for: one family of each kind shows it.
 KINDS = {
     "structure": COVERED,
-    "tokens": ["vit", "deit", "dinov2", "llama"],
-    "quantize": ["llama", "mistral", "bert", "vit", "dinov2"],
+    "tokens": ["vit", "deit", "clip_vision_model", "dinov2", "dinov2_with_registers", "llama"],
+    "quantize": ["llama", "mistral", "bert", "vit", "clip_vision_model", "dinov2"],
 }
 # What each family is to lessen: parameters, operations at a fixed input, inputs that are read, bits.
 GAIN: dict[str, Callable[[ModelFolder], float]] = {
@@ -76,7 +76,7 @@ def compress(
         assert family in str(error) or source.task in str(error), "a refusal names the family or the task"
         pytest.skip(f"{name} refuses {family}: {error.message}")
     model, changes = apply_pass(
-        instance, source, toy_batches(source.task), Setting(work=work, fingerprint="contract", cache_bytes=cache)
+        instance, source, batches_of(source), Setting(work=work, fingerprint="contract", cache_bytes=cache)
     )
     return source, model, changes
 
@@ -114,7 +114,7 @@ def test_same_bytes_whatever_the_memory(pico: Pico, name: str, family: str, tmp_
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_reloads_in_a_fresh_process(pico: Pico, name: str, family: str, tmp_path: Path) -> None:
     source, model, _ = compress(pico, name, family, tmp_path)
-    inputs = inputs_for(source.task)
+    inputs = inputs_of(source)
     with torch.no_grad():
         here = model.load()(**inputs)[0].numpy()
     np.savez(tmp_path / "inputs.npz", **{key: value.numpy() for key, value in inputs.items()})
@@ -130,7 +130,7 @@ def test_exports_with_parity(pico: Pico, name: str, family: str, tmp_path: Path)
     out = tmp_path / "onnx"
     out.mkdir()
     export_onnx(model, out, OnnxOptions())
-    inputs = inputs_for(source.task)
+    inputs = inputs_of(source)
     with torch.no_grad():
         expected = model.load()(**inputs)[0].numpy()
     actual = OnnxRunner(out).forward({key: value.numpy() for key, value in inputs.items()})

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.data.kinds import LabelData, PairData, SentenceData, TextData
+from compressor.data.kinds import ImageData, LabelData, PairData, SentenceData, TextData
 from compressor.data.reading import DataRequest, Purpose, load_data, model_batches
 from compressor.errors import DataError
 
@@ -139,6 +139,19 @@ def test_labels_cannot_name_files_outside(pico: Pico, tmp_path: Path) -> None:
     (folder / "labels.csv").write_text("../secret.png,0\n")
     with pytest.raises(DataError, match="not an image in its folder"):
         load_data(request(folder, samples=1), "image-classification", pico("vit"))
+
+
+def test_an_encoder_takes_images_without_labels(pico: Pico, tmp_path: Path) -> None:
+    folder = images(tmp_path / "i")
+    listed = model_batches(load_data(request(folder), "feature-extraction", pico("clip_vision_model")))
+    (folder / "labels.csv").unlink()
+    found = load_data(request(folder), "feature-extraction", pico("clip_vision_model"))
+    assert isinstance(found, ImageData) and len(found) == 4
+    pairs = zip(listed, found.batches, strict=True)
+    assert all(np.array_equal(a["pixel_values"], b["pixel_values"]) for a, b in pairs)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        load_data(request(tmp_path / "empty", samples=1), "feature-extraction", pico("clip_vision_model"))
 
 
 def test_broken_image(pico: Pico, tmp_path: Path) -> None:

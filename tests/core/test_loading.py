@@ -21,20 +21,27 @@ from compressor.exporters.remote_code import add_remote_code
 from compressor.model.blueprint import compression_section, read_blueprint
 from compressor.model.config import config_for
 from compressor.model.cost import count_flops
-from compressor.model.folder import load, open_model
+from compressor.model.folder import ModelFolder, load, open_model
 from compressor.model.names import check_entries
 from compressor.model.source import read_config
 from compressor.storage.tensors import Plan, stored_entries, write_safetensors
 
-COVERED = ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "deit", "dinov2"]
+COVERED = [
+    *("llama", "mistral", "qwen2", "qwen3", "opt", "bert"),
+    *("vit", "deit", "clip_vision_model", "dinov2", "dinov2_with_registers"),
+]
 Pico = Callable[..., Path]
 
 
-def inputs_for(task: str, vocabulary: int = 320, image: int = 32) -> dict[str, torch.Tensor]:
+def inputs_for(task: str, vocabulary: int = 320, image: int = 32, *, pixels: bool = False) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    if task == "image-classification":
+    if pixels or task == "image-classification":
         return {"pixel_values": torch.randn(2, 3, image, image)}
     return {"input_ids": torch.randint(2, vocabulary, (2, 11))}
+
+
+def inputs_of(model: ModelFolder) -> dict[str, torch.Tensor]:
+    return inputs_for(model.task, pixels=model.family.inputs == "pixels")
 
 
 def stock(folder: Path, task: str, **options: Any) -> Any:
@@ -50,7 +57,7 @@ def test_same_outputs_and_parameters_as_stock(pico: Pico, family: str) -> None:
     folder = open_model(pico(family))
     ours, theirs = folder.load(), stock(folder.path, folder.task)
     with torch.no_grad():
-        inputs = inputs_for(folder.task)
+        inputs = inputs_of(folder)
         assert torch.equal(ours(**inputs)[0], theirs(**inputs)[0])
     assert folder.parameters == sum(p.numel() for p in theirs.parameters())
 
@@ -66,8 +73,8 @@ def test_flops_scale_with_the_matrices(pico: Pico, family: str) -> None:
     shapes = folder.shapes.with_widths([50] * len(folder.shapes.layers))
     narrow = folder.with_blueprint(folder.blueprint.with_shapes(shapes))
     matrices = len(folder.family.ffn.readers) + 1
-    tokens = 17 if folder.task == "image-classification" else 32
-    tokens += 1 if family == "deit" else 0
+    tokens = 17 if folder.family.inputs == "pixels" else 32
+    tokens += {"deit": 1, "dinov2_with_registers": 3}.get(family, 0)
     removed = 2 * tokens * matrices * 48 * (folder.shapes.layers[0].intermediate_size - 50) * len(folder.shapes.layers)
     assert count_flops(folder, 32) - count_flops(narrow, 32) == removed
 
@@ -95,7 +102,7 @@ def test_per_layer_shapes_reload_here_and_with_the_modelling_file(
     assert reopened.blueprint == blueprint
     ours, theirs = reopened.load(), stock(tmp_path, source.task, trust_remote_code=True)
     with torch.no_grad():
-        inputs = inputs_for(source.task)
+        inputs = inputs_of(source)
         assert torch.equal(ours(**inputs)[0], theirs(**inputs)[0])
 
 
@@ -136,7 +143,7 @@ def test_sections_of_version_1_still_load(pico: Pico, tmp_path: Path) -> None:
     reopened = open_model(tmp_path)
     assert reopened.blueprint == model.blueprint
     with torch.no_grad():
-        assert torch.isfinite(reopened.load()(**inputs_for(source.task))[0]).all()
+        assert torch.isfinite(reopened.load()(**inputs_of(source))[0]).all()
     (tmp_path / "config.json").write_text(json.dumps({**config, "compression": {**section, "version": 3}}))
     with pytest.raises(ModelError, match="not of version 1 or 2"):
         open_model(tmp_path)
@@ -198,7 +205,7 @@ def test_encoder_without_a_pooler_is_stock_without_one(pico: Pico, tmp_path: Pat
     ours = folder.load()
     theirs = stock(folder.path, folder.task, add_pooling_layer=False)
     with torch.no_grad():
-        assert torch.equal(ours(**inputs_for(folder.task))[0], theirs(**inputs_for(folder.task))[0])
+        assert torch.equal(ours(**inputs_of(folder))[0], theirs(**inputs_of(folder))[0])
     assert {name for name, _ in ours.named_parameters()} == {name for name, _ in theirs.named_parameters()}
     assert folder.parameters == open_model(pico("bert")).parameters
 

@@ -25,7 +25,6 @@ def test_every_task_has_all_facts(task: Task) -> None:
     assert all(getattr(task, field.name) for field in fields(Task) if field.name not in ("endings", "length"))
     assert hasattr(transformers, task.auto_class)
     assert task.endings or task.auto_class == "AutoModel"
-    assert (task.length == 0) == (task.inputs == "pixels")
     assert set(task.metrics) <= kinds
     assert {name for names in task.metrics.values() for name in names} <= set(METRICS)
     # A classifier's kind of data is that of its head.

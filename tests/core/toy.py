@@ -18,8 +18,13 @@ from compressor.walk import BlockView, Change, Walk
 VOCABULARY = 320
 
 
+def batches_of(model: ModelFolder) -> Batches:
+    """Return random inputs of a pico-model."""
+    return toy_batches("image-classification" if model.family.inputs == "pixels" else model.task)
+
+
 def toy_batches(task: str, *, count: int = 3, tokens: int = 24, image: int = 32) -> Batches:
-    """Return random inputs of a pico-model; sentences are padded."""
+    """Return random inputs of a pico-model for a task; sentences are padded."""
     rng = np.random.default_rng(0)
     made: list[dict[str, Any]] = []
     for _ in range(count):

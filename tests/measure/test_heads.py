@@ -28,9 +28,13 @@ class Outputs:
     task: str = "text-classification"
     folder: Path = Path("fake")
     left_padding: bool = False
+    inputs: str = "tokens"
 
     def forward(self, inputs: Inputs) -> Array:
         return np.asarray(self.table[inputs["input_ids"][:, 0]], dtype=np.float32)
+
+    def pooled(self, inputs: Inputs) -> Array | None:
+        return None
 
     def extend(self, inputs: Inputs, past: Any = None) -> tuple[Array, Any]:
         raise NotImplementedError

@@ -54,9 +54,9 @@ def test_each_format_gets_the_loaders_that_can_read_it():
     assert "sentence_transformers" not in encoder_card
     sentences = card(encoder(), RECIPE, ArtifactFacts("onnx", sentences=True))
     assert 'SentenceTransformer(".", backend="onnx")' in sentences
-    images = card(image(), RECIPE, ArtifactFacts("onnx"))
+    images = card(image(), RECIPE, ArtifactFacts("onnx", pixels=True))
     assert "AutoImageProcessor" in images and 'convert("RGB")' in images and "/model.onnx" in images
-    grey = card(image(), RECIPE, ArtifactFacts("onnx", grey=True, graph="model.ort"))
+    grey = card(image(), RECIPE, ArtifactFacts("onnx", grey=True, pixels=True, graph="model.ort"))
     assert 'convert("L")' in grey and "/model.ort" in grey
     plain = card(decoder(), RECIPE, ArtifactFacts("safetensors", decoder=True))
     assert 'AutoModelForCausalLM.from_pretrained(".")' in plain and "InferenceSession" not in plain

@@ -36,6 +36,7 @@ class FakeRunner:
     spoil: float | None = None
     folder: Path = Path("fake")
     left_padding: bool = True
+    inputs: str = "tokens"
     seen: list[tuple[int, ...]] = field(default_factory=list)
 
     def forward(self, inputs: Inputs) -> Array:
@@ -52,6 +53,9 @@ class FakeRunner:
             out = out.copy()
             out.reshape(-1)[5] = self.spoil
         return np.asarray(out, dtype=np.float32)
+
+    def pooled(self, inputs: Inputs) -> Array | None:
+        return None
 
     def extend(self, inputs: Inputs, past: Any = None) -> tuple[Array, Any]:
         raise NotImplementedError

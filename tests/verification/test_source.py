@@ -23,7 +23,7 @@ from compressor.verification.source import compare, recorded_check, run_gate, so
 from compressor.verification.source_probes import probes_for
 
 Pico = Callable[..., Path]
-COVERED = ["llama", "mistral", "qwen2", "qwen3", "opt", "bert", "vit", "deit", "dinov2"]
+COVERED = [*("llama", "mistral", "qwen2", "qwen3", "opt", "bert"), *("vit", "deit", "dinov2", "dinov2_with_registers")]
 
 
 @contextmanager

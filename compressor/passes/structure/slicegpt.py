@@ -107,10 +107,10 @@ class SliceGPT:
             ModelError: the family cannot be rotated, or the share cannot be reached.
         """
         family, shapes = source.family, source.shapes
-        if not rotatable(family):
+        if not rotatable(source):
             raise ModelError(
-                f"slicegpt rotates the residual stream, which needs separate projections behind pre-norms; family "
-                f"{family.name} has not got them",
+                "slicegpt rotates the residual stream, which needs separate projections behind pre-norms and a head; "
+                f"family {family.name} for {source.task} has not got them",
                 hint="Prune its FFN with the `width` method instead.",
             )
         if shapes.shortcuts:

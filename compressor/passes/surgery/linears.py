@@ -56,7 +56,7 @@ def block_names(source: ModelFolder) -> list[str]:
 
 def embedding_name(source: ModelFolder) -> str | None:
     """Return the module name of the token embedding; None for image models."""
-    if source.task == "image-classification":
+    if source.family.inputs == "pixels":
         return None
     model = source.skeleton()
     wanted = model.get_input_embeddings()

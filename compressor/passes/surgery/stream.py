@@ -12,14 +12,20 @@ from compressor.passes.surgery import slots
 if TYPE_CHECKING:
     import torch
 
-    from compressor.architectures import Family
+    from compressor.model.folder import ModelFolder
     from compressor.walk import BlockView, Walk
 else:
     torch = lazy("torch")
 
 
-def rotatable(family: Family) -> bool:
-    """Tell whether a family's residual stream can be carried in other coordinates without changing what it computes."""
+def rotatable(source: ModelFolder) -> bool:
+    """Tell whether a model's residual stream can be carried in other coordinates without changing what it computes.
+
+    An encoder gives out hidden states themselves: no matrix behind them could turn them back.
+    """
+    family = source.family
+    if source.task == "feature-extraction":
+        return False
     plain = family.residual == "pre" and family.final_norm is not None and not family.norm_offset
     return plain and not family.projected and family.attention.layout == "separate"
 

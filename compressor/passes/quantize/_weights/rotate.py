@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def why_not(source: ModelFolder) -> str | None:
     """Return why the stream of a model cannot be rotated, None if it can be."""
     family = source.family
-    if not rotatable(family):
-        return f"family {family.name} has no separate projections behind plain pre-norms"
+    if not rotatable(source):
+        return f"family {family.name} for {source.task} has no separate projections behind plain pre-norms and a head"
     if source.shapes.shortcuts:
         return "shortcut matrices change its stream from block to block"
     if source.blueprint.tied:

@@ -64,7 +64,9 @@ def _output_gradients(walk: Walk, every: int, share: int, seed: int) -> None:
             mask = walk.token_masks[k]
             if walk.source.task == "feature-extraction":
                 signs = torch.randint(0, 2, out.shape, generator=generator).to(out) * 2 - 1
-                loss = (out * (signs if mask is None else signs * mask[..., None].to(out))).sum()
+                if mask is not None and out.ndim == 3:
+                    signs = signs * mask[..., None].to(out)
+                loss = (out * signs).sum()
             else:
                 loss = sampled_loss(out, mask, generator, walk.source.head)
             walk.dense[k] = torch.autograd.grad(loss, hidden)[0]
