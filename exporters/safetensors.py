@@ -20,9 +20,8 @@ from compressor.exporters.remote_code import add_remote_code
 from compressor.exporters.result import ExportResult
 from compressor.exporters.trimming import PeriodicTrim
 from compressor.model.blueprint import SECTION
-from compressor.model.config import QUANTIZATION
+from compressor.model.config import QUANTIZATION, stated_config
 from compressor.storage.companions import copy_companions
-from compressor.storage.json_files import read_json
 from compressor.storage.tensors import INDEX, SINGLE, Entry, Plan, write_safetensors
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _stored_as(entry: Entry, dtype: str | None) -> Entry:
 
 def _write_config(source: ModelFolder, out: Path, dtype: str | None, layout: Layout | None) -> list[Path]:
     """Write config.json, and what `trust_remote_code` needs where the widths are not uniform."""
-    config = read_json(source.path / "config.json")
+    config = stated_config(source)
     config.pop("auto_map", None)  # code of the source, which does not come along
     if layout is not None:
         # Scales take this type when transformers loads them: any other would move the weights off their grids.

@@ -146,6 +146,8 @@ class Family:
         pooled: outputs beside the hidden states that hold one embedding for a whole sample, the first that a model has
             being the one that it is used for; none for families whose hidden states are pooled by their user.
         bodies: classes of transformers for feature extraction beside the one that AutoModel takes.
+        positions: the parameter with the positions of patches, if its module can resample them to images of other
+            sizes (`interpolate_pos_encoding`); None where images have one size.
     """
 
     name: str
@@ -174,3 +176,4 @@ class Family:
     inputs: Literal["tokens", "pixels"] = "tokens"
     pooled: tuple[str, ...] = ()
     bodies: tuple[str, ...] = ()
+    positions: str | None = None

@@ -15,6 +15,14 @@ QUANTIZATION = "quantization_config"
 """Key of config.json by which transformers knows a checkpoint whose weights are codes."""
 
 
+def stated_config(source: ModelFolder) -> dict[str, Any]:
+    """Return the config.json of a model folder, with the size that its images have."""
+    config: dict[str, Any] = read_json(source.path / "config.json")
+    if source.trained_size is not None:
+        config["image_size"] = source.config.image_size
+    return config
+
+
 def config_for(source: ModelFolder, blueprint: Blueprint, grids: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the config.json of a model like `source` as a blueprint has it.
 
@@ -26,7 +34,7 @@ def config_for(source: ModelFolder, blueprint: Blueprint, grids: dict[str, Any] 
         blueprint: of the model after.
         grids: the section on grids (`compressor.storage.grids.section`), None for a float model.
     """
-    config: dict[str, Any] = read_json(source.path / "config.json")
+    config = stated_config(source)
     for key in (SECTION, GRIDS, QUANTIZATION):
         config.pop(key, None)
     if grids is not None:

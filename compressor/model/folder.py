@@ -15,7 +15,9 @@ from compressor.architectures.tasks import TASKS, Head, head_of, task_of
 from compressor.errors import ModelError, summary
 from compressor.machine.shortage import raise_shortage
 from compressor.model.blueprint import Blueprint, read_blueprint
+from compressor.model.image_size import resampled_entry, resize_images, sides
 from compressor.model.leftovers import check_leftovers
+from compressor.model.modules import base_of, base_prefix
 from compressor.model.names import (
     check_entries,
     codes_as_weight,
@@ -60,6 +62,8 @@ class ModelFolder:
         task: what the model is loaded for.
         blueprint: everything that it is but its weights.
         store_dtype: torch dtype name in which changed weights are stored; None keeps the dtype of each tensor.
+        trained_size: side of images in config.json, where positions are resampled for images of another size, which
+            `config` has then; else None.
     """
 
     path: Path
@@ -68,6 +72,7 @@ class ModelFolder:
     task: str
     blueprint: Blueprint
     store_dtype: str | None = None
+    trained_size: int | None = None
 
     @property
     def shapes(self) -> StackShapes:
@@ -100,9 +105,20 @@ class ModelFolder:
         entries, left = self._unpacking(model, stored_entries(self.path))
         if self.blueprint.tied:
             tie_entries(model, entries)
+        self._resample(model, entries)
         check_leftovers(model, left, missing_names(model, entries, tied=self.blueprint.tied))
         check_entries(model, entries, tied=self.blueprint.tied)
         return Checkpoint(entries, self.store_dtype)
+
+    def _resample(self, model: PreTrainedModel, entries: dict[str, Entry]) -> None:
+        """Let positions be read as those of the size that images have, in place."""
+        path = self.family.positions
+        name = f"{base_prefix(model)}{path}"
+        if self.trained_size is None or path is None or name not in entries:
+            return
+        patch, _ = sides(self.config.patch_size) or (1, 1)
+        sizes = (self.trained_size, self.config.image_size, patch)
+        entries[name] = resampled_entry(base_of(model), path, entries[name], *sizes)
 
     def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]:
         """Return entries under module names, and those for which there is no place though there should be one.
@@ -219,11 +235,12 @@ def open_model(
     folder = resolve_path(str(model), revision=revision)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     family = family_of(config)
+    trained = resize_images(folder, config, family)
     check_activation(config, family)
     store = None if dtype == "auto" else dtype
     task = task_of(config, family, task)
     head_of(config, task)  # refuses a head that is not covered
-    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store)
+    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store, trained)
     return found.with_blueprint(replace(found.blueprint, tied=False)) if _has_own_head(found) else found
 
 

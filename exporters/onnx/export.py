@@ -23,8 +23,8 @@ from compressor.exporters.onnx.saving import save, stamp
 from compressor.exporters.onnx.trace import quiet
 from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
 from compressor.exporters.result import ExportResult
+from compressor.model.config import stated_config
 from compressor.storage.companions import copy_companions
-from compressor.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from compressor.model.folder import ModelFolder
@@ -76,18 +76,18 @@ def export_onnx(source: ModelFolder, out: Path, options: OnnxOptions | None = No
     start = time.perf_counter()
     model = source.skeleton()
     graph, files, stored = _write(model, source.weights, source.task, out, options, source)
-    _write_config(source.path / "config.json", out / "config.json")
+    _write_config(source, out / "config.json")
     files += [out / "config.json", *copy_companions(source.path, out)]
     if source.task == "text-generation":
         files.append(write_genai_config(source.path, source.config, graph, out))
     return replace(_result(graph, files, time.perf_counter() - start), codes=stored)
 
 
-def _write_config(source: Path, out: Path) -> None:
+def _write_config(source: ModelFolder, out: Path) -> None:
     """Copy config.json; code that it names does not come along, so that the copy names none."""
-    config = read_json(source)
-    if config.pop("auto_map", None) is None:
-        shutil.copyfile(source, out)
+    config = stated_config(source)
+    if config.pop("auto_map", None) is None and source.trained_size is None:
+        shutil.copyfile(source.path / "config.json", out)
     else:
         out.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -17,7 +17,7 @@ from compressor.passes.apply import Setting, apply_pass
 from compressor.walk import Walk
 from compressor.walk.activations import ActivationStore, Budget
 from tests.core.test_loading import COVERED
-from tests.core.toy import Cut, toy_batches
+from tests.core.toy import Cut, batches_of
 
 Pico = Callable[..., Path]
 PLENTY = 1 << 30
@@ -30,25 +30,27 @@ def shards(folder: Path) -> dict[str, bytes]:
 def run(pico: Pico, family: str, work: Path, method: Any, *, cache: int = PLENTY, **overrides: Any) -> Any:
     source = open_model(pico(family, **overrides))
     setting = Setting(work=work, fingerprint="f", cache_bytes=cache)
-    return apply_pass(method, source, toy_batches(source.task), setting)
+    return apply_pass(method, source, batches_of(source), setting)
 
 
 @pytest.mark.parametrize("family", COVERED)
 def test_streamed_outputs_are_the_models(pico: Pico, family: str, tmp_path: Path) -> None:
     source = open_model(pico(family))
-    batches = toy_batches(source.task)
+    batches = batches_of(source)
     streamed = list(Walk(source, batches, work=tmp_path, cache_bytes=PLENTY).outputs())
     model = source.load()
     for out, inputs in zip(streamed, batches, strict=True):
         with torch.no_grad():
-            whole = model(**{name: torch.as_tensor(array) for name, array in inputs.items()})[0].numpy()
+            given = model(**{name: torch.as_tensor(array) for name, array in inputs.items()})
+        wanted = next(name for name in ("logits", *source.family.pooled, "last_hidden_state") if name in given)
+        whole = given[wanted].numpy()
         np.testing.assert_allclose(out, whole, atol=2e-6)
 
 
 @pytest.mark.parametrize("family", COVERED)
 def test_halves_of_a_block_make_the_block(pico: Pico, family: str, tmp_path: Path) -> None:
     source = open_model(pico(family))
-    walk = Walk(source, toy_batches(source.task), work=tmp_path, cache_bytes=PLENTY)
+    walk = Walk(source, batches_of(source), work=tmp_path, cache_bytes=PLENTY)
     from compressor.walk.calls import run_block
 
     for view in walk.survey():
@@ -96,7 +98,7 @@ def test_damaged_shard_is_made_again(pico: Pico, tmp_path: Path) -> None:
 def test_other_fingerprint_starts_over(pico: Pico, tmp_path: Path) -> None:
     run(pico, "llama", tmp_path, Cut())
     source, again = open_model(pico("llama")), Cut()
-    apply_pass(again, source, toy_batches(source.task), Setting(tmp_path, "another", PLENTY))
+    apply_pass(again, source, batches_of(source), Setting(tmp_path, "another", PLENTY))
     assert again.seen == [0, 1, 2]
 
 
@@ -131,7 +133,7 @@ def test_activation_store_keeps_to_its_budget(tmp_path: Path) -> None:
 
 def test_only_one_block_has_weights_at_a_time(pico: Pico, tmp_path: Path) -> None:
     source = open_model(pico("llama"))
-    walk = Walk(source, toy_batches(source.task), work=tmp_path, cache_bytes=PLENTY)
+    walk = Walk(source, batches_of(source), work=tmp_path, cache_bytes=PLENTY)
     for view in walk.survey():
         loaded = [i for i, b in enumerate(walk.blocks) if not any(p.is_meta for p in b.parameters())]
         assert loaded == [view.index]
@@ -140,7 +142,7 @@ def test_only_one_block_has_weights_at_a_time(pico: Pico, tmp_path: Path) -> Non
 @pytest.mark.parametrize("family", ["qwen2", "llama", "vit"])
 def test_stem_and_tail_lie_on_disk_while_blocks_are_walked(pico: Pico, family: str, tmp_path: Path) -> None:
     source = open_model(pico(family))
-    walk = Walk(source, toy_batches(source.task), work=tmp_path, cache_bytes=PLENTY)
+    walk = Walk(source, batches_of(source), work=tmp_path, cache_bytes=PLENTY)
 
     def outside() -> dict[str, torch.Tensor]:
         named = walk.model.named_parameters(remove_duplicate=False)
