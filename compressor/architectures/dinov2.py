@@ -38,6 +38,7 @@ DINOV2 = Family(
     leading_tokens=1,
     inputs="pixels",
     pooled=("pooler_output",),
+    positions="embeddings.position_embeddings",
 )
 WITH_REGISTERS = replace(
     DINOV2,

@@ -147,6 +147,8 @@ class Family:
             being the one that it is used for; none for families whose hidden states are pooled by their user.
         full_length: whether texts are padded to all the positions of the model, and padding is read like any token.
         bodies: classes of transformers for feature extraction beside the one that AutoModel takes.
+        positions: the parameter with the positions of patches, if its module can resample them to images of other
+            sizes (`interpolate_pos_encoding`); None where images have one size.
     """
 
     name: str
@@ -176,3 +178,4 @@ class Family:
     pooled: tuple[str, ...] = ()
     full_length: bool = False
     bodies: tuple[str, ...] = ()
+    positions: str | None = None

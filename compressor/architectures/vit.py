@@ -33,6 +33,7 @@ VIT = Family(
     explicit_head_dim=False,
     leading_tokens=1,
     inputs="pixels",
+    positions="embeddings.position_embeddings",
 )
 DEIT = replace(
     VIT,

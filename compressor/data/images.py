@@ -71,7 +71,8 @@ class ImageReader:
 
 _FITTING = (
     "Make it fit image_size and num_channels of config.json: one image_mean and one image_std for each channel, no"
-    " do_convert_rgb for grey images, and a size of height and width, or do_center_crop."
+    " do_convert_rgb for grey images, and a size of height and width, or do_center_crop. Positions are resampled to"
+    " other sizes for square images of ViT, DeiT and DINOv2 alone."
 )
 
 

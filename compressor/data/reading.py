@@ -133,9 +133,12 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
 
 def _config(folder: Path) -> Any:
     """Return the model's config, whose classes and vocabulary the data must fit."""
+    from compressor.model.image_size import resize_images
     from compressor.model.source import read_config
 
-    return read_config(folder)
+    config = read_config(folder)
+    resize_images(folder, config, family_named(config.model_type))
+    return config
 
 
 def _check_ids(data: EvalData, size: int, key: str, folder: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.architectures import OWN_TYPE, family_named
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, UsageError
@@ -26,6 +27,7 @@ from compressor.machine.fresh import run_module
 from compressor.measure.opening import open_runner
 from compressor.measure.runner import Runner, read_config
 from compressor.measure.timing import Footprint, Phase, Series, Timing
+from compressor.model.image_size import other_size
 from compressor.storage.artifact import runtime_model
 
 MIN_ROUNDS = 3
@@ -134,9 +136,10 @@ def probe_inputs(runner: Runner, batch: int, length: int, vocabulary: int, seed:
 
 
 def image_shape(folder: Path) -> tuple[int, int, int]:
-    """Return channels, height and width of the images that a folder's config.json states."""
+    """Return channels, height and width of the images that the model in a folder takes."""
     config = read_config(folder)
-    size = config.get("image_size", 224)
+    family = family_named(str(config.get("model_type")).removeprefix(OWN_TYPE))
+    size = other_size(folder, config, family) or config.get("image_size", 224)
     height, width = size if isinstance(size, list) else (size, size)
     return int(config.get("num_channels", 3)), int(height), int(width)
 

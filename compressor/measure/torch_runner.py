@@ -17,6 +17,7 @@ from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError, brief, summary
 from compressor.machine.shortage import raise_shortage
 from compressor.measure.runner import Array, Past, complete, greedy, read_config, stated_family, task_of
+from compressor.model.image_size import call_options
 from compressor.storage.files import check_folder
 
 torch = lazy("torch")
@@ -88,6 +89,8 @@ class TorchRunner:
         if self.task != "text-generation":
             wanted.discard("position_ids")
         feed = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in complete(inputs, wanted, past=past).items()}
+        if (images := feed.get("pixel_values")) is not None:
+            options |= call_options(self._model, images)
         with torch.inference_mode():
             return self._model(**feed, **options)
 

@@ -16,7 +16,9 @@ from compressor.architectures.tasks import TASKS, Head, head_of, task_of
 from compressor.errors import ModelError, summary
 from compressor.machine.shortage import raise_shortage
 from compressor.model.blueprint import Blueprint, read_blueprint
+from compressor.model.image_size import resampled_entry, resize_images, sides
 from compressor.model.leftovers import check_leftovers
+from compressor.model.modules import base_of, base_prefix
 from compressor.model.names import (
     check_entries,
     codes_as_weight,
@@ -70,6 +72,8 @@ class ModelFolder:
         blueprint: everything that it is but its weights.
         store_dtype: torch dtype name in which changed weights are stored; None keeps the dtype of each tensor.
         tower: the part of the model in the folder that it is; None for all of it.
+        trained_size: side of images in config.json, where positions are resampled for images of another size, which
+            `config` has then; else None.
     """
 
     path: Path
@@ -79,17 +83,22 @@ class ModelFolder:
     blueprint: Blueprint
     store_dtype: str | None = None
     tower: Tower | None = None
+    trained_size: int | None = None
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What config.json says; for a tower, what it would say of the tower by itself.
+        """What config.json says; for a tower, what it would say of the tower by itself; of the size that images have.
 
         Raises:
             ModelError: it cannot be read.
         """
         if self.tower is None:
-            return read_json(self.path / "config.json")
-        return tower_config(read_config(self.path), self.tower)
+            config: dict[str, Any] = read_json(self.path / "config.json")
+        else:
+            config = tower_config(read_config(self.path), self.tower)
+        if self.trained_size is not None:
+            config["image_size"] = self.config.image_size
+        return config
 
     @property
     def part(self) -> str | None:
@@ -128,6 +137,7 @@ class ModelFolder:
         entries, left = self._unpacking(model, self._stored())
         if self.blueprint.tied:
             tie_entries(model, entries)
+        self._resample(model, entries)
         check_leftovers(model, left, missing_names(model, entries, tied=self.blueprint.tied))
         check_entries(model, entries, tied=self.blueprint.tied)
         return Checkpoint(entries, self.store_dtype)
@@ -136,6 +146,16 @@ class ModelFolder:
         """Return the tensors of the checkpoint; of a tower, those that are not known to belong elsewhere."""
         stored, beside = stored_entries(self.path), self.tower.beside if self.tower is not None else ()
         return {name: entry for name, entry in stored.items() if not name.startswith(beside)} if beside else stored
+
+    def _resample(self, model: PreTrainedModel, entries: dict[str, Entry]) -> None:
+        """Let positions be read as those of the size that images have, in place."""
+        path = self.family.positions
+        name = f"{base_prefix(model)}{path}"
+        if self.trained_size is None or path is None or name not in entries:
+            return
+        patch, _ = sides(self.config.patch_size) or (1, 1)
+        sizes = (self.trained_size, self.config.image_size, patch)
+        entries[name] = resampled_entry(base_of(model), path, entries[name], *sizes)
 
     def _unpacking(self, model: PreTrainedModel, stored: dict[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]:
         """Return entries under module names, and those for which there is no place though there should be one.
@@ -257,11 +277,12 @@ def open_model(
     if tower is not None:
         config = config_of(tower_config(config, tower))
     family = family_of(config)
+    trained = resize_images(folder, config, family)
     check_activation(config, family)
     store = None if dtype == "auto" else dtype
     task = task_of(config, family, task)
     head_of(config, task)  # refuses a head that is not covered
-    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store, tower)
+    found = ModelFolder(folder, config, family, task, read_blueprint(config, family), store, tower, trained)
     return found.with_blueprint(replace(found.blueprint, tied=False)) if _has_own_head(found) else found
 
 

@@ -12,6 +12,7 @@ from compressor.architectures import StackShapes
 from compressor.data.reading import IMAGE_BATCH, SENTENCE_BATCH, text_batch
 from compressor.machine.threads import fixed_threads
 from compressor.measure.evaluation import LOGIT_BUDGET, TEXT_WINDOWS
+from compressor.model.cost import image_tokens
 from compressor.pipeline.prepare import Prepared
 from compressor.walk.sampling import thinning
 
@@ -93,9 +94,8 @@ def _tokens(prepared: Prepared) -> tuple[int, int]:
     if request is None or request.samples is None:
         return 0, 0
     if prepared.source.family.inputs == "pixels":
-        config = prepared.source.config
-        patches = (int(config.image_size) // int(config.patch_size)) ** 2 + 1
-        return IMAGE_BATCH * patches, request.samples * patches
+        tokens = image_tokens(prepared.source)
+        return IMAGE_BATCH * tokens, request.samples * tokens
     if prepared.source.task == "text-generation":
         return text_batch(request.length) * request.length, request.samples * request.length
     # Sentences are padded to the longest of their batch; a quarter of the limit is typical.

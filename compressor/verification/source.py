@@ -35,6 +35,7 @@ from compressor.measure.runner import first_line
 from compressor.measure.torch_runner import quiet
 from compressor.model.blueprint import SECTION
 from compressor.model.folder import ModelFolder, open_model
+from compressor.model.image_size import ResampledEntry
 from compressor.verification.source_probes import Outputs, Probe, outputs_of, probes_for
 from compressor.verification.verdict import Check, bounded, yes
 
@@ -202,7 +203,8 @@ def _check_tensors(stock: Any, model: ModelFolder) -> None:
     """Compare every tensor that we read with the stock parameter of its name, one at a time."""
     held = stock.state_dict()
     for name in model.weights.names():
-        tensor = model.weights.tensor(name)
+        entry = model.weights.entry(name)
+        tensor = (entry.original if isinstance(entry, ResampledEntry) else entry).value(model.weights.read)
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32)
         if name not in held:

@@ -11,6 +11,7 @@ import numpy as np
 
 from compressor._lazy import lazy
 from compressor.architectures import Family
+from compressor.model.image_size import call_options
 
 torch = lazy("torch")
 
@@ -83,10 +84,11 @@ def outputs_of(model: Any, probe: Probe, pooled: Sequence[str] = ()) -> Outputs:
     """Return what a torch model in eval mode gives for a probe; `pooled` are more outputs to compare."""
     accepted = inspect.signature(model.forward).parameters
     feed = {name: torch.from_numpy(array) for name, array in probe.inputs.items() if name in accepted}
+    options = call_options(model, feed["pixel_values"]) if "pixel_values" in feed else {}
     if "use_cache" in accepted:
-        feed["use_cache"] = False
+        options["use_cache"] = False
     with torch.inference_mode():
-        given = model(**feed, return_dict=True)
+        given = model(**feed, **options, return_dict=True)
     mask = probe.inputs.get("attention_mask")
     found: Outputs = {}
     for name in (*_OUTPUTS, *pooled):

@@ -89,7 +89,7 @@ def export_onnx(
 def _write_config(source: ModelFolder, out: Path) -> None:
     """Copy config.json; code that it names does not come along, so that the copy names none."""
     config = source.stated
-    if config.pop("auto_map", None) is None and source.tower is None:
+    if config.pop("auto_map", None) is None and source.tower is None and source.trained_size is None:
         shutil.copyfile(source.path / "config.json", out)
     else:
         out.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -137,7 +137,7 @@ def test_images_have_the_channels_of_the_model(channels: int, tmp_path: Path) ->
     [
         ({"num_channels": 1}, {}, "images of 1 channel, 32 x 32, cannot be used: mean"),
         ({"num_channels": 4}, {}, "num_channels is 4"),
-        ({"image_size": 16}, {}, r"gives \[3, 32, 32\]"),
+        ({"image_size": 16}, {"size": {"height": 32, "width": 24}}, r"gives \[3, 32, 24\]"),
         ({"num_channels": 1}, {"image_mean": 0.5, "image_std": 0.5, "do_convert_rgb": True}, r"gives \[3, 32, 32\]"),
     ],
 )
