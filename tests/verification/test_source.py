@@ -73,8 +73,8 @@ def test_in_a_fresh_process(pico: Pico) -> None:
 
 def test_probes_use_the_whole_vocabulary_and_are_the_same_each_time(pico: Pico) -> None:
     model = open_model(pico("llama"))
-    probes = probes_for(model.config, model.task)
-    for one, other in zip(probes, probes_for(model.config, model.task), strict=True):
+    probes = probes_for(model.config, model.family, model.task)
+    for one, other in zip(probes, probes_for(model.config, model.family, model.task), strict=True):
         assert all(np.array_equal(array, other.inputs[name]) for name, array in one.inputs.items())
     ids = probes[0].inputs["input_ids"]
     assert ids.min() < 10 and ids.max() >= 310 and len(np.unique(ids)) == ids.size
@@ -83,7 +83,7 @@ def test_probes_use_the_whole_vocabulary_and_are_the_same_each_time(pico: Pico) 
 
 def test_a_model_with_few_positions_has_short_probes(pico: Pico) -> None:
     model = open_model(pico("bert", max_position_embeddings=6))
-    assert max(probe.inputs["input_ids"].shape[1] for probe in probes_for(model.config, model.task)) == 6
+    assert max(probe.inputs["input_ids"].shape[1] for probe in probes_for(model.config, model.family, model.task)) == 6
     assert compare(model)["difference"] <= 1e-6
 
 
