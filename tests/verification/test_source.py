@@ -208,7 +208,9 @@ def test_too_little_memory(pico: Pico, monkeypatch: pytest.MonkeyPatch, tmp_path
         raise error
 
     request, answer = tmp_path / "request.json", tmp_path / "answer.json"
-    request.write_text(json.dumps({"path": str(pico("llama")), "task": "auto", "trust_remote_code": False}))
+    request.write_text(
+        json.dumps({"path": str(pico("llama")), "task": "auto", "part": None, "trust_remote_code": False})
+    )
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", fail)
     code = asking.answer(request, answer, source._carry_out, source._known)
     assert code == ResourceError.exit_code
