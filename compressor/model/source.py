@@ -75,10 +75,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     if isinstance(kind, str) and kind.startswith(OWN_TYPE):
         kind = kind.removeprefix(OWN_TYPE)
         raw["architectures"] = [str(name).removeprefix(OWN_CLASS) for name in raw.get("architectures") or ()]
-    if kind not in TOWERS:
+    towers = TOWERS.get(kind) if isinstance(kind, str) else None
+    if towers is None:
         family_named(kind)
-    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
-        check_numbers(part)
+    parts = [raw.get(tower.config) for tower in (towers or {}).values()]
+    for numbers in (raw, *(part for part in parts if isinstance(part, dict))):
+        check_numbers(numbers)
     ours = {key: value for key, value in {**RETURNED, "use_cache": True}.items() if key in raw}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_the_projection_has_the_width_of_the_whole_model(pico: Pico) -> None:
     source = open_model(pico("clip", projection_dim=24), part="vision")
     assert source.weights.shape("visual_projection.weight") == (24, 48)
     assert compare(source)[DIFFERENCE] < 1e-6
+
+
+def test_a_config_of_the_first_releases(pico: Pico, tmp_path: Path) -> None:
+    """It states the towers twice, and a token for the end of a text that no text has: the greatest token is the end."""
+    folder = Path(shutil.copytree(pico("clip"), tmp_path / "clip"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
+    config |= {"text_config_dict": dict(config["text_config"]), "vision_config_dict": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    source = open_model(folder, part="text")
+    assert source.config.eos_token_id == 2 and compare(source)[DIFFERENCE] < 1e-6
+    config["vision_config"]["hidden_size"] = 1 << 40
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="hidden_size is 1099511627776; allowed"):
+        open_model(folder, part="vision")
 
 
 def test_what_has_no_such_part_is_refused(pico: Pico) -> None:
