@@ -141,6 +141,8 @@ class _ReducedBlock(_Block):
         attention = (scores if bias is None else scores + bias).softmax(-1)
         heads = (attention @ value.transpose(1, 2)).transpose(1, 2).reshape(*normed.shape[:2], -1)
         attended = self.get_submodule(self._paths["attention_output"])(heads)
+        if self._paths["attention_scale"] is not None:
+            attended = attended * self.get_parameter(self._paths["attention_scale"])
         return attended, {"keys": key, "values": value, "attention": attention}
 
 

@@ -40,7 +40,7 @@ def _joined(scores: torch.Tensor, how: str) -> torch.Tensor:
 
 def _scores(reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return how much each token matters, [batch, tokens]."""
-    name, heads, protect = reduction["score"], reduction.get("heads", "mean"), reduction["protect"]
+    name, heads = reduction["score"], reduction.get("heads", "mean")
     if name == "random":
         batch, tokens = seen["keys"].shape[:2]
         prime, places = 2**31 - 1, torch.arange(1, tokens + 1, device=seen["keys"].device)[None]
@@ -52,7 +52,8 @@ def _scores(reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> torch.T
         return seen["importance"]
     attention = seen["attention"]
     if name == "cls_attn":
-        return _joined(attention[:, :, :protect].mean(2), heads)
+        asking = reduction.get("classes") or reduction["protect"]
+        return _joined(attention[:, :, :asking].mean(2), heads)
     if name == "diag_x_col":
         return _joined(attention.diagonal(dim1=2, dim2=3), heads) * _joined(attention.sum(2), heads)
     votes = attention.mean(2)

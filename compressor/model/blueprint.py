@@ -42,6 +42,7 @@ class Reduction:
         alpha: how much of a token is handed on (`propagate`).
         temperature: of the shares in which tokens are handed on (`transform`).
         columns: patches side by side in the image (`propagate`).
+        classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
     """
 
     block: int
@@ -58,6 +59,7 @@ class Reduction:
     alpha: float = 0.0
     temperature: float = 0.0
     columns: int = 0
+    classes: int = 0
 
     def stated(self) -> dict[str, Any]:
         """Return what config.json states of it: all but the stack, and what only some methods need where they do."""

@@ -136,7 +136,7 @@ class ReducedBlock(nn.Module):
             attended = module(normed, *args, **kwargs)[0]
         finally:
             handle.remove()
-        return attended, Seen(self._by_head(keys[0]), self._family.leading_tokens)
+        return attended, Seen(self._by_head(keys[0]))
 
     def _open_attention(self, normed: Tensor, bias: Tensor | None, track: TokenTrack) -> tuple[Tensor, Seen]:
         """Compute what the stock module does in plain steps: its kernels do not show the probabilities."""
@@ -153,7 +153,8 @@ class ReducedBlock(nn.Module):
             importance = probabilities.sum((1, 2))
             importance = importance if track.importance is None else importance + track.importance
         written = self.get_submodule(attention.output)(heads.reshape(*normed.shape[:2], -1))
-        return written, Seen(key, self._family.leading_tokens, value, probabilities, importance)
+        asking = 1 if self.reduction is None else self.reduction.classes or self.reduction.protect
+        return written, Seen(key, asking, value, probabilities, importance)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         """Return [batch, tokens, heads, head width] of [batch, tokens, width]."""

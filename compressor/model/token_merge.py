@@ -64,12 +64,15 @@ def propagate(choice: Choice, x: Tensor, sizes: Tensor) -> Pair:
 
 
 def transform(choice: Choice, x: Tensor, sizes: Tensor) -> Pair:
-    """Let every token share itself out over those that stay, by `choice.weights` [batch, kept, tokens].
+    """Let every token share itself out over those that stay, by `choice.weights`; protected ones stay what they are.
 
     Token Transforming (arXiv 2506.05709): X' = W·X, many to many; a mean, weighted by how many tokens each stands for.
     """
     assert choice.weights is not None
-    total, stood = (choice.weights @ torch.cat([x * sizes, sizes], dim=-1)).split([x.shape[-1], 1], dim=-1)
+    protect = choice.kept.shape[1] - choice.weights.shape[1]
+    summed = torch.cat([x * sizes, sizes], dim=-1)
+    shared = torch.cat([summed[:, :protect], choice.weights @ summed[:, protect:]], dim=1)
+    total, stood = shared.split([x.shape[-1], 1], dim=-1)
     return total / stood, stood
 
 

@@ -92,23 +92,23 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
 
 
 def shares(features: Tensor, kept: Tensor, temperature: float, protect: int) -> Tensor:
-    """Return how much of each token goes to each of those that stay: [batch, kept, tokens], columns of sum 1.
+    """Return how much of each token goes to each of those that stay, protected ones left out; columns sum to 1.
 
     Token Transforming (arXiv 2506.05709): a softmax over the tokens that stay, of the cosine of features over a
-    temperature; protected tokens stay what they are.
+    temperature.
 
     Args:
         features: [batch, tokens, width].
         kept: places of the tokens that stay, the protected ones first, [batch, kept].
         temperature: the lower it is, the more goes to the most similar one alone.
-        protect: how many tokens at the start keep to themselves.
+        protect: how many tokens at the start stay what they are.
+
+    Returns:
+        [batch, kept − protect, tokens − protect].
     """
     unit = (features / features.norm(dim=-1, keepdim=True))[:, protect:]
-    likeness = gathered(unit, kept[:, protect:] - protect) @ unit.transpose(1, 2)
-    spread = torch.nn.functional.pad((likeness / temperature).softmax(1), (protect, 0, protect, 0))
-    rows, columns = (torch.arange(size, device=features.device) for size in spread.shape[1:])
-    itself = (rows.unsqueeze(1) == columns) & (columns < protect)
-    return spread + itself.to(spread.dtype)
+    likeness = unit @ gathered(unit, kept[:, protect:] - protect).transpose(1, 2)
+    return (likeness / temperature).softmax(-1).transpose(1, 2)
 
 
 def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:

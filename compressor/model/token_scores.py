@@ -23,7 +23,7 @@ class Seen:
 
     Attributes:
         keys: attention keys [batch, tokens, heads, head width].
-        leading: how many tokens at the start stand for the whole image (class token, distillation token).
+        leading: how many tokens at the start stand for the whole image (class token, distillation token; no registers).
         values: attention values like `keys`; None where the block has not looked.
         attention: probabilities [batch, heads, queries, keys]; None where the block has not looked.
         importance: attention received in this and earlier blocks [batch, tokens]; None where it is not summed up.

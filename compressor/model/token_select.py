@@ -17,8 +17,9 @@ class Choice:
         gone: places of those that do not, by rising place, [batch, gone].
         into: for each of those, which of the kept ones stands for it from now on, as a place in `kept`: [batch, gone];
             None where none does.
-        weights: what each of those counts in what is made of them, [batch, gone], or how much of each goes to which
-            of the kept, [batch, kept, gone or tokens]; None where that is settled without.
+        weights: what each of those counts in what is made of them, [batch, gone]; or how much of each goes to which
+            of the kept, [batch, kept, gone]; or of every token, [batch, kept, tokens], protected ones left out. None
+            where that is settled without.
     """
 
     kept: Tensor

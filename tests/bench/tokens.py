@@ -28,6 +28,7 @@ _BY_COUNT = ("tome", "gtp", "diffrate", "random-tokens")
 PASSES = (
     *(f"{name}: {{keep: {keep}}}" for name in _BY_SHARE for keep in _SHARES),
     *(f"{name}: {{r: {r}}}" for name in _BY_COUNT for r in _COUNTS),
+    *(f"token-transforming: {{keep: {keep}, head_only: true}}" for keep in _SHARES),
     "tome: {r: 8, score: random}",
     "tome: {r: 13, score: random}",
     "tome: {r: 13, proportional: false}",

@@ -20,6 +20,7 @@ from compressor.exporters.remote_code import remote_code
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.blueprint import Reduction, compression_section, read_blueprint
 from compressor.model.config import config_for
+from compressor.model.cost import count_flops
 from compressor.model.folder import ModelFolder, open_model
 from compressor.model.reduced import ReducedBlock
 from compressor.model.token_scores import Seen, random_score
@@ -282,8 +283,21 @@ def test_config_states_every_reduction(everything: tuple[ModelFolder, ModelFolde
 
 
 def test_the_modelling_file_computes_every_reduction(everything: tuple[ModelFolder, ModelFolder]) -> None:
-    """The text of the file, run as a module: its class has the stock weights and imports nothing of ours."""
-    source, folder = everything
+    check_modelling_file(*everything)
+
+
+def test_registers_are_kept_and_not_asked(pico: Pico) -> None:
+    """DINOv2: registers neither go nor say what goes, and layer scale is computed in the modelling file too."""
+    kind = "Dinov2WithRegistersForImageClassification"
+    source = open_model(pico("dinov2_with_registers", architecture=kind, num_hidden_layers=2))
+    folder = planned(source, "evit", {"keep": 0.5, "layers": [1]})
+    (reduction,) = folder.blueprint.reductions
+    assert (reduction.protect, reduction.classes) == (source.family.leading_tokens, 1) and reduction.protect > 1
+    check_modelling_file(source, folder)
+
+
+def check_modelling_file(source: ModelFolder, folder: ModelFolder) -> None:
+    """Run the text of the file as a module: its class has the stock weights and imports nothing of ours."""
     text, config = remote_code(folder, config_for(source, folder.blueprint, None))
     assert "import compressor" not in text and "from compressor" not in text
     module = types.ModuleType("modeling_compressed")
@@ -392,6 +406,23 @@ def test_counts_are_found_on_calibration_images(pico: Pico, tmp_path: Path) -> N
     assert found <= equal and found == pytest.approx(float((dense.exp() * (dense - ours)).sum(-1).mean()), abs=1e-4)
 
 
+@pytest.mark.parametrize(("name", "family"), [("evit", "deit"), ("tome", "vit")])
+def test_what_the_head_does_not_read_may_go_at_the_end(pico: Pico, name: str, family: str) -> None:
+    source = open_model(pico(family))
+    plain, short = (planned(source, name, {"r": 2, "head_only": only}) for only in (False, True))
+    assert [r.block for r in short.blueprint.reductions] == [0, 1, 2]
+    assert count_flops(short, 0) < count_flops(plain, 0)
+    images = pixels(source, 2)
+    with torch.no_grad():
+        outputs = [loaded(source, folder)(pixel_values=images).logits for folder in (plain, short)]
+    torch.testing.assert_close(*outputs, atol=1e-6, rtol=0)
+
+
+def test_a_head_that_reads_patches_keeps_them(pico: Pico) -> None:
+    with pytest.raises(UsageError, match="head_only: the outputs of this model depend on its patches"):
+        planned(open_model(pico("dinov2")), "received", {"keep": 0.5, "head_only": True})
+
+
 def test_blocks_that_need_not_know_stay_stock(pico: Pico) -> None:
     source = open_model(pico("vit", num_hidden_layers=4))
     kinds = {
@@ -437,6 +468,8 @@ def test_schedules_that_cannot_be_are_refused(pico: Pico) -> None:
         planned(source, "evit", {"keep": 0.5, "layers": (2, 9)})
     with pytest.raises(UsageError, match="evit.counts: 2 numbers for 3 blocks"):
         planned(source, "evit", {"counts": (9, 8)})
+    with pytest.raises(UsageError, match="evit.flops: 0.1 cannot be reached: the fewest tokens leave 0.4"):
+        planned(source, "evit", {"flops": 0.1})
     with pytest.raises(ModelError, match="clca: .*none of them is to go"):
         planned(source, "clca", {"keep": 0.5, "layers": (2, 3)})
 

@@ -43,6 +43,11 @@ class ScheduleOptions(Options):
         " the three of the papers: 4, 7, 10 of 12.",
     )
 
+    head_only: bool = Field(
+        False,
+        description="Behind the attention of the last block, only tokens that the head reads go on: changes no output.",
+    )
+
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         amounts = {name: getattr(self, name) for name in ("keep", "tokens", "r", "counts", "flops")}

@@ -43,13 +43,11 @@ class Room:
     leading: int
     half: bool
 
-    def counts(self, gone: dict[int, int]) -> Counts | None:
-        """Return the counts when so many go in each block; None where that cannot be."""
+    def counts(self, gone: dict[int, int]) -> Counts:
+        """Return the counts when so many go in each block, or as many as can: one token stays."""
         left, found = self.patches, {}
         for block in self.blocks:
-            some = gone.get(block, 0)
-            if left - some < 1 or (self.half and some > left // 2):
-                return None
+            some = min(gone.get(block, 0), left // 2 if self.half else left - 1)
             if some:
                 found[block] = left = left - some
         return found
@@ -69,17 +67,12 @@ def work(shapes: StackShapes, room: Room, counts: Counts) -> float:
 
 def even(shapes: StackShapes, room: Room, budget: float) -> Counts:
     """Return counts of equal steps in all blocks that take at most the share `budget` of the operations."""
-    most = work(shapes, room, {}) * budget
-    step = 1
-    while True:
-        gone: dict[int, int] = {}
-        for block in room.blocks:
-            if room.counts({**gone, block: step}) is not None:
-                gone[block] = step
-        counts = room.counts(gone) or {}
-        if work(shapes, room, counts) <= most or step >= room.patches:
-            return counts
-        step += 1
+    most, counts = work(shapes, room, {}) * budget, {}
+    for step in range(1, room.patches):
+        counts = room.counts(dict.fromkeys(room.blocks, step))
+        if work(shapes, room, counts) <= most:
+            break
+    return counts
 
 
 def searched(
@@ -100,11 +93,10 @@ def searched(
         before, lost = work(shapes, room, path[-1][0]), path[-1][1]
         found = []
         for block in room.blocks:
-            further = {**gone, block: gone.get(block, 0) + step}
-            counts = room.counts(further)
-            if counts is not None:
+            counts = room.counts({**gone, block: gone.get(block, 0) + step})
+            if (saved := before - work(shapes, room, counts)) > 0:
                 now = loss(counts)
-                found.append(((now - lost) / (before - work(shapes, room, counts)), block, counts, now))
+                found.append(((now - lost) / saved, block, counts, now))
         if not found:
             break
         _, block, counts, now = min(found, key=lambda item: item[:2])

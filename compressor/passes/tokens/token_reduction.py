@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from compressor._lazy import lazy
-from compressor.errors import ModelError
+from compressor.errors import ModelError, UsageError
 from compressor.passes.base import Findings, Needs, Options, PassFamily, Target
 from compressor.passes.tokens._schedule import ScheduleOptions, chosen_layers, schedule
-from compressor.passes.tokens._search import Counts, Divergence, Room, even, searched
+from compressor.passes.tokens._search import Counts, Divergence, Room, even, searched, work
 
 if TYPE_CHECKING:
     import torch
@@ -98,12 +98,23 @@ class TokenReduction:
         from compressor.model.reduced import check_reducible
 
         check_reducible(self.name, source.family)
+        if self.options.head_only and (source.task != "image-classification" or source.family.head_reads != 1):
+            raise UsageError(
+                f"{self.name}.head_only: the outputs of this model depend on its patches",
+                hint="It is for classifiers whose head reads the class token alone (ViT, DeiT). Leave it out.",
+            )
         if source.blueprint.reductions:
             raise ModelError(f"{self.name}: the model's tokens are reduced already", hint="Give the model before that.")
         rows, columns = image_grid(source)
         room = self._room(source, rows * columns)
         if self.options.flops is not None:
             counts = even(source.shapes, room, self.options.flops)
+            least = work(source.shapes, room, counts) / work(source.shapes, room, {})
+            if least > self.options.flops:
+                raise UsageError(
+                    f"{self.name}.flops: {self.options.flops:g} cannot be reached: the fewest tokens leave {least:.2f}",
+                    hint="Give more, or let tokens go in more or earlier `layers`.",
+                )
         else:
             counts = schedule(self.name, self.options, len(source.shapes.layers), room.patches, half=room.half)
         counts = {block: left for block, left in counts.items() if block in room.blocks}
@@ -165,6 +176,7 @@ class TokenReduction:
 
         rows, columns = image_grid(source)
         leading, blocks, patches = source.family.leading_tokens, len(source.shapes.layers), rows * columns
+        registers = int(getattr(source.config, "num_register_tokens", 0))
 
         options, found, tokens = self.options, [], patches
         dropped, select = options.dropped, options.select
@@ -185,12 +197,16 @@ class TokenReduction:
                     alpha=options.alpha if dropped == "propagate" else 0.0,
                     temperature=options.temperature if dropped == "transform" else 0.0,
                     columns=columns if dropped == "propagate" else 0,
+                    classes=leading - registers if registers and options.score == "cls_attn" else 0,
                 )
             )
             tokens = left
         if dropped == "cache":
             back = tokens + leading + len(found)
             found.append(Reduction(blocks - 2, back, "none", "all", "restore", "none", leading))
+        if options.head_only:
+            last = Reduction(blocks - 1, leading, "random", "topk", "drop", "none", leading)
+            found = [*(reduction for reduction in found if reduction.block != last.block), last]
         return tuple(found)
 
     def change_block(self, block: BlockView) -> Change:
