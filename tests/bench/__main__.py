@@ -109,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--only",
         metavar="REGEX",
-        help="rows of quality and quantize (`model: pass`), memory (`method-blocks`), tokens, recipes; all if absent",
+        help="rows of quality and quantize (`model: pass`), memory (`method-blocks`), tokens, features, recipes; all if"
+        " absent",
     )
     add("--scratch", type=Path, help="where models and artifacts of the run lie")
     add("--figures", type=Path, help="where results go; docs/figures, or scratch with --quick")

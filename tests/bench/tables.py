@@ -271,6 +271,31 @@ def tokens_table(tokens: Results) -> str:
     return table(head, rows)
 
 
+def features_table(features: Results) -> str:
+    """Return how near the embeddings stay, and what is saved: stored, counted and measured."""
+    batches = features["settings"].get("batches", ())
+    head = ("pass", "cosine", "least cosine", "bytes", "FLOPs", *(f"batch {n}" for n in batches), "verdict")
+    rows = []
+    for row in features["rows"]:
+        if "error" in row:
+            rows.append((f"`{row['pass']}`", f"failed: {row['error']}", *[""] * (len(head) - 2)))
+            continue
+        ours, ratios = row["metrics"], row["ratios"]
+        speeds = [f"{phase['speedup']:.2f} ×" for phase in row.get("phases", ())]
+        rows.append(
+            (
+                f"`{row['pass']}`",
+                f"{ours['cosine']:.4f}",
+                f"{ours['cosine_min']:.4f}",
+                f"{ratios['bytes']:.3f} ×",
+                f"{ratios['flops']:.3f} ×",
+                *(speeds or ["–"] * len(batches)),
+                row["verdict"] + (f": {'; '.join(row['failed'])}" if row["failed"] else ""),
+            )
+        )
+    return table(head, rows)
+
+
 def real_table(real: Results) -> str:
     """Return one row per run on the model of real size; below, a forward pass and onnxruntime-genai's decoding."""
     head = ("pass", "quality", "parameters", "bytes", "speed-up", "CPU s", "over a forward pass", "peak MB", "verdict")
@@ -305,6 +330,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "quantize": ("Quantization, beside others", quantize_table),
     "real": ("A model of real size: SmolLM2-135M-Instruct", real_table),
     "tokens": ("Token reduction", tokens_table),
+    "features": ("Features of images: DINOv2-small", features_table),
     "memory": ("Memory over depth", memory_table),
     "speed": ("Realised speed", speed_table),
     "export": ("Export", export_table),

@@ -154,6 +154,14 @@ def results() -> dict[str, Any]:
                 {"model": "ViT-tiny", "pass": "tome: {r: 99}", "error": "ModelError: no"},
             ],
         },
+        "features": {
+            "settings": {"batches": [1, 8]},
+            "rows": [
+                {**_run("tome: {r: 8}", 40.0, 0.75), "metrics": {"cosine": 0.98765, "cosine_min": 0.9},
+                 "phases": [{"batch": n, "speedup": 1.2, "speedup_quartiles": [1.1, 1.3]} for n in (1, 8)]},
+                {"model": "dinov2-small", "pass": "tome: {r: 99}", "error": "ModelError: no"},
+            ],
+        },
     }  # fmt: skip
     return {name: {**made[name], "environment": ENVIRONMENT} for name in TABLES}
 
@@ -168,6 +176,7 @@ def test_every_benchmark_has_a_table_without_gaps(results: dict[str, Any]) -> No
     assert "* llama-wt2: calibration on 512 samples of 256 tokens, evaluation on all." in page
     assert "Not measured: ViT-tiny: it is not here." in page
     assert "failed: ModelError: no" in page and "failed: ValueError: no" in page
+    assert "| 0.9877 | 0.9000 |" in page and "| 0.750 × | 1.20 × | 1.20 × |" in page
     assert "| 0.750 × | 81.0% → 80.0% | 95.0% | 1.33 × | 1.20 × (90%) | 1.20 × (90%) |" in page
 
 
