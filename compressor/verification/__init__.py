@@ -65,9 +65,10 @@ from compressor.verification.quality import (
 )
 from compressor.verification.reasons import explained
 from compressor.verification.recorded import check_beside, check_rows
-from compressor.verification.reference import TOLERANCES, check_determinism, check_reference, write_reference
+from compressor.verification.reference import check_determinism, check_reference, write_reference
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
+from compressor.verification.tolerances import TOLERANCES
 from compressor.verification.verdict import Check, Job, Verdict, failed, whole, yes
 from compressor.verification.weights import check_external, check_values, open_weights
 

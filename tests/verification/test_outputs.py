@@ -12,7 +12,8 @@ from compressor.measure.runner import Array
 from compressor.measure.torch_runner import TorchRunner
 from compressor.verification.cases import Case
 from compressor.verification.outputs import ORDERINGS, check_cosines, check_spread, same_labels
-from compressor.verification.reference import TOLERANCES, check_reference, write_reference
+from compressor.verification.reference import check_reference, write_reference
+from compressor.verification.tolerances import TOLERANCES
 
 RNG = np.random.default_rng(0)
 WANTED = (9 + 0.2 * RNG.standard_normal((60, 1))).astype(np.float32)

@@ -16,7 +16,8 @@ from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.runner import Array
 from compressor.measure.torch_runner import TorchRunner
 from compressor.verification import REFERENCE, write_reference
-from compressor.verification.reference import TOLERANCES, check_determinism, check_reference
+from compressor.verification.reference import check_determinism, check_reference
+from compressor.verification.tolerances import TOLERANCES
 from compressor.verification.verdict import Check
 from tests.verification.conftest import export
 
