@@ -61,6 +61,15 @@ def test_silent_inputs_are_left_out_everywhere(pico: Pico, tmp_path: Path, famil
     here = output(model.load(), source.task)
     assert torch.equal(here, output(wanted, source.task))
     assert not torch.equal(here, output(source.load(), source.task))
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "bert", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in ("opt", "vit"))]
+)
+def test_graphs_leave_them_out_too(pico: Pico, tmp_path: Path, family: str) -> None:
+    source = open_model(pico(family))
+    model = gated(source, tmp_path / "work")
+    here = output(model.load(), source.task)
     (tmp_path / "onnx").mkdir()
     export_onnx(model, tmp_path / "onnx", OnnxOptions())
     inputs = {key: value.numpy() for key, value in inputs_for(source.task).items()}

@@ -67,7 +67,7 @@ def test_projections_with_bias_are_packed(exported: Exported) -> None:
     [
         ("llama", "auto", 21),
         ("llama", "portable", 20),
-        ("opt", "portable", 20),
+        pytest.param("opt", "portable", 20, marks=pytest.mark.exhaustive),
         ("bert", "auto", 20),
         ("vit", "auto", 20),
     ],

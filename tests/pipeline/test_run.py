@@ -256,30 +256,31 @@ def whole(pico: Pico, tmp_path_factory: pytest.TempPathFactory, corpus: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "after",
+    "moments",
     [
-        pytest.param("findings", marks=pytest.mark.exhaustive),
-        "block-0001",
-        pytest.param("block-0004", marks=pytest.mark.exhaustive),
-        "dense/model.onnx",
+        ("pass-0/block-0001.safetensors", "dense/model.onnx"),
+        pytest.param(("pass-0/findings.safetensors",), marks=pytest.mark.exhaustive),
+        pytest.param(("pass-0/block-0004.safetensors",), marks=pytest.mark.exhaustive),
+        pytest.param(("dense/model.onnx",), marks=pytest.mark.exhaustive),
     ],
 )
 def test_killed_run_resumes_to_the_same_bytes(
-    whole: Path, pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, after: str
+    whole: Path, pico: Pico, make_recipe: Maker, corpus: Path, tmp_path: Path, moments: tuple[str, ...]
 ) -> None:
     model, recipe = pico("llama", num_hidden_layers=6), make_recipe()
-    out = tmp_path / "killed" / "artifact"
+    out, mode = tmp_path / "killed" / "artifact", "fresh"
     out.parent.mkdir()
-    process = start(recipe, model, out, "fresh", corpus)
-    name = after if "/" in after else f"pass-0/{after}.safetensors"
-    waited_for = work_folder(out) / name
-    deadline = time.monotonic() + 120
-    while not waited_for.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert waited_for.exists() and not out.exists()
+    for name in moments:
+        process = start(recipe, model, out, mode, corpus)
+        waited_for = work_folder(out) / name
+        deadline = time.monotonic() + 120
+        while not waited_for.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert waited_for.exists() and not out.exists()
+        mode = "resume"
 
-    assert start(recipe, model, out, "resume", corpus).wait() == 0
+    assert start(recipe, model, out, mode, corpus).wait() == 0
     assert hashes(out) == hashes(whole)
     assert not work_folder(out).exists()
