@@ -108,7 +108,7 @@ def shares(features: Tensor, kept: Tensor, temperature: float, protect: int) -> 
     """
     unit = (features / features.norm(dim=-1, keepdim=True))[:, protect:]
     likeness = unit @ gathered(unit, kept[:, protect:] - protect).transpose(1, 2)
-    return (likeness / temperature).softmax(-1).transpose(1, 2)
+    return torch.as_tensor((likeness / temperature).softmax(-1).transpose(1, 2))
 
 
 def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:
