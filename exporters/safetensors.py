@@ -75,7 +75,7 @@ def export_safetensors(
         files += _write_config(source, out, dtype, layout)
     except OSError as error:
         raise ResourceError(f"{out}: cannot write the model: {error}", hint="Free some space and run again.") from error
-    files += copy_companions(source.path, out)
+    files += copy_companions(source.path, out, source.alone_reads)
     codes = layout.codes if layout is not None else {}
     return ExportResult(sorted(files), time.perf_counter() - start, codes=codes)
 

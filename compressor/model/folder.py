@@ -107,6 +107,11 @@ class ModelFolder:
         return next(parts, None)
 
     @property
+    def alone_reads(self) -> str | None:
+        """What a tower reads, of which the whole model has more; None for a model that is whole."""
+        return self.family.inputs if self.tower is not None else None
+
+    @property
     def shapes(self) -> StackShapes:
         """True widths, layer by layer, of the model's only stack."""
         return self.blueprint.shapes

@@ -32,6 +32,7 @@ COMPANIONS = (
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
+_OF_IMAGES = ("preprocessor_config.json", "processor_config.json")
 _IN_MODULES = ("config.json", "model.safetensors")
 """Files of a module's folder."""
 _TEMPLATES = "additional_chat_templates"
@@ -50,14 +51,21 @@ def companion_files(folder: Path) -> list[str]:
     return [name for name in names if own_file(folder, name) is not None]
 
 
-def copy_companions(source: Path, out: Path) -> list[Path]:
+def copy_companions(source: Path, out: Path, inputs: str | None = None) -> list[Path]:
     """Copy the files of `companion_files` into `out`; return the copies.
+
+    Args:
+        source: a model folder.
+        out: existing folder.
+        inputs: `tokens` or `pixels`, for a tower that reads these alone: what prepares the others stays behind.
 
     Raises:
         ModelError: as `companion_files` does.
     """
     copies = []
     for name in companion_files(source):
+        if inputs is not None and (name in _OF_IMAGES) != (inputs == "pixels"):
+            continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         # The contents alone: a hub folder holds read-only links.
         shutil.copyfile(source / name, out / name)

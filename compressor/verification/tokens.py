@@ -9,6 +9,7 @@ from typing import Any
 from compressor._lazy import lazy
 from compressor.data.preprocessors import TOKENIZER, library_calls, load_tokenizer, try_tokenizer
 from compressor.errors import DataError, ModelError
+from compressor.measure.runner import stated_family
 from compressor.storage.files import own_file
 from compressor.storage.json_files import read_json
 from compressor.storage.tensors import sha256_of
@@ -44,10 +45,12 @@ def check_tokenizer(folder: Path, manifest: Mapping[str, Any], dense: Path | Non
         ids, size = _encode(folder, recorded["text"] if isinstance(recorded, dict) else PROBE)
     except ModelError as error:
         return [*checks, yes("tokenizer.present", False, error.message, damaged=True)]
-    stated = read_json(folder / "config.json").get("vocab_size")
+    config = read_json(folder / "config.json")
+    family, stated = stated_family(config), config.get("vocab_size")
     rows = stated if isinstance(stated, int) else 0
     reason = f"the tokenizer has {size} tokens, the model's embedding {rows} rows: it is another model's tokenizer"
-    checks.append(yes("tokenizer.vocabulary", size <= rows, reason, value=size))
+    if family is None or family.inputs == "tokens":  # an image model has no use for one that lies beside it
+        checks.append(yes("tokenizer.vocabulary", size <= rows, reason, value=size))
     expected = recorded.get("ids") if isinstance(recorded, dict) else None
     reason = "the tokenizer gives other token ids for the probe text than those recorded at export"
     checks.append(yes("tokenizer.probe", ids == expected, reason))

@@ -80,7 +80,7 @@ def export_onnx(
     model = source.skeleton()
     graph, files, stored = _write(model, source.weights, source.task, out, options, source, advance)
     _write_config(source, out / "config.json")
-    files += [out / "config.json", *copy_companions(source.path, out)]
+    files += [out / "config.json", *copy_companions(source.path, out, source.alone_reads)]
     if source.task == "text-generation":
         files.append(write_genai_config(source.path, source.config, graph, out))
     return replace(_result(graph, files, time.perf_counter() - start), codes=stored)

@@ -12,10 +12,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from compressor.data.images import SETTINGS
 from compressor.errors import ModelError
 from compressor.exporters.safetensors import export_safetensors
 from compressor.model.folder import open_model
 from compressor.verification.source import DIFFERENCE, compare
+from compressor.verification.tokens import check_tokenizer, probe_record
 from tests.core.test_loading import inputs_of
 
 Pico = Callable[..., Path]
@@ -28,6 +30,7 @@ def test_a_tower_gives_what_the_whole_model_gives(pico: Pico, tmp_path: Path, fa
     assert source.part == part and source.task == "feature-extraction"
     assert compare(source)[DIFFERENCE] < 1e-6
     export_safetensors(source, tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file() == (part == "text") != (tmp_path / SETTINGS).is_file()
     alone = open_model(tmp_path)
     assert alone.part is None and alone.parameters == source.parameters
     whole = transformers.AutoModel.from_pretrained(source.path).eval()
@@ -61,6 +64,13 @@ def test_a_config_of_the_first_releases(pico: Pico, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="hidden_size is 1099511627776; allowed"):
         open_model(folder, part="vision")
+
+
+def test_a_tokenizer_beside_an_image_model_is_no_fault(pico: Pico, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pico("clip_vision_model"), tmp_path / "vision"))
+    shutil.copyfile(pico("clip") / "tokenizer.json", folder / "tokenizer.json")
+    checks = check_tokenizer(folder, {"tokenizer": probe_record(folder)}, None)
+    assert [check.name for check in checks] == ["tokenizer.probe"] and checks[0].passed
 
 
 def test_what_has_no_such_part_is_refused(pico: Pico) -> None:
