@@ -84,7 +84,10 @@ def test_half_precision_has_its_own_gate(pico: Callable[..., Path], tmp_path: Pa
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_every_gate_refuses_another_model(precision: str, pico: Callable[..., Path], artifact: Path) -> None:
     found = failing(check_reference(TorchRunner(pico("llama", seed=3)), artifact / REFERENCE, precision))
-    assert len({name.split(".")[1] for name in found} & {"prefill", "batch", "padding", "decode"}) == 4
+    if TOLERANCES[precision].cosine is not None:
+        assert {"parity.cosine", "parity.cosine_low"} <= found
+    else:
+        assert {name.split(".")[1] for name in found} >= {"prefill", "batch", "padding", "decode"}
 
 
 def test_images_are_stored_as_blocks(pico: Callable[..., Path], tmp_path: Path) -> None:
