@@ -98,11 +98,12 @@ def joined(made: Row, earlier: Row | None) -> Row:
     """Return a result with the rows of an earlier one that it left out (`--only`), in the order of the plan.
 
     Rows with other data settings, of a trial, or that are planned no more, are not taken over. What is taken over keeps
-    the environment that it was measured in.
+    the environment that it was measured in. So do figures beside the rows that are None for want of their row.
     """
     settings = {item["name"]: item for item in made["settings"]}
     rows = {(row["model"], row["pass"]): row for row in made["rows"]}
     if earlier is not None and made["quick"] == earlier["quick"]:
+        made = {key: earlier.get(key) if value is None else value for key, value in made.items()}
         before = {item["name"]: item for item in earlier["settings"]}
         for row in earlier["rows"]:
             if settings.get(row["model"]) == before.get(row["model"]):

@@ -104,6 +104,8 @@ _README = (
     ("quantize", "llama-wt2", "gptq: {bits: 4}"),
     ("quantize", "llama-wt2", "int8-dynamic: {}"),
     ("quantize", "llama-wt2", "width: {sparsity: 0.3} + gptq: {bits: 4, embedding: 4, head: 4}"),
+    ("real", "SmolLM2-135M-Instruct", "width: {sparsity: 0.2}"),
+    ("real", "SmolLM2-135M-Instruct", "gptq: {bits: 4, group_size: 32, symmetric: true, embedding: 4, head: 4}"),
     ("quality", "MiniLM", "width: {importance: obs, allocation: global, sparsity: 0.3}"),
     ("quantize", "MiniLM", "int8-dynamic: {}"),
 )

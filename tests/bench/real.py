@@ -21,11 +21,14 @@ SUITE = "real"
 VARIABLE = "COMPRESSOR_REAL_MODELS"
 MODEL = "SmolLM2-135M-Instruct"
 INT4 = "gptq: {bits: 4, group_size: 32, symmetric: true}"
+WHOLE_INT4 = "gptq: {bits: 4, group_size: 32, symmetric: true, embedding: 4, head: 4}"
+"""With the head, which onnxruntime-genai's builder puts in 4 bits, too: a fifth of the parameters, all read per token."""
 PASSES = (
     "width: {sparsity: 0.2}",
     "width: {sparsity: 0.3}",
     "slicegpt: {reduction: 0.2}",
     INT4,
+    WHOLE_INT4,
     f"width: {{sparsity: 0.2}} + {INT4}",
 )
 PEER = Peer(
@@ -58,7 +61,7 @@ def run(context: Context) -> Row:
         "settings": [{key: getattr(subject, key) for key in names}],
         "rows": rows,
         "forward": forward,
-        "genai": _genai(context, subject, lines.index(INT4)) if context.timed and INT4 in lines else None,
+        "genai": _genai(context, subject, lines.index(WHOLE_INT4)) if context.timed and WHOLE_INT4 in lines else None,
         "skipped": skipped,
         "planned": [[subject.name, what] for what in (*PASSES, PEER.title)],
     }

@@ -316,6 +316,7 @@ def test_rows_that_were_left_out_stay_with_where_they_were_measured() -> None:
     assert found["rows"] == [new, {**kept, "environment": earlier["environment"]}]
     assert [item["what"] for item in found["skipped"]] == ["1 of 3 runs on llama-wt2"]
     assert "planned" not in found and joined(made, None)["rows"] == [new]
+    assert joined({**made, "genai": None}, {**earlier, "genai": {"speedup": 1.1}})["genai"] == {"speedup": 1.1}
     assert joined({**found, "rows": [new], "planned": planned}, found)["rows"] == found["rows"]
     page = figures_page({"quality": found})
     assert "llama-wt2: measured earlier: Old CPU" in page and "quality.json). New CPU" in page
