@@ -22,7 +22,7 @@ VARIABLE = "COMPRESSOR_REAL_MODELS"
 MODEL = "SmolLM2-135M-Instruct"
 INT4 = "gptq: {bits: 4, group_size: 32, symmetric: true}"
 WHOLE_INT4 = "gptq: {bits: 4, group_size: 32, symmetric: true, embedding: 4, head: 4}"
-"""With the head, which onnxruntime-genai's builder puts in 4 bits, too: a fifth of the parameters, all read per token."""
+"""With the head, which onnxruntime-genai's builder puts in 4 bits too: a fifth of the parameters."""
 PASSES = (
     "width: {sparsity: 0.2}",
     "width: {sparsity: 0.3}",
