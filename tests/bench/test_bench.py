@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from compressor.passes import methods
+from compressor.recipe import parse_recipe
 from tests.bench import __main__ as bench
-from tests.bench import real
+from tests.bench import features, real
 from tests.bench.goals import judge, option
 from tests.bench.harness import Context, joined, run_job, without_paths
 from tests.bench.memory import flatness
@@ -356,3 +358,10 @@ def test_speed_variants_keep_what_their_names_say() -> None:
     assert len(set(made["FFN -30 %, another width per layer"].widths)) == dense.layers
     assert all(width % 8 == 0 for shape in made.values() for width in shape.widths)
     assert dense.decode_bytes(128) < 4 * dense.parameters
+
+
+@pytest.mark.parametrize("line", features.PASSES)
+def test_recipes_of_features_are_valid(line: str, tmp_path: Path) -> None:
+    options = {name: method.Options for name, method in methods().items()}
+    text = features.recipe(line, tmp_path, 16, 32)
+    assert parse_recipe(text, source="features.yaml", options=options, folder=tmp_path).passes

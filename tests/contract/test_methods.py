@@ -50,7 +50,7 @@ OPTIONS = recipe_options()
 # Quantization reads weights as matrices, whatever they are for: one family of each kind shows it.
 KINDS = {
     "structure": COVERED,
-    "tokens": ["vit", "deit", "dinov2", "clip_vision_model", "llama"],
+    "tokens": ["vit", "deit", "dinov2_with_registers", "clip_vision_model", "llama"],
     "quantize": ["llama", "mistral", "bert", "vit", "dinov2", "clip_vision_model"],
 }
 # What each family is to lessen: parameters, operations at a fixed input, inputs that are read, bits.
