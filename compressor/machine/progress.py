@@ -7,6 +7,7 @@ stderr: stdout is for results.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -19,6 +20,8 @@ Clock = Callable[[], float]
 
 _QUIET_SECONDS = 2.0
 """Between two plain lines of one stage; the last line of a stage always appears."""
+_LATEST = 3
+"""Steps by whose pace the time left is told: those of a stage need not be alike."""
 
 
 class Progress(Protocol):
@@ -77,6 +80,7 @@ class _Stage:
         self.total = total
         self.begun = now
         self.done = 0
+        self._ends = deque([now], maxlen=_LATEST + 1)
 
     @property
     def finished(self) -> bool:
@@ -89,10 +93,14 @@ class _Stage:
         return str(self.done) if self.done else ""
 
     def left(self, now: float) -> float | None:
-        """Return the seconds that the rest of the stage takes at the pace so far, None where that is unknown."""
+        """Return the seconds that the rest takes at the pace of the latest steps, None where that is unknown.
+
+        To be called at the end of each step.
+        """
+        self._ends.append(now)
         if not self.total or not self.done or self.done >= self.total:
             return None
-        return (now - self.begun) / self.done * (self.total - self.done)
+        return (now - self._ends[0]) / (len(self._ends) - 1) * (self.total - self.done)
 
 
 class PlainProgress(_Numbers):

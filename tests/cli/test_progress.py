@@ -46,6 +46,18 @@ def test_plain_lines():
     ]
 
 
+def test_the_time_left_follows_the_latest_steps():
+    stream, clock = io.StringIO(), Clock()
+    progress = PlainProgress(stream, clock=clock, memory=lambda: 0)
+    progress.stage("export", 8)
+    for seconds in (90.0, 3.0, 3.0, 3.0):
+        clock.now += seconds
+        progress.advance()
+    assert [line.rpartition(": ")[2] for line in stream.getvalue().splitlines()[1:]] == [
+        *("10m 30s left", "4m 39s left", "2m 40s left", "12.0s left")
+    ]
+
+
 def test_stages_are_numbered_once_their_number_is_known():
     stream = io.StringIO()
     progress = PlainProgress(stream, clock=Clock(), memory=lambda: 0)
