@@ -88,13 +88,15 @@ def readme_section(results: Results) -> str:
     rows = [row for shown in _README for row in _shown(results, *shown)]
     if rows:
         parts.append(table(("model", "passes", "quality", "bytes", "speed-up, ONNX Runtime"), rows))
-    where = next((result["environment"] for result in results.values()), None)
-    if where is not None:
+    machines: dict[str, list[str]] = {}
+    for suite, model, passes in _README:
+        if suite in results and _shown(results, suite, model, passes):
+            where = results[suite]["environment"]
+            machines.setdefault(f"{where['processor']}, {where['threads']} thread", []).append(model)
+    if machines:
+        told = "; ".join(f"{', '.join(dict.fromkeys(models))}: {machine}" for machine, models in machines.items())
         page = "[docs/figures](docs/figures/README.md)"
-        parts.append(
-            f"Measured on {where['processor']}, {where['threads']} thread. All tables, the goals that are not met among"
-            f" them: {page}."
-        )
+        parts.append(f"Measured on: {told}. All tables, the goals that are not met among them: {page}.")
     return "\n\n".join(parts)
 
 
