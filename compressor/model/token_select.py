@@ -138,5 +138,9 @@ def barrier(count: int, protect: int, like: Tensor) -> Tensor:
 
 
 def _guarded(scores: Tensor, protect: int) -> Tensor:
-    """Return scores [batch, tokens] with those of the first `protect` tokens below any other."""
-    return torch.where(torch.arange(scores.shape[1], device=scores.device) < protect, -torch.inf, scores)
+    """Return scores [batch, tokens] with those of the first `protect` tokens below any other.
+
+    The lowest finite number: a graph holds it as a constant, and constants of a graph must be finite.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    return torch.where(torch.arange(scores.shape[1], device=scores.device) < protect, lowest, scores)
