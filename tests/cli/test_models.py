@@ -127,13 +127,13 @@ def test_the_dense_model_is_exported_as_the_artifact_was(
     exported = []
 
     def exporter(format):
-        def export(source, out, options):
+        def export(source, out, options, advance):
             exported.append((format, options.graph, options.opset, options.dtype, source.task, source.dtype))
             (out / "model.onnx").write_bytes(b"")
 
         return export
 
-    def open_model(folder, *, task="auto", dtype="auto"):
+    def open_model(folder, *, task="auto", dtype="auto", part=None):
         return SimpleNamespace(task=task, dtype=dtype, config=SimpleNamespace(max_position_embeddings=8))
 
     monkeypatch.setattr("compressor.exporters.onnx.export_onnx", exporter("onnx"))
@@ -247,7 +247,7 @@ def test_eval_refuses_more_tokens_than_the_model_has_positions(cli, tmp_path, mo
 
     def open_model(folder):
         config = SimpleNamespace(max_position_embeddings=positions[folder.name])
-        return SimpleNamespace(config=config, task="text-generation")
+        return SimpleNamespace(config=config, task="text-generation", family=SimpleNamespace(inputs="tokens"))
 
     monkeypatch.setattr("compressor.pipeline.judge.open_model", open_model)
     for given, limit in ((["--length", 300], 256), (["--length", 200, "--against", "dense"], 128)):

@@ -300,7 +300,7 @@ def test_sites_share_sums_in_a_deep_model(pico: Make, tmp_path: Path) -> None:
 
 
 def test_an_encoder_with_norms_behind_the_sums_is_refused(pico: Make) -> None:
-    with pytest.raises(ModelError, match="pre-norms; family bert") as caught:
+    with pytest.raises(ModelError, match="pre-norms and a head; family bert") as caught:
         SliceGPT(SliceGPT.Options(reduction=0.2)).plan(open_model(pico("bert")), Target())
     assert "width" in str(caught.value.hint)
 

@@ -69,7 +69,7 @@ def prepared(samples: int, *needs: Needs) -> Any:
         passes=[SimpleNamespace(needs=item) for item in needs],
         blueprints=[SimpleNamespace(shapes=shapes) for _ in range(len(needs) + 1)],
         calibration=SimpleNamespace(samples=samples, length=256),
-        source=SimpleNamespace(task="text-generation"),
+        source=SimpleNamespace(task="text-generation", family=SimpleNamespace(inputs="tokens")),
         recipe=SimpleNamespace(threads=1),
     )
 

@@ -64,6 +64,9 @@ class Hidden:
     def forward(self, inputs: object) -> NDArray[np.float32]:
         return HIDDEN.astype(np.float32)
 
+    def pooled(self, inputs: object) -> None:
+        return None
+
 
 @pytest.mark.parametrize("residual", [None, 4, 3])
 @pytest.mark.parametrize("name", ["Tanh", "GELU", "Identity"])
