@@ -62,12 +62,21 @@ GAIN: dict[str, Callable[[ModelFolder], float]] = {
 }
 # Token methods are presets of one mechanism: the papers' formulas are compared in tests/methods/test_tokens.py.
 SHOWN = {"tome", "token-transforming"}
+EACH_KIND = {"llama", "opt", "bert", "vit"}
+
+
+def shown_elsewhere(name: str, family: str) -> bool:
+    """Tell whether another case of those that always run shows what this one does."""
+    method = methods()[name]
+    if method.family == "tokens":
+        return name not in SHOWN
+    if method.family == "structure":  # the mechanism itself runs on every family
+        return isinstance(method, Preset) and family not in EACH_KIND
+    return method.family == "quantize" and name != "gptq" and family in ("mistral", "clip_vision_model")
+
+
 CASES = [
-    pytest.param(
-        name,
-        family,
-        marks=[pytest.mark.exhaustive] if methods()[name].family == "tokens" and name not in SHOWN else [],
-    )
+    pytest.param(name, family, marks=[pytest.mark.exhaustive] * shown_elsewhere(name, family))
     for name in OPTIONS
     for family in KINDS[methods()[name].family]
 ]
