@@ -18,8 +18,6 @@ from compressor.storage.grids import GridSpec, read_section
 SECTION = "compression"
 """Key of config.json that states what differs from the stock model, grids left out."""
 VERSION = 2
-ATTENTIVE = ("cls_attn", "received", "wpr", "diag_x_col", "cascade", "value_norm")
-"""Scores for which a block must show its attention's probabilities or values."""
 
 
 @dataclass(frozen=True)

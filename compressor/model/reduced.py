@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from compressor.architectures import Family
 from compressor.errors import ModelError
 from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
-from compressor.model.blueprint import ATTENTIVE, Blueprint
+from compressor.model.blueprint import Blueprint
 from compressor.model.token_graph import token_graph
 from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
-from compressor.model.token_scores import Seen
+from compressor.model.token_scores import ATTENTIVE, Seen
 from compressor.model.token_select import Choice
 
 

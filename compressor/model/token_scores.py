@@ -161,3 +161,5 @@ SCORES: Mapping[str, Callable[[Seen, Join], Tensor]] = {
     "random": random_score,
 }
 """Names of scores, as recipes and config.json write them."""
+ATTENTIVE = ("cls_attn", "received", "wpr", "diag_x_col", "cascade", "value_norm")
+"""Scores for which a block must show its attention's probabilities or values."""

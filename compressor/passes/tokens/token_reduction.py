@@ -3,7 +3,7 @@
 Between attention and FFN of a block, a *score* says how much each token matters (or *features* say which are alike), a
 *selection* says which go, and they are dropped, merged, fused, handed on or kept for later. All of it runs inside the
 exported graph; counts are static. No weight changes and no data is needed; what it costs in quality is measured on the
-artifact. It covers image models with norms before attention and FFN (ViT, DeiT). Published methods are presets of it;
+artifact. It covers image models with norms before attention and FFN and a class token. Published methods are presets;
 by itself it combines what no paper has combined.
 """
 
