@@ -7,7 +7,7 @@ from typing import Any
 from compressor.architectures import bert, clip, dinov2, llama, opt, siglip, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
-from compressor.architectures.towers import TOWERS, Tower
+from compressor.architectures.towers import GRAPHS, JOINED, PARTS, TOWERS, Joined, Tower
 from compressor.errors import ModelError, brief
 
 __all__ = [
@@ -15,8 +15,12 @@ __all__ = [
     "FAMILIES",
     "Family",
     "FeedForward",
+    "GRAPHS",
+    "JOINED",
+    "Joined",
     "LayerShape",
     "OWN_TYPE",
+    "PARTS",
     "Setting",
     "Slot",
     "StackShapes",

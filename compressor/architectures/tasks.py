@@ -28,7 +28,8 @@ class Task:
         output: what one number of its output is.
         metrics: kind of evaluation data (see `compressor.data.kinds`) -> the metrics that it allows, in report order;
             the kind that allows most comes first, but for classifiers, whose heads tell their kind.
-        phases: what is timed: one `forward` pass, or reading a prompt and making one token.
+        phases: what is timed: one `forward` pass, or reading a prompt and making one token; of a model of several
+            graphs, the forward pass of each, by the name of its part.
         length: tokens per sample when it is timed, unless stated; 0 for images.
     """
 
@@ -89,6 +90,15 @@ TASKS: dict[str, Task] = {
             output="logit",
             metrics=_HEADS,
             length=0,
+        ),
+        Task(
+            name="zero-shot-image-classification",
+            auto_class="AutoModelForZeroShotImageClassification",
+            ort_class="ORTModelForZeroShotImageClassification",
+            endings=("CLIPModel", "SiglipModel"),
+            output="logit",
+            metrics={"labels": ("accuracy", "top1", "kl", "cosine_vision", "cosine_text")},
+            phases=("vision", "text"),
         ),
     )
 }

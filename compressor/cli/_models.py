@@ -27,6 +27,8 @@ class MetricName(StrEnum):
     TOP1 = "top1"
     COSINE = "cosine"
     COSINE_MIN = "cosine_min"
+    COSINE_VISION = "cosine_vision"
+    COSINE_TEXT = "cosine_text"
     SPEARMAN = "spearman"
     PEARSON = "pearson"
     RANK = "rank"

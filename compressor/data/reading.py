@@ -63,6 +63,7 @@ class DataRequest:
         seed: for the choice of calibration samples.
         purpose: calibration draws at random offsets, evaluation reads from the start without overlap.
         trust_remote_code: whether the recipe asks for code of the model folder by name.
+        field: key of the recipe's section that names the data.
     """
 
     data: str
@@ -72,11 +73,12 @@ class DataRequest:
     seed: int
     purpose: Purpose
     trust_remote_code: bool = False
+    field: str = "data"
 
     @property
     def key(self) -> str:
         """Recipe key that a message about this data names."""
-        return f"{self.purpose}.data"
+        return f"{self.purpose}.{self.field}"
 
 
 def find_data(request: DataRequest) -> Path:
@@ -114,7 +116,7 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
         DataError: the data is missing, of the wrong kind, unreadable or too short.
     """
     path = find_data(request)
-    config = _config(folder)
+    config = model_config(folder)
     if family_named(config.model_type).inputs == "pixels":
         return _images(path, request, folder, config, head_of(config, task))
     if path.is_dir():
@@ -126,12 +128,12 @@ def load_data(request: DataRequest, task: str, folder: Path) -> EvalData:
     else:
         head = head_of(config, task)
         encoder = read_sentence_encoder(folder) if head is None else SentenceEncoder()
-        data = _sentences(path, request, _tokeniser(tokenizer, config, request.length, encoder), head)
+        data = _sentences(path, request, tokeniser(tokenizer, config, request.length, encoder), head)
     _check_ids(data, int(config.vocab_size), request.key, folder)
     return data
 
 
-def _config(folder: Path) -> Any:
+def model_config(folder: Path) -> Any:
     """Return the model's config, whose classes and vocabulary the data must fit."""
     from compressor.model.image_size import resize_images
     from compressor.model.source import read_config
@@ -232,7 +234,7 @@ def _check_differs(numbers: NDArray[np.float64], request: DataRequest, path: Pat
         )
 
 
-def _tokeniser(tokenizer: Any, config: Any, length: int, encoder: SentenceEncoder) -> Callable[..., Batches]:
+def tokeniser(tokenizer: Any, config: Any, length: int, encoder: SentenceEncoder) -> Callable[..., Batches]:
     """Return what makes batches of texts, or of two lists whose texts are read together, pair by pair.
 
     Texts are tokenised as `encoder` states, and cut off at `length` tokens or earlier; where the model with that
@@ -301,6 +303,27 @@ def image_table(path: Path, key: str, head: Head | None) -> tuple[Path, Sentence
 
 def _images(path: Path, request: DataRequest, folder: Path, config: Any, head: Head | None) -> EvalData:
     where, table = image_table(path, request.key, head)
+    table, batches = image_batches(path, where, table, request, folder, config)
+    if head is None:
+        return ImageData(batches, len(table.texts), str(path))
+    labelled = _labelled(batches, table, head, request, path)
+    assert labelled is not None, "the table of an image folder has labels"
+    return labelled
+
+
+def image_batches(
+    path: Path, where: Path, table: Sentences, request: DataRequest, folder: Path, config: Any
+) -> tuple[Sentences, Batches]:
+    """Return the rows of a table of images that are asked for, and these images as the model takes them.
+
+    Args:
+        path: of the data.
+        where: folder of the images.
+        table: their names.
+        request: what is asked for.
+        folder: of the model.
+        config: its transformers config.
+    """
     table = _chosen(table, _choose(len(table.texts), request, path, "images"))
     root = Path(os.path.realpath(where))
     files = [Path(os.path.realpath(root / name)) for (name,) in table.texts]
@@ -314,12 +337,7 @@ def _images(path: Path, request: DataRequest, folder: Path, config: Any, head: H
         for start in range(0, len(files), IMAGE_BATCH):
             yield {"pixel_values": pixels(files[start : start + IMAGE_BATCH], reader, request.key)}
 
-    batches = Batches(make, -(-len(files) // IMAGE_BATCH))
-    if head is None:
-        return ImageData(batches, len(files), str(path))
-    labelled = _labelled(batches, table, head, request, path)
-    assert labelled is not None, "the table of an image folder has labels"
-    return labelled
+    return table, Batches(make, -(-len(files) // IMAGE_BATCH))
 
 
 def text_batch(length: int) -> int:

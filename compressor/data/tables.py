@@ -29,6 +29,7 @@ _SECOND = (
     "sentence2", "text2", "sentenceb", "textb", "question2", "passage", "document", "hypothesis", "response",
 )  # fmt: skip
 _SINGLE = ("sentence", "text")
+_PROMPT = ("prompt",)
 _NUMBER = ("score", "label", "similarity", "similarityscore", "value")
 _SETS = ("labels", "label")
 _FILE = ("file", "filename", "image", "path")
@@ -40,6 +41,7 @@ _SENTENCE_HINT = (
     "Pairs have the columns sentence1, sentence2 and score (or similarity, label), single sentences the columns"
     " sentence (or text) and label. Without a header the order counts: sentence, sentence, score; or sentence, label."
 )
+_PROMPT_HINT = "Prompts are a table with the columns label and prompt, and a row or more for each label."
 _LABEL_HINT = "An image folder's labels.csv has the columns file and label."
 _SET_HINT = (
     "Several labels at once stand in a column labels, by name or index and divided by spaces, or in a column of 0 and 1"
@@ -152,6 +154,49 @@ def read_labels(path: Path, key: str, head: Head | None) -> Sentences:
     return Sentences([(row[file],) for _, row in table.rows], numbers)
 
 
+def read_prompts(path: Path, key: str) -> list[tuple[str, str]]:
+    """Return label and prompt, row by row, of the texts that stand for the labels of images.
+
+    Raises:
+        DataError: the file is no table with the columns label and prompt, a label is empty, or there is but one.
+    """
+    table = _read(path, key)
+    label, prompt = table.find(_CLASS), table.find((*_PROMPT, *_SINGLE))
+    if label is None or prompt is None:
+        raise table.unknown(_PROMPT_HINT)
+    rows = [(row[label].strip(), row[prompt].strip()) for _, row in table.rows]
+    for (line, _), (name, text) in zip(table.rows, rows, strict=True):
+        if not name or not text:
+            raise DataError(f"{table.where} line {line}: the {'prompt' if name else 'label'} is empty")
+    if len({name for name, _ in rows}) < 2:
+        raise DataError(f"{table.where}: there are prompts for fewer than two labels", hint=_PROMPT_HINT)
+    return rows
+
+
+def read_named_labels(path: Path, key: str, names: Sequence[str]) -> Sentences:
+    """Read the table of an image folder whose labels are names, and give their places in `names`.
+
+    Raises:
+        DataError: the file is no table of file and label, a label is not among the names, or a file has two.
+    """
+    table = _read(path, key)
+    file, label = (table.find(_FILE), table.find(_CLASS)) if table.header else (0, 1)
+    if table.rows and (file is None or label is None or table.width < 2):
+        raise table.unknown(_LABEL_HINT)
+    places = {name: float(place) for place, name in enumerate(names)}
+    found: dict[str, float] = {}
+    for line, row in table.rows:
+        name, stated = row[file or 0], row[label or 0].strip()
+        if stated not in places:
+            raise DataError(
+                f"{table.where} line {line}: no prompt stands for the label {stated!r:.40}",
+                hint="evaluation.prompts has a row for each label, in the same words.",
+            )
+        if found.setdefault(name, places[stated]) != places[stated]:
+            raise DataError(f"{table.where} line {line}: {name:.80} has another label already")
+    return Sentences([(name,) for name in found], list(found.values()))
+
+
 def _sentence_columns(table: _Table) -> tuple[tuple[int, ...], int | None]:
     """Return the columns of the sentences, and that of the number where there is one."""
     if not table.header:
@@ -159,6 +204,8 @@ def _sentence_columns(table: _Table) -> tuple[tuple[int, ...], int | None]:
             raise table.unknown(_SENTENCE_HINT)
         return tuple(range(max(1, table.width - 1))), table.width - 1 if table.width > 1 else None
     texts, number = _text_columns(table), table.find(_NUMBER)
+    if len(texts) == 1 and _plain(table.header[texts[0]]) in _PROMPT:
+        number = None  # what a prompt stands for is a name
     if len(texts) == 2 and number is None:
         raise table.unknown(_SENTENCE_HINT)
     return texts, number
@@ -169,6 +216,8 @@ def _text_columns(table: _Table) -> tuple[int, ...]:
     first, second, single = table.find(_FIRST), table.find(_SECOND), table.find(_SINGLE)
     if first is not None and second is not None:
         return first, second
+    if first is not None and single is None and _plain(table.header[first]) in _PROMPT:
+        return (first,)
     if single is None or first is not None or second is not None:
         raise table.unknown(_SENTENCE_HINT)
     return (single,)

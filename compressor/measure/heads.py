@@ -25,7 +25,7 @@ def measure_head(runner: Runner, data: HeadData, reference: Runner | None) -> Qu
     if len(ours) != len(data):
         raise DataError(f"{data.source}: {len(data)} labels but {len(ours)} inputs")
     if isinstance(data, LabelData):
-        return _labels(ours, dense, data)
+        return measure_labels(ours, dense, data)
     return _values(ours, dense, data) if isinstance(data, ValueData) else _sets(ours, dense, data)
 
 
@@ -39,7 +39,12 @@ def _outputs(runner: Runner, reference: Runner | None, batches: Batches) -> tupl
     return np.concatenate(ours), np.concatenate(dense) if dense else None
 
 
-def _labels(ours: Array, dense: Array | None, data: LabelData) -> Quality:
+def measure_labels(ours: Array, dense: Array | None, data: LabelData) -> Quality:
+    """Measure the scores [N, C] that samples have for each class, ours and the dense model's.
+
+    Raises:
+        DataError: there is a label without a score.
+    """
     classes = ours.shape[-1]
     if data.labels.min() < 0 or data.labels.max() >= classes:
         raise DataError(

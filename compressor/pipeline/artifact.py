@@ -13,15 +13,23 @@ from compressor.exporters.steps import Advance, silent
 from compressor.machine.processor import target_for
 from compressor.model.folder import ModelFolder
 from compressor.recipe import ExportSection
+from compressor.storage.artifact import ONNX_MODEL
 from compressor.verification.codes import INPUTS, digest
 from compressor.verification.codes import KEY as CODES
 from compressor.verification.exact import LEVELS
 
 
 def export_model(
-    model: ModelFolder, folder: Path, section: ExportSection, dtype: str, advance: Advance = silent
+    model: ModelFolder,
+    folder: Path,
+    section: ExportSection,
+    dtype: str,
+    advance: Advance = silent,
+    graph: str = ONNX_MODEL,
 ) -> ExportResult:
     """Write the model files of `model` into the existing `folder`; `dtype` is that of the stored weights.
+
+    `graph` is the file of the ONNX graph.
 
     `advance` is told what has been done, as often as `compressor.exporters.steps.STEPS` says.
 
@@ -37,7 +45,7 @@ def export_model(
 
     opset = None if section.opset == "auto" else int(section.opset)
     arm = target_for(section.target) == "arm64"
-    options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype, arm=arm)  # type: ignore[arg-type]
+    options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype, arm=arm, name=graph)  # type: ignore[arg-type]
     export = export_ort if section.format == "ort" else export_onnx
     return export(model, folder, options, advance=advance)
 

@@ -46,12 +46,24 @@ def unmeasurable(recipe: Recipe, source: ModelFolder, request: DataRequest | Non
             message = f"holds {_KINDS[kind]}, and {source.task} is measured on {_KINDS[_richest(source)]}"
             yield recipe.problem(("evaluation", "data"), message)
             return
-        for index, metric in enumerate(recipe.evaluation.metrics):
-            if metric not in metrics:
-                message = f"{metric} is not measured for {what}; allowed: {', '.join(metrics)}"
-                yield recipe.problem(("evaluation", "metrics", index), message)
+    yield from not_measured(recipe, source.task, metrics, what)
+
+
+def not_measured(recipe: Recipe, task: str, metrics: tuple[str, ...], what: str) -> Iterator[Problem]:
+    """Yield the metrics and bounds of a recipe that are not among what is measured.
+
+    Args:
+        recipe: the recipe.
+        task: of its model.
+        metrics: what its evaluation data give.
+        what: what is measured, for a message.
+    """
+    for index, metric in enumerate(recipe.evaluation.metrics if recipe.evaluation is not None else ()):
+        if metric not in metrics:
+            message = f"{metric} is not measured for {what}; allowed: {', '.join(metrics)}"
+            yield recipe.problem(("evaluation", "metrics", index), message)
     values: dict[str, Bounded | Gate] = {**BOUNDS, **GATES}
-    allowed = [name for name, value in values.items() if _given(value, source.task, metrics)]
+    allowed = [name for name, value in values.items() if _given(value, task, metrics)]
     for name in recipe.verify:
         # Without evaluation data the recipe itself is wrong, which is said of it elsewhere.
         if name not in allowed and (recipe.evaluation is not None or not values[name].metric):

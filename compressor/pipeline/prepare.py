@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from compressor.passes import methods
 from compressor.passes.base import Pass, Target
 from compressor.pipeline.covered import check_covered
 from compressor.pipeline.measures import unmeasurable
-from compressor.recipe import Recipe, disagreements
+from compressor.recipe import AUTO, PART, Recipe, disagreements
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Prepared:
     calibration: DataRequest | None
     evaluation: DataRequest | None
     doubts: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> str:
+        """What the model is for."""
+        return self.source.task
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -101,7 +106,7 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     if not name:
         raise UsageError("no model: give -m MODEL or set model.id in the recipe", hint="For a first try: -m demo")
     source = open_model(
-        _located(name, recipe),
+        located_model(name, recipe),
         task=recipe.model.task,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
@@ -113,19 +118,33 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     check_covered(source, recipe.export.format, data=data, trust_remote_code=trusted)
     known = methods()
     passes = tuple(known[entry.name](entry.options) for entry in recipe.passes)
-    problems = disagreements(recipe, passes)
+    problems = [*disagreements(recipe, passes), *_of_several(recipe)]
     target = Target(recipe.export.format, recipe.export.graph, TARGETS[target_for(recipe.export.target)])
     models, found = _planned(recipe, source, passes, target)
     problems += found
     section = recipe.calibration
-    calibration = _request(section, "calibration", recipe, source) if section is not None else None
-    evaluation = _request(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
+    calibration = request_of(section, "calibration", recipe, source) if section is not None else None
+    evaluation = request_of(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
     problems += unmeasurable(recipe, source, evaluation)
     if problems:
         raise RecipeError(problems, source=recipe.source)
     blueprints = tuple(model.blueprint for model in models)
     prepared = Prepared(recipe, name, source, passes, blueprints, target, calibration, evaluation)
     return replace(prepared, doubts=tuple(doubts(recipe, name, calibrated=prepared.uses_calibration)))
+
+
+def _of_several(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what a recipe says that means something for a model of several parts alone, or for another one of them."""
+    part = recipe.model.part
+    for index, entry in enumerate(recipe.passes):
+        if entry.part not in (AUTO, part):
+            message = f"{entry.part}; the model that is compressed has no such part; leave it out"
+            yield recipe.problem(("passes", index, entry.name, PART), message)
+    for purpose, section in (("calibration", recipe.calibration), ("evaluation", recipe.evaluation)):
+        # A recipe for one part of several, made of one for all, has its data under both keys.
+        if section is not None and section.prompts not in (None, section.data):
+            message = "is for a model of several parts, taken whole; put the texts of a text tower under data"
+            yield recipe.problem((purpose, "prompts"), message)
 
 
 def _planned(
@@ -138,14 +157,14 @@ def _planned(
     models, problems = [source], []
     for index, method in enumerate(passes):
         try:
-            models.append(_after(method, models[-1], target, quantized=bool(source.grids)))
+            models.append(after_pass(method, models[-1], target, quantized=bool(source.grids)))
         except (UsageError, ModelError) as error:
             message = f"{error.message}. {error.hint}" if error.hint else error.message
             problems.append(recipe.problem(("passes", index, method.name), message))
     return models, problems
 
 
-def _after(method: Pass, model: ModelFolder, target: Target, *, quantized: bool) -> ModelFolder:
+def after_pass(method: Pass, model: ModelFolder, target: Target, *, quantized: bool) -> ModelFolder:
     """Return the description of `model` after a pass; `quantized` tells whether it was before the first one.
 
     Raises:
@@ -163,15 +182,20 @@ def _after(method: Pass, model: ModelFolder, target: Target, *, quantized: bool)
     return planned
 
 
-def _located(name: str, recipe: Recipe) -> str:
-    """A relative model folder is looked for in the working folder, then beside the recipe."""
+def located_model(name: str, recipe: Recipe) -> str:
+    """Return where a model is: a relative model folder is looked for in the working folder, then beside the recipe."""
     if recipe.folder is None or Path(name).exists():
         return name
     beside = recipe.folder / name
     return str(beside) if beside.is_dir() else name
 
 
-def _request(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) -> DataRequest:
+def request_of(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) -> DataRequest:
+    """Return the request for the data of a section, `calibration` or `evaluation`, as the model takes them.
+
+    Raises:
+        DataError: samples are longer than the model's positions.
+    """
     stated = section.length if "length" in section.model_fields_set else None
     return DataRequest(
         data=section.data,
@@ -180,6 +204,7 @@ def _request(section: Any, purpose: Any, recipe: Recipe, source: ModelFolder) ->
         length=sample_length(source, stated, f"{purpose}.length"),
         seed=recipe.calibration.seed if recipe.calibration is not None else 0,
         purpose=purpose,
+        field="prompts" if section.prompts == section.data else "data",
         trust_remote_code=recipe.model.trust_remote_code,
     )
 

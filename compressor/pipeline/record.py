@@ -18,6 +18,7 @@ from compressor.passes.base import Explains, Pass
 from compressor.pipeline.as_run import public
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared
+from compressor.pipeline.whole import Whole
 from compressor.report import build_report, without_paths
 from compressor.verification import Verdict
 from compressor.walk import Change
@@ -88,12 +89,12 @@ def count_costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost
 
 
 def run_report(
-    prepared: Prepared, costs: tuple[Cost, Cost], entries: list[dict[str, Any]], verdict: Verdict, clock: Clock
+    prepared: Prepared | Whole, costs: tuple[Cost, Cost], entries: list[dict[str, Any]], verdict: Verdict, clock: Clock
 ) -> dict[str, Any]:
     """Return the report of a run, version 1.
 
     Args:
-        prepared: the recipe bound to its model.
+        prepared: the recipe bound to its model, or to all parts of it.
         costs: of the dense and of the compressed model.
         entries: what each pass did.
         verdict: of the verification.
@@ -106,7 +107,7 @@ def run_report(
     for cost, side in zip(costs, (verdict.dense, verdict.compressed), strict=True):
         sides.append({**side, "parameters": cost.parameters, "flops": cost.flops, "weight_bytes": cost.bytes})
     report = build_report(
-        model={"id": public(prepared.model_id), "parameters": costs[0].parameters, "task": prepared.source.task},
+        model={"id": public(prepared.model_id), "parameters": costs[0].parameters, "task": prepared.task},
         dense=sides[0],
         compressed=sides[1],
         checks=[{**check, "reason": without_paths(check["reason"])} for check in verdict.to_json()["checks"]],
@@ -132,7 +133,7 @@ def _timing_conditions(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _environment(prepared: Prepared) -> dict[str, Any]:
+def _environment(prepared: Prepared | Whole) -> dict[str, Any]:
     import onnx
     import onnxruntime
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,29 @@ from compressor.exporters.steps import STEPS, Advance, silent
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
-from compressor.model.cost import Cost, recorded_layers
+from compressor.model.cost import recorded_layers
 from compressor.model.folder import ModelFolder
-from compressor.passes.apply import Setting, apply_pass, fingerprint_environment
+from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.artifact import export_model, grid_records
-from compressor.pipeline.as_run import RECIPE, SOURCE, public, public_text, public_values, recipe_as_run
+from compressor.pipeline.as_run import public_text
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
 from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
-from compressor.pipeline.prepare import Prepared, prepare
+from compressor.pipeline.prepare import Prepared
 from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
+from compressor.pipeline.sealed import ALL, Made, graph_names, seal_one, seal_whole, summed, whole_job
 from compressor.pipeline.source import checked_source, recorded, source_checks
+from compressor.pipeline.together import verify_whole
 from compressor.pipeline.towers import taken_out
+from compressor.pipeline.whole import Whole, prepare_any
 from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
-from compressor.recipe import ExportSection, Recipe
+from compressor.recipe import PART, ExportSection, Recipe
 from compressor.report import write_reports
+from compressor.storage.artifact import ONNX_MODEL
 from compressor.storage.grids import precision_of
 from compressor.storage.json_files import read_json
 from compressor.storage.processor import TARGET
-from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh, seal
+from compressor.verification import REFERENCE, VERIFY_STEPS, Job, Verdict, run_fresh
 from compressor.verification.probes import write_probes
 from compressor.verification.quality import STEP
 from compressor.verification.samples import collect
@@ -78,46 +83,74 @@ def run(
     with fixed_threads(recipe.threads):
         with clock.stage("load"):
             progress.stage("load")
-            prepared = prepare(recipe, model)
-            if prepared.source.path.resolve() == out.resolve():
+            bound = prepare_any(recipe, model)
+            parts = bound.parts if isinstance(bound, Whole) else {ALL: bound}
+            if next(iter(parts.values())).source.path.resolve() == out.resolve():
                 raise UsageError(f"-o {out}: this is the model to compress", hint="Give another folder.")
-            for doubt in prepared.doubts:
+            for doubt in bound.doubts:
                 progress.info(f"note: {doubt}")
-            hashes = input_hashes(prepared)
-        progress.expect(_stages(prepared))
+            hashes = {part: input_hashes(prepared) for part, prepared in parts.items()}
+        progress.expect(sum(map(_stages, parts.values())) + 1)
         with locked(work_folder(out), resume=resume) as work:
-            return _run(prepared, hashes, out, work, progress, clock, signer)
+            graphs = graph_names(bound) if isinstance(bound, Whole) else {ALL: ONNX_MODEL}
+            made = {
+                part: _make(prepared, hashes[part], work / part, graphs[part], progress, clock)
+                for part, prepared in parts.items()
+            }
+            return _finish(bound, made, out, work, progress, clock, signer)
 
 
 def _stages(prepared: Prepared) -> int:
-    """Return how many stages follow: the source gate, calibration, the passes, two exports, verification."""
+    """Return how many stages follow before verification: the source gate, calibration, the passes, two exports."""
     calibrates = bool(prepared.passes) and prepared.uses_calibration
     compares = prepared.recipe.export.format != "safetensors"
     gated = why_skipped(prepared.source) is None
-    return gated + calibrates + len(prepared.passes) + compares + 2
+    return gated + calibrates + len(prepared.passes) + compares + 1
 
 
-def _run(
-    prepared: Prepared, hashes: dict[str, str], out: Path, work: Path, progress: Progress, clock: Clock, signer: Any
-) -> dict[str, Any]:
+def _make(prepared: Prepared, hashes: dict[str, str], work: Path, graph: str, progress: Progress, clock: Clock) -> Made:
+    """Hold the source gate, apply the passes and export, in the folder `work`; the file of the graph is `graph`."""
+    work.mkdir(exist_ok=True)
     with clock.stage("load"):
         source = checked_source(prepared, hashes, work, progress)
         prepared = taken_out(prepared, work)
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
     with clock.stage("export"):
-        dense_folder = _export_dense(prepared, hashes, work, progress)
-        artifact = _export(
-            prepared, compressed, entries, {"inputs": hashes, "source": recorded(source)}, work, progress
-        )
+        dense = _export_dense(prepared, hashes, work, progress)
+        folder, facts = _export(prepared, compressed, entries, work, graph, progress)
+    facts |= {"inputs": hashes, "source": recorded(source)}
+    return Made(prepared, source, compressed, count_costs(prepared, compressed), entries, dense, folder, facts)
+
+
+def _finish(
+    bound: Prepared | Whole,
+    made: Mapping[str, Made],
+    out: Path,
+    work: Path,
+    progress: Progress,
+    clock: Clock,
+    signer: Any,
+) -> dict[str, Any]:
+    """Seal the artifact, verify it, write its reports and put it in place; return the report."""
+    with clock.stage("export"):
+        artifact = seal_whole(bound, made, work) if isinstance(bound, Whole) else seal_one(made[ALL])
     with clock.stage("verify"):
-        progress.stage("verify", total=VERIFY_STEPS)
-        costs = count_costs(prepared, compressed)
-        verdict = run_fresh(_job(prepared, artifact, dense_folder, costs), advance=progress.advance)
-        verdict = replace(verdict, checks=(*source_checks(source), *verdict.checks))
+        if isinstance(bound, Whole):
+            job = whole_job(bound, made, artifact)
+            progress.stage("verify", total=job.steps)
+            verdict = verify_whole(job, progress.advance)
+        else:
+            progress.stage("verify", total=VERIFY_STEPS)
+            verdict = run_fresh(_job(made[ALL], artifact), advance=progress.advance)
+        gate = [replace(c, name=f"{part}.{c.name}" if part else c.name)
+                for part, one in made.items() for c in source_checks(one.source)]  # fmt: skip
+        verdict = replace(verdict, checks=(*gate, *verdict.checks))
     place = _place(out, verdict)
-    report = run_report(prepared, costs, entries, verdict, clock)
-    report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(prepared))
+    costs = summed([one.costs for one in made.values()])
+    entries = [{**entry, **({PART: part} if part else {})} for part, one in made.items() for entry in one.entries]
+    report = run_report(bound, costs, entries, verdict, clock)
+    report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(bound))
     if signer is not None and verdict.passed:
         sign(artifact, signer)
     put_in_place(artifact, place)
@@ -209,43 +242,31 @@ def _export(
     prepared: Prepared,
     compressed: ModelFolder,
     entries: list[dict[str, Any]],
-    origin: dict[str, Any],
     work: Path,
+    graph: str,
     progress: Progress,
-) -> Path:
-    """Write the artifact: model files, recipe, probes with their expected outputs, manifest with what it came from."""
-    progress.stage("export", total=STEPS[prepared.recipe.export.format] + 2)
+) -> tuple[Path, dict[str, Any]]:
+    """Write model files and probes with their expected outputs; return their folder and the facts of the model."""
+    progress.stage("export", total=STEPS[prepared.recipe.export.format] + 1)
     folder = work / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     dtype = artifact_dtype(prepared)
-    result = export_model(compressed, folder, prepared.recipe.export, dtype, progress.advance)
-    (folder / RECIPE).write_text(recipe_as_run(prepared), encoding="utf-8")
-    (folder / SOURCE).write_text(prepared.recipe.text, encoding="utf-8")
+    result = export_model(compressed, folder, prepared.recipe.export, dtype, progress.advance, graph)
     calibrated = any(spec.activations == "static" for spec in compressed.grids.values())
     drawn = collect(model_batches(prepared.load_calibration())) if calibrated and prepared.uses_calibration else None
     write_probes(compressed.path, folder / REFERENCE, _samples(prepared), calibration=drawn)
     progress.advance("probes")
-    seal(
-        folder,
-        {
-            "precision": precision_of(compressed.grids, dtype),
-            **grid_records(compressed, result, graph=prepared.recipe.export.format != "safetensors"),
-            STEP: quantization_step(entries),
-            TARGET: prepared.target.processor,
-            "task": compressed.task,
-            "parameters": compressed.parameters,
-            "layers": recorded_layers(compressed),
-            "model": public(prepared.model_id),
-            "passes": [{"name": e.name, "options": e.options.model_dump(mode="json")} for e in prepared.recipe.passes],
-            **origin,
-            "recipe": public_values(prepared),
-            "seed": prepared.calibration.seed if prepared.calibration is not None else None,
-            "versions": fingerprint_environment(),
-        },
-    )
-    progress.advance("manifest")
-    return folder
+    return folder, {
+        "precision": precision_of(compressed.grids, dtype),
+        **grid_records(compressed, result, graph=prepared.recipe.export.format != "safetensors"),
+        STEP: quantization_step(entries),
+        TARGET: prepared.target.processor,
+        "task": compressed.task,
+        "parameters": compressed.parameters,
+        "layers": recorded_layers(compressed),
+        "passes": [{"name": e.name, "options": e.to_json()} for e in prepared.recipe.passes],
+    }
 
 
 def _samples(prepared: Prepared) -> Inputs | None:
@@ -259,11 +280,12 @@ def _samples(prepared: Prepared) -> Inputs | None:
     return next(iter(model_batches(prepared.load_calibration())))
 
 
-def _job(prepared: Prepared, artifact: Path, dense: Path, costs: tuple[Cost, Cost]) -> Job:
+def _job(made: Made, artifact: Path) -> Job:
+    prepared, costs = made.prepared, made.costs
     recipe = prepared.recipe
     return Job(
         artifact=artifact,
-        dense=dense,
+        dense=made.dense,
         bounds=recipe.bounds,
         data=prepared.evaluation,
         metrics=tuple(recipe.evaluation.metrics) if recipe.evaluation is not None else (),

@@ -124,4 +124,4 @@ def _empty(work: Path) -> None:
 
 def _resumable(work: Path) -> bool:
     """Tell whether a work folder holds a finished part of a pass, or the dense export."""
-    return any(work.glob(f"pass-*/{STATE}")) or (work / DENSE_MARK).is_file()
+    return any(work.rglob(f"pass-*/{STATE}")) or any(work.rglob(DENSE_MARK))

@@ -19,6 +19,7 @@ from compressor.recipe._overrides import Overrides
 from compressor.recipe._problems import line_of, validate
 from compressor.recipe._schema import json_schema
 from compressor.recipe._sections import (
+    PASS_PARTS,
     Bound,
     CalibrationSection,
     EvaluationSection,
@@ -33,6 +34,7 @@ from compressor.recipe._yaml import MAX_BYTES, Document, KeyPath, Refused, key_n
 from compressor.recipe.metrics import BOUNDS, GATES, METRICS, Bounded, Gate
 
 __all__ = [
+    "AUTO",
     "BOUNDS",
     "GATES",
     "METRICS",
@@ -44,6 +46,7 @@ __all__ = [
     "ExportSection",
     "Gate",
     "ModelSection",
+    "PART",
     "PassEntry",
     "PassFacts",
     "Recipe",
@@ -57,6 +60,8 @@ __all__ = [
 ]
 
 Options = Mapping[str, type[BaseModel]]
+PART, AUTO = "part", "auto"
+"""Key of a pass that names the tower which it is for, and its default."""
 _MAX_PASSES = 64
 
 
@@ -67,10 +72,19 @@ class PassEntry:
     Attributes:
         name: of the method.
         options: validated, an instance of the method's options model.
+        part: the tower that it is for; `auto` for all that it can be applied to.
+        place: in the recipe's list of passes.
     """
 
     name: str
     options: BaseModel
+    part: str = AUTO
+    place: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its options, and the part where one is named."""
+        options: dict[str, Any] = self.options.model_dump(mode="json")
+        return {**options, **({PART: self.part} if self.part != AUTO else {})}
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,8 @@ class Recipe:
 
     def problem(self, path: KeyPath, message: str) -> Problem:
         """Return a problem with the value at `path`, with its line, or the override that it comes from."""
+        if path[0] == "passes" and len(path) > 1:  # of a recipe for one part some passes are left out
+            path = ("passes", self.passes[int(path[1])].place, *path[2:])
         return self.changes.attribute(Problem(key_name(path), message, line_of(path, self.document)))
 
     def text_with(self, changes: Mapping[tuple[str, str], str]) -> str:
@@ -140,7 +156,7 @@ class Recipe:
             "model": self.model.model_dump(mode="json"),
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
             "evaluation": self.evaluation.model_dump(mode="json") if self.evaluation else None,
-            "passes": [{entry.name: entry.options.model_dump(mode="json")} for entry in self.passes],
+            "passes": [{entry.name: entry.to_json()} for entry in self.passes],
             "export": self.export.model_dump(mode="json"),
             "verify": {name: limits or False for name, limits in self.bounds.items()},
         }
@@ -289,8 +305,15 @@ def _pass(item: Any, where: KeyPath, options: Options, document: Document) -> tu
         message = f"unknown method{did_you_mean(name, options)}; allowed: {allowed}"
         return None, [Problem(key_name(place), message, line_of(place, document))]
     given_options = {} if given_options is None else given_options
+    part = AUTO
+    if isinstance(given_options, dict) and PART in given_options:
+        part = given_options[PART]
+        given_options = {key: value for key, value in given_options.items() if key != PART}
     model, problems = validate(options[name], given_options, place, document)
-    return (PassEntry(name, model) if model is not None else None), problems
+    if part not in PASS_PARTS:
+        message = f"{shown(part)} is no part; allowed: {', '.join(PASS_PARTS)}"
+        problems = [*problems, Problem(key_name((*place, PART)), message, line_of((*place, PART), document))]
+    return (PassEntry(name, model, str(part), int(where[1])) if model is not None else None), problems
 
 
 def _with_passes_allowed(problems: Sequence[Problem]) -> list[Problem]:

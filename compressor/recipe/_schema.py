@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from compressor.recipe._sections import Head
+from compressor.recipe._sections import PASS_PARTS, Head
 
 
 def json_schema(options: Mapping[str, type[BaseModel]], summaries: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -25,6 +25,13 @@ def json_schema(options: Mapping[str, type[BaseModel]], summaries: Mapping[str, 
     definitions: dict[str, Any] = document["$defs"]
     head_name = references[(Head, "validation")]["$ref"].rsplit("/", 1)[1]
     head = definitions.pop(head_name)
+    for model in options.values():
+        name = references[(model, "validation")]["$ref"].rsplit("/", 1)[1]
+        definitions[name].setdefault("properties", {})["part"] = {
+            "description": "The tower that it is for, of a model of several; auto for all that it can be applied to.",
+            "enum": list(PASS_PARTS),
+            "default": PASS_PARTS[0],
+        }
     methods = {
         name: _method(references[(model, "validation")], (summaries or {}).get(name), model)
         for name, model in options.items()

@@ -23,8 +23,13 @@ _UNITS = {"b": 1} | {
     for suffix, base in (("b", 1000), ("ib", 1024))
     for power, prefix in enumerate("kmgt", 1)
 }
-TASK_NAMES = ("auto", "text-generation", "feature-extraction", "text-classification", "image-classification")
+TASK_NAMES = (
+    *("auto", "text-generation", "feature-extraction", "text-classification", "image-classification"),
+    "zero-shot-image-classification",
+)
 """Those of `compressor.architectures.tasks`, which this wing cannot see."""
+PASS_PARTS = ("auto", "vision", "text")
+"""What a pass may name as the tower that it is for."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[kmgt]i?)?b)", re.IGNORECASE)
 
@@ -139,7 +144,9 @@ class ModelSection(Section):
         default=False, description="Run code that the model's repository brings; off unless asked."
     )
     part: Literal["vision", "text"] | None = Field(
-        default=None, description="The tower to compress, of a model of two (CLIP, SigLIP); the artifact is that tower."
+        default=None,
+        description="The tower to compress, of a model of two (CLIP, SigLIP); the artifact is that tower. Without"
+        " it the artifact holds both.",
     )
     revision: Line | None = Field(
         default=None, description="Branch, tag or commit of a hub model; the default branch if absent."
@@ -153,6 +160,10 @@ class CalibrationSection(Section):
         description="Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with"
         " labels.csv, or demo:train (docs/data.md has the forms); looked for beside the recipe, then in the working"
         " folder."
+    )
+    prompts: Line | None = Field(
+        default=None,
+        description="Sentences for the text tower of a model of two towers, whose image tower reads `data`.",
     )
     samples: int = Field(
         default=128, ge=1, description="Windows of text, sentences or images; too few there is an error."
@@ -180,6 +191,11 @@ class EvaluationSection(Section):
     """Inputs on which the artifact is compared with the dense model."""
 
     data: Line = Field(description="Held-out data, in the forms of calibration.data, or demo:valid.")
+    prompts: Line | None = Field(
+        default=None,
+        description="Table of label and prompt for a model of two towers: the texts that stand for the labels of the"
+        " images in `data`.",
+    )
     metrics: Annotated[list[Metric], AfterValidator(_unique)] = Field(
         default_factory=list, description="What to report; all that task and data allow if absent."
     )

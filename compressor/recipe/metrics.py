@@ -52,6 +52,12 @@ METRICS: dict[str, Metric] = {
         brings=("cosine_min",),
     ),
     "cosine_min": Metric("cosine, worst", "higher", "none", meaning="similarity of the worst embedding", ideal=1.0),
+    "cosine_vision": Metric(
+        "cosine to dense, images", "higher", "none", meaning="mean similarity of the images' embeddings", ideal=1.0
+    ),
+    "cosine_text": Metric(
+        "cosine to dense, texts", "higher", "none", meaning="mean similarity of the texts' embeddings", ideal=1.0
+    ),
     "spearman": Metric("Spearman", "higher", "difference", meaning="rank correlation with the scores of the data"),
     "pearson": Metric("Pearson", "higher", "difference", meaning="linear correlation with the scores of the data"),
     "rank": Metric(
@@ -112,6 +118,8 @@ BOUNDS: dict[str, Bounded] = {
     "top1": Bounded(0, 1, "Share of most likely tokens or classes equal to the dense model's.", "top1"),
     "cosine": Bounded(-1, 1, "Mean cosine of embeddings with the dense model's.", "cosine"),
     "cosine_min": Bounded(-1, 1, "Smallest cosine of an embedding with the dense model's.", "cosine_min"),
+    "cosine_vision": Bounded(-1, 1, "Mean cosine of the images' embeddings with the dense model's.", "cosine_vision"),
+    "cosine_text": Bounded(-1, 1, "Mean cosine of the texts' embeddings with the dense model's.", "cosine_text"),
     "spearman": Bounded(-1, 1, "Rank correlation of similarities or outputs with the scores of the data.", "spearman"),
     "spearman_drop": Bounded(-2, 2, "Spearman of the dense model minus ours.", "spearman", "drop"),
     "pearson": Bounded(-1, 1, "Linear correlation of outputs with the scores of the data.", "pearson"),
@@ -137,11 +145,17 @@ BOUNDS: dict[str, Bounded] = {
     "speedup_forward": Bounded(
         0, math.inf, "Measured speed-up of the forward pass (encoders, image models).", phase="forward"
     ),
+    "speedup_vision": Bounded(
+        0, math.inf, "Measured speed-up of the image tower (models of two towers).", phase="vision"
+    ),
+    "speedup_text": Bounded(0, math.inf, "Measured speed-up of the text tower (models of two towers).", phase="text"),
     "latency_prefill_ms": Bounded(0, math.inf, "Median milliseconds of reading a prompt.", phase="prefill", unit="ms"),
     "latency_decode_ms": Bounded(
         0, math.inf, "Median milliseconds of generating one token.", phase="decode", unit="ms"
     ),
     "latency_forward_ms": Bounded(0, math.inf, "Median milliseconds of the forward pass.", phase="forward", unit="ms"),
+    "latency_vision_ms": Bounded(0, math.inf, "Median milliseconds of the image tower.", phase="vision", unit="ms"),
+    "latency_text_ms": Bounded(0, math.inf, "Median milliseconds of the text tower.", phase="text", unit="ms"),
     "bytes": Bounded(0, math.inf, "Bytes of the model files.", unit="bytes"),
 }
 """What `verify` may bound, by name."""

@@ -40,6 +40,8 @@ SEAL = "seal"
 _QUOTED = re.compile(r"^(`{3,})yaml\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 """The recipe in the card."""
 _RATIO_ERROR = 1e-6
+_PATHS = (("model", "id"), *((s, key) for s in ("calibration", "evaluation") for key in ("data", "prompts")))
+"""Section and key of what names a model or data in a recipe."""
 _METRICS = ("perplexity", "accuracy", "spearman", "f1", "wer")
 _METRIC_ERROR = 0.05
 """Of a task's own metrics, measured again: other processors round products in 8 bits differently."""
@@ -166,7 +168,7 @@ def _text(folder: Path, name: str) -> str:
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's values as JSON holds them, of absolute paths the last part alone."""
     values: dict[str, Any] = json.loads(json.dumps(recipe))
-    for section, key in (("model", "id"), ("calibration", "data"), ("evaluation", "data")):
+    for section, key in _PATHS:
         part = values.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key].startswith(("/", "~")):
             part[key] = PurePath(part[key]).name

@@ -202,7 +202,7 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
     }
     try:
         data = ask(
-            "compressor.verification", request, crashed=_crash, threads=job.threads, timeout=timeout, heard=advance
+            "compressor.verification", request, crashed=crash, threads=job.threads, timeout=timeout, heard=advance
         )
         verdict = Verdict.from_json(data)
     except TimeoutError as error:
@@ -212,7 +212,8 @@ def run_fresh(job: Job, *, timeout: float | None = None, advance: Callable[[str]
     return whole(verdict)
 
 
-def _crash(done: Ended) -> CompressorError:
+def crash(done: Ended) -> CompressorError:
+    """Return the error for a verifying process that ended without an answer."""
     if done.code == -9 or mentions_shortage(done.last_line):
         return ResourceError("the verifying process was killed, most likely for want of memory")
     if done.code < 0:
@@ -229,6 +230,21 @@ def _open_dense(job: Job) -> Runner | None:
 def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any]]:
     """Check files, graph, weights and tokenizer; return the loaded artifact, or None, and its manifest."""
     folder = job.artifact
+    checks, manifest, clean = check_own_files(folder)
+    if not clean:
+        return checks, None, manifest
+    runner = _check_weights(job, manifest, checks)
+    checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
+    checks += _guard("companions", lambda: check_beside(folder, job.dense))
+    return checks, runner, manifest
+
+
+def check_own_files(folder: Path) -> tuple[list[Check], dict[str, Any], bool]:
+    """Check the files of a folder against its manifest.
+
+    Returns:
+        The checks, the manifest, and whether all files are the folder's own: else they are never handed to a library.
+    """
     manifest: dict[str, Any] = {}
     checks: list[Check] = []
     try:
@@ -241,12 +257,7 @@ def _check_artifact(job: Job) -> tuple[list[Check], Runner | None, dict[str, Any
     lost = [path.name for path in others if not is_inside(folder, path.name) or not path.exists()]
     reasons = [*foreign.values(), *(f"{name} is a link that leads to no file of the folder" for name in lost)]
     checks.append(yes("files.links", not reasons, "; ".join(reasons)))
-    if reasons:  # what is no file of the folder is never handed to a library
-        return checks, None, manifest
-    runner = _check_weights(job, manifest, checks)
-    checks += _guard("tokenizer", lambda: check_tokenizer(folder, manifest, job.dense))
-    checks += _guard("companions", lambda: check_beside(folder, job.dense))
-    return checks, runner, manifest
+    return checks, manifest, not reasons
 
 
 def _imitates(runner: Runner | None, precision: str) -> bool:

@@ -9,6 +9,8 @@
 | `layers` | per layer: `intermediate_size`, `num_attention_heads`, `num_key_value_heads`, `residual` |
 | `source` | what stock transformers' model gave on the probes of the source gate (`compressor.verification.source`) |
 | `outputs` | relative path -> sha256 of every file that the artifact consists of |
+| `parts` | of several graphs: name of a part -> the manifest that it has as an artifact of its own |
+| `scalars` | of several graphs: name -> number by which the parts' embeddings are joined |
 | `weights` | stored tensor name -> [dtype, shape...] |
 | `tokenizer` | `text`, and the `ids` that the tokenizer gave for it |
 | `seal` | sha256 of all the rest of the manifest |
@@ -23,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compressor.errors import ModelError
+from compressor.model.parts import PARTS
 from compressor.storage.artifact import BESIDE, SIGNATURE
 from compressor.storage.files import is_inside, own_file
 from compressor.storage.json_files import read_json
@@ -36,6 +39,7 @@ from compressor.verification.weights import StoredWeights, open_weights
 MANIFEST = "compression.json"
 _WRITTEN_LATER = {MANIFEST, "report.json", "report.html", "junit.xml", "README.md", SIGNATURE}
 """Files that are written after the verdict, or that hold it: they cannot be part of what is sealed."""
+_MODELS = (".onnx", ".ort", ".safetensors")
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +52,8 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """
     sealed = {"version": 1, "precision": "float32", **manifest}
     sealed["outputs"] = {str(path): sha256_of(folder / path) for path in output_files(folder)}
-    sealed["weights"] = open_weights(folder).table()
+    if PARTS not in sealed:  # those of an artifact of several graphs stand in the manifests of its parts
+        sealed["weights"] = open_weights(folder).table()
     sealed["tokenizer"] = probe_record(folder)
     sealed["seal"] = _digest(sealed)
     (folder / MANIFEST).write_text(json.dumps(sealed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -83,7 +88,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
     checks.append(
         yes("files.inside", not outside, f"{MANIFEST} names {', '.join(outside)}, which lies outside the folder")
     )
-    model_files = [name for name in outputs if PurePosixPath(name).name.startswith("model")]
+    model_files = [name for name in outputs if name.endswith(_MODELS) and "/" not in name]
     if not model_files:
         checks.append(yes("files.listed", False, f"{MANIFEST} lists no model file"))
     missing = [n for n in outputs if n not in outside and not (folder / n).is_file()]

@@ -12,6 +12,7 @@ import numpy as np
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError
+from compressor.storage.artifact import onnx_model
 from compressor.storage.tensors import Checkpoint, stored_entries
 from compressor.verification.verdict import Check, failed, yes
 
@@ -153,13 +154,13 @@ def open_weights(folder: Path) -> StoredWeights:
     Raises:
         ModelError: there is no model, or its file is damaged.
     """
-    path = folder / "model.onnx"
-    if not path.is_file():
+    path = onnx_model(folder)
+    if path is None:
         return StoredWeights(folder, entries=Checkpoint(stored_entries(folder)))
     try:
         return StoredWeights(folder, model=onnx.load(str(path), load_external_data=False))
     except Exception as error:  # protobuf's DecodeError and OSError share no base class
-        raise ModelError(f"model.onnx cannot be parsed: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path.name} cannot be parsed: {str(error).splitlines()[0]}") from error
 
 
 def initializers(graph: Any) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from compressor.exporters.onnx.trace import quiet
 from compressor.exporters.onnx.weights import ModuleWeights, Weights, attach, weightless
 from compressor.exporters.result import ExportResult
 from compressor.exporters.steps import Advance, silent
+from compressor.storage.artifact import ONNX_MODEL
 from compressor.storage.companions import copy_companions
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ class OnnxOptions:
         dtype: type of weights, activations and cache; outputs are float32.
         arm: whether an ARM processor will run it: calibrated inputs of 8-bit products are then signed bytes, as its
             kernels take them; x86 has fast kernels for unsigned ones alone.
+        name: file of the graph.
     """
 
     graph: Literal["auto", "portable"] = "auto"
     opset: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
     arm: bool = False
+    name: str = ONNX_MODEL
 
 
 def export_onnx(
@@ -151,7 +154,7 @@ def _write(
         stored = tidy(graph, grids, signed=options.arm)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
     advance("graph in order")
-    return graph, save(graph, out, weights.close, advance), stored
+    return graph, save(graph, out, weights.close, advance, options.name), stored
 
 
 def _decoder_kind(found: Survey, options: OnnxOptions) -> str:

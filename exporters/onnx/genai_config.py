@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compressor.exporters.onnx.saving import GRAPH
+from compressor.storage.artifact import ONNX_MODEL
 from compressor.storage.files import own_file
 from compressor.storage.json_files import read_json
 
@@ -75,7 +75,7 @@ def genai_document(source: Path, config: Any, ports: Mapping[str, Sequence[int |
             "context_length": length,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "filename": GRAPH,
+                "filename": ONNX_MODEL,
                 "head_size": head_size,
                 "hidden_size": int(config.hidden_size),
                 "inputs": {

@@ -12,9 +12,8 @@ from compressor.errors import CompressorError, ResourceError
 from compressor.exporters.onnx.inline import write_inline
 from compressor.exporters.steps import Advance, WeightSteps, silent
 from compressor.exporters.trimming import PeriodicTrim
+from compressor.storage.artifact import ONNX_MODEL
 
-GRAPH = "model.onnx"
-DATA = "model.onnx.data"
 INLINE_LIMIT = 64 * 1024 * 1024  # weights up to here stay inside the graph file
 _ALIGNMENT = 65536  # what Windows needs to map a tensor; runtimes before 1.22 want it everywhere
 
@@ -38,7 +37,9 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def save(model: ir.Model, out: Path, close: Callable[[], None], advance: Advance = silent) -> list[Path]:
+def save(
+    model: ir.Model, out: Path, close: Callable[[], None], advance: Advance = silent, name: str = ONNX_MODEL
+) -> list[Path]:
     """Write `model.onnx`, and `model.onnx.data` when the weights are more than 64 MiB.
 
     Args:
@@ -46,6 +47,7 @@ def save(model: ir.Model, out: Path, close: Callable[[], None], advance: Advance
         out: existing folder.
         close: is called when all weights are read.
         advance: told how much of them is written.
+        name: of the graph's file; `.data` is put behind it for the other one.
 
     Returns:
         The files written.
@@ -54,7 +56,7 @@ def save(model: ir.Model, out: Path, close: Callable[[], None], advance: Advance
         ResourceError: the disk is full.
         CompressorError: what reading a weight raised.
     """
-    graph, data = out / GRAPH, out / DATA
+    graph, data = out / name, out / f"{name}.data"
     size = weight_bytes(model)
     trim, steps = PeriodicTrim(), WeightSteps(size, advance)
 
@@ -69,7 +71,12 @@ def save(model: ir.Model, out: Path, close: Callable[[], None], advance: Advance
     try:
         if beside:
             ir.save(
-                model, graph, external_data=DATA, size_threshold_bytes=1024, callback=on_tensor, alignment=_ALIGNMENT
+                model,
+                graph,
+                external_data=data.name,
+                size_threshold_bytes=1024,
+                callback=on_tensor,
+                alignment=_ALIGNMENT,
             )
         else:
             write_inline(model, graph, seen)

@@ -11,10 +11,11 @@ from typing import get_args
 import pytest
 import transformers
 
-from compressor.architectures import FAMILIES
+from compressor.architectures import FAMILIES, JOINED, PARTS
 from compressor.architectures.tasks import TASKS, Task, stated_task
 from compressor.data.kinds import EvalData
 from compressor.recipe import METRICS, ModelSection
+from compressor.recipe._sections import PASS_PARTS
 
 TABLE = "compressor/architectures/tasks.py"
 
@@ -34,7 +35,10 @@ def test_every_task_has_all_facts(task: Task) -> None:
 
 def test_recipes_and_families_know_the_same_tasks() -> None:
     assert set(get_args(ModelSection.model_fields["task"].annotation)) == {"auto", *TASKS}
-    assert {task for family in FAMILIES for task in family.tasks} == set(TASKS)
+    of_parts = {joined.task for joined in JOINED.values()}
+    assert {task for family in FAMILIES for task in family.tasks} | of_parts == set(TASKS)
+    assert get_args(get_args(ModelSection.model_fields["part"].annotation)[0]) == PARTS
+    assert PASS_PARTS == ("auto", *PARTS)
 
 
 def test_optimum_loads_the_same_classes() -> None:

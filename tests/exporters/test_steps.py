@@ -34,7 +34,7 @@ def test_a_graph(beside: bool, pico: Callable[..., Path], tmp_path: Path, monkey
         monkeypatch.setattr(saving, "INLINE_LIMIT", 0)
     told: list[str] = []
     export_onnx(open_model(pico("bert")), tmp_path, advance=told.append)
-    assert (tmp_path / saving.DATA).is_file() == beside
+    assert (tmp_path / "model.onnx.data").is_file() == beside
     assert told == ["graph traced", "graph in order", *TENTHS] and len(told) == STEPS["onnx"]
 
 

@@ -1,0 +1,124 @@
+"""An artifact of several graphs, and each of its parts laid out as an artifact of its own.
+
+Passes, exporters and checks know models of one stack of blocks and artifacts of one graph. So a run makes such an
+artifact of each part and joins them into one folder; whoever looks at that folder gets each part back, byte for byte.
+`config.json` of the whole holds that of each part under the key of its tower, and `compression.json` its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compressor.architectures import Tower, family_named
+from compressor.errors import ModelError, ResourceError
+from compressor.model.parts import PARTS, parts_of
+from compressor.storage.companions import copy_companions
+from compressor.storage.files import own_file
+from compressor.storage.json_files import read_json
+from compressor.verification.manifest import MANIFEST, REFERENCE, read_manifest
+
+_CONFIG = "config.json"
+
+
+def reference_of(part: str) -> str:
+    """Return the name that the reference of a part has in the whole artifact."""
+    return f"{Path(REFERENCE).parent.as_posix()}/{part}{Path(REFERENCE).suffix}"
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a config.json, the same bytes for the same content."""
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def join(parts: Mapping[str, Path], source: Path, folder: Path, scalars: Mapping[str, float]) -> None:
+    """Move the files of parts that were exported apart into the existing `folder`, and describe the whole there.
+
+    Args:
+        parts: name of a part -> its folder.
+        source: folder of the model.
+        folder: of the artifact.
+        scalars: by which the parts' embeddings are joined; where config.json has a key for one, it states the value.
+
+    Raises:
+        ModelError: a file cannot be read.
+        ResourceError: the disk is full.
+    """
+    config = read_json(source / _CONFIG)
+    config.pop("auto_map", None)
+    try:
+        (folder / REFERENCE).parent.mkdir()
+        for part, place in parts.items():
+            tower = parts_of(source)[part]
+            config[tower.config] = read_json(place / _CONFIG)
+            config.pop(f"{tower.config}_dict", None)  # of the first releases: what it says would win
+            for name in _graph_files(tower):
+                if (place / name).is_file():
+                    (place / name).rename(folder / name)
+            (place / REFERENCE).rename(folder / reference_of(part))
+        for name, value in scalars.items():
+            if f"{name}_init_value" in config:
+                config[f"{name}_init_value"] = value
+        write_config(folder, config)
+        copy_companions(source, folder)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: cannot write the model: {error}", hint="Free some space and run again."
+        ) from error
+
+
+@contextmanager
+def laid_out(folder: Path, part: str) -> Iterator[Path]:
+    """Give one part of an artifact as a folder of its own, for as long as the context is entered.
+
+    Raises:
+        ModelError: a file of it is missing, is none of the folder's own, or does not describe the part.
+        ResourceError: the disk is full.
+    """
+    tower = parts_of(folder)[part]
+    with tempfile.TemporaryDirectory(prefix=f"compressor-{part}-") as temporary:
+        place = Path(temporary) / part
+        try:
+            (place / REFERENCE).parent.mkdir(parents=True)
+            _lay_out(folder, part, tower, place)
+        except OSError as error:
+            raise ResourceError(f"{place}: cannot be written: {error.strerror}", hint="Free some space.") from error
+        yield place
+
+
+def _lay_out(folder: Path, part: str, tower: Tower, place: Path) -> None:
+    config = read_json(own_file(folder, _CONFIG) or folder / _CONFIG).get(tower.config)
+    if not isinstance(config, dict):
+        raise ModelError(f"config.json: {tower.config} is missing, which describes the part {part}")
+    write_config(place, config)
+    copy_companions(folder, place, family_named(tower.model_type).inputs)
+    if own_file(folder, tower.graph) is None:
+        raise ModelError(f"{tower.graph} is missing: the graph of the part {part}")
+    for name in _graph_files(tower):
+        _link(own_file(folder, name), place / name)
+    _link(own_file(folder, reference_of(part)), place / REFERENCE)
+    parts = read_manifest(folder).get(PARTS) if (folder / MANIFEST).is_file() else None
+    stated = parts.get(part) if isinstance(parts, dict) else None
+    if isinstance(stated, dict):
+        (place / MANIFEST).write_text(json.dumps(stated), encoding="utf-8")
+
+
+def _graph_files(tower: Tower) -> tuple[str, str]:
+    return tower.graph, f"{tower.graph}.data"
+
+
+def _link(file: Path | None, place: Path) -> None:
+    """Let a file lie at another place as well, without its bytes twice where the file system can."""
+    if file is None:
+        return
+    real = os.path.realpath(file)
+    try:
+        os.link(real, place)
+    except OSError:
+        shutil.copyfile(real, place)

@@ -1,0 +1,261 @@
+"""The verdict on an artifact of several graphs: each part judged by itself, then what they do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from compressor.data.reading import DataRequest
+from compressor.errors import ModelError
+from compressor.model.parts import joined_by, parts_of, stated_scalars
+from compressor.pipeline.laid_out import laid_out
+from compressor.recipe import GATES
+from compressor.verification import VERIFY_STEPS, Check, Job, Verdict, check_own_files, run_fresh
+from compressor.verification.joint import Side, Together, measure_together
+from compressor.verification.quality import check_bounds, check_gates_met, derived
+from compressor.verification.speed import elsewhere, without_speed
+from compressor.verification.verdict import Bounds, failed, yes
+
+_FORWARD = "forward"
+_COSINE = "cosine"
+_SUMMED = ("bytes", "parameters", "flops")
+Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """What is known of one part, beside its folder.
+
+    Attributes:
+        passes: methods that were applied to it.
+        data: on which its embeddings are compared with the dense model's; None leaves that out.
+        flops: theoretical operations of dense and ours; None when unknown.
+    """
+
+    passes: tuple[str, ...] = ()
+    data: DataRequest | None = None
+    flops: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class WholeJob:
+    """What to verify, and against what.
+
+    Attributes:
+        artifact: the folder to judge.
+        parts: name -> what is known of the part.
+        dense: the dense model, its parts in the same format; None leaves out what compares with it.
+        bounds: the recipe's `verify` section.
+        images: to be classified; None leaves out the quality of the whole.
+        prompts: for their labels.
+        metrics: metrics to report; empty means all.
+        threads: intra-op threads for everything.
+        timing: whether to time at all.
+    """
+
+    artifact: Path
+    parts: Mapping[str, PartJob]
+    dense: Side | None = None
+    bounds: Bounds = field(default_factory=dict)
+    images: DataRequest | None = None
+    prompts: DataRequest | None = None
+    metrics: tuple[str, ...] = ()
+    threads: int = 1
+    timing: bool = True
+
+    @property
+    def steps(self) -> int:
+        """How often `verify_whole` tells that it has got further."""
+        return VERIFY_STEPS * len(self.parts) + 1
+
+
+def verify_whole(job: WholeJob, advance: Advance = lambda done: None) -> Verdict:
+    """Verify an artifact of several graphs, each process of the work a fresh one.
+
+    Checks of a part have its name in front; of what the parts do together, and of the whole folder, none.
+
+    Raises:
+        CompressorError: what `run_fresh` raises.
+    """
+    checks, manifest, clean = check_own_files(job.artifact)
+    if not clean:
+        return Verdict(tuple(checks))
+    verdicts: dict[str, Verdict] = {}
+    with ExitStack() as entered:
+        places = {}
+        for part in parts_of(job.artifact):
+            try:
+                places[part] = entered.enter_context(laid_out(job.artifact, part))
+            except ModelError as error:
+                verdicts[part] = Verdict((failed("files.present", error),))
+                continue
+            verdicts[part] = run_fresh(_job(job, part, places[part]), advance=advance)
+        together = _together(job, manifest, places)
+    advance("all parts together")
+    checks += [replace(c, name=f"{part}.{c.name}") for part, verdict in verdicts.items() for c in verdict.checks]
+    checks += together.checks
+    return _judged(job, manifest, checks, verdicts, together)
+
+
+def _job(job: WholeJob, part: str, place: Path) -> Job:
+    """Return the job of one part."""
+    facts = job.parts.get(part, PartJob())
+    return Job(
+        artifact=place,
+        dense=job.dense.parts[part] if job.dense is not None else None,
+        bounds={name: limits for name, limits in job.bounds.items() if _of_each_part(name, limits)},
+        data=facts.data,
+        passes=facts.passes,
+        flops=facts.flops,
+        threads=job.threads,
+        timing=job.timing,
+    )
+
+
+def _of_each_part(name: str, limits: Mapping[str, float]) -> bool:
+    """Tell whether a recipe's bound is one for each part: gates on embeddings, and all that it switches off."""
+    return name in GATES and (not limits or GATES[name].metric == _COSINE)
+
+
+def _together(job: WholeJob, manifest: Mapping[str, Any], places: Mapping[str, Path]) -> Together:
+    """Return what the parts do together, and whether they are joined as the dense model's are."""
+    try:
+        scalars = stated_scalars(manifest, joined_by(job.artifact).scalars)
+    except ModelError as error:
+        return Together([failed("joint.scalars", error)])
+    checks = []
+    if job.dense is not None:
+        wrong = [name for name, value in job.dense.scalars.items() if scalars.get(name) != value]
+        reason = f"compression.json joins the parts otherwise than the dense model: {', '.join(wrong)}"
+        checks.append(yes("joint.scalars", not wrong, reason))
+    if job.images is None or job.prompts is None or len(places) < len(parts_of(job.artifact)):
+        if job.images is not None:
+            checks.append(yes("quality.measured", False, "quality was not measured: a part is missing"))
+        return Together(checks)
+    found = measure_together(Side(places, scalars), job.dense, job.images, job.prompts, job.bounds, job.threads)
+    return replace(found, checks=[*checks, *found.checks])
+
+
+def _judged(
+    job: WholeJob,
+    manifest: Mapping[str, Any],
+    checks: list[Check],
+    verdicts: Mapping[str, Verdict],
+    together: Together,
+) -> Verdict:
+    """Put the figures of all parts together and hold them against the recipe's bounds."""
+    timing = _timing({part: verdict.timing for part, verdict in verdicts.items() if verdict.timing})
+    dense = _side(job, "dense", together, verdicts, timing)
+    ours = _side(job, "compressed", together, verdicts, timing)
+    ratios: dict[str, Any] = {key: ours[key] / dense[key] for key in _SUMMED if ours[key] and dense[key]}
+    ratios |= {"speedup": timing.get("speedup", {}), "speedup_interval": timing.get("intervals", {})}
+    values = {**derived(_known(ours["metrics"]), _known(dense.get("metrics", {}))), **_costs(ours, ratios, timing)}
+    bounds, away = job.bounds, elsewhere(manifest)
+    if away is not None:
+        bounds, more = without_speed(bounds, away, gains=False)
+        checks += more
+    checks += check_bounds(values, bounds)
+    named = [replace(check, name=check.name.removeprefix(f"{part}.")) for part in verdicts for check in checks]
+    checks += check_gates_met(named, bounds)
+    wanted = set(job.metrics)
+    for side in (ours, dense):
+        side["metrics"] = {k: v for k, v in side.get("metrics", {}).items() if not wanted or k in wanted}
+    return Verdict(
+        checks=tuple(checks),
+        dense=dense if job.dense is not None else {},
+        compressed=ours,
+        ratios=ratios if job.dense is not None else {},
+        timing=timing,
+        seconds=sum(verdict.seconds for verdict in verdicts.values()),
+        peak_memory_bytes=max(verdict.peak_memory_bytes for verdict in verdicts.values()),
+    )
+
+
+def _side(
+    job: WholeJob, side: str, together: Together, verdicts: Mapping[str, Verdict], timing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return report.json's figures of one model: sizes are sums over the parts."""
+    figures = {part: getattr(verdict, side) for part, verdict in verdicts.items()}
+    index, who = (0, "ours") if side == "compressed" else (1, "other")
+    metrics: dict[str, Any] = dict(together.ours if index == 0 else together.dense)
+    intervals = dict(together.intervals[index])
+    for part, found in figures.items():
+        if _COSINE in found.get("metrics", {}):
+            metrics[f"{_COSINE}_{part}"] = found["metrics"][_COSINE]
+        if _COSINE in found.get("intervals", {}):
+            intervals[f"{_COSINE}_{part}"] = found["intervals"][_COSINE]
+    return {
+        **{key: _sum(figures, key) for key in _SUMMED},
+        "metrics": metrics,
+        "intervals": intervals,
+        "samples": together.samples,
+        "latency_ms": timing.get("latency_ms", {}).get(who, {}),
+    }
+
+
+def _sum(figures: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
+    values = [found.get(key) for found in figures.values()]
+    return sum(value for value in values if value is not None) if None not in values else None
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float("nan") if value is None else value for name, value in values.items()}
+
+
+def _timing(timings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the benchmarks of all parts as one, whose phases have the parts' names."""
+    if not timings:
+        return {}
+    first = next(iter(timings.values()))
+
+    def named(*keys: str) -> dict[str, Any]:
+        found = {part: reduce(lambda values, key: values[key], keys, timing) for part, timing in timings.items()}
+        return {_phase(part, name): value for part, values in found.items() for name, value in values.items()}
+
+    phases = [{**p, "name": _phase(part, p["name"])} for part, found in timings.items() for p in found["phases"]]
+    headline = first["phases"][0]["batch"]
+    return {
+        "threads": first["threads"],
+        "rounds": first["rounds"],
+        "phases": phases,
+        "latency_ms": {who: named("latency_ms", who) for who in ("ours", "other")},
+        "speedup": named("speedup"),
+        "intervals": {p["name"]: p["speedup_interval"] for p in phases
+                      if p["batch"] == headline and "speedup_interval" in p},
+        "footprint": {who: _footprint([found["footprint"][who] for found in timings.values()])
+                      for who in ("ours", "other")},
+    }  # fmt: skip
+
+
+def _phase(part: str, name: str) -> str:
+    return part if name == _FORWARD else name
+
+
+def _footprint(prints: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the bytes of all parts together: they may all be loaded at once."""
+    known = [found for found in prints if found is not None]
+    if len(known) < len(prints):
+        return None
+    memory = [found["memory_bytes"] for found in known]
+    total = sum(memory) if None not in memory else None
+    return {"file_bytes": sum(found["file_bytes"] for found in known), "memory_bytes": total}
+
+
+def _costs(ours: Mapping[str, Any], ratios: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
+    """Return what bounds on size, speed and memory are held against, by the names of those bounds."""
+    named = {"size_ratio": "bytes", "parameters_ratio": "parameters", "flops_ratio": "flops"}
+    values = {name: ratios[key] for name, key in named.items() if ratios.get(key) is not None}
+    if ours["bytes"] is not None:
+        values["bytes"] = float(ours["bytes"])
+    values |= {f"latency_{phase}_ms": ms for phase, ms in timing.get("latency_ms", {}).get("ours", {}).items()}
+    speedup = timing.get("speedup", {})
+    if speedup:
+        values |= {f"speedup_{phase}": ratio for phase, ratio in speedup.items()} | {"speedup": min(speedup.values())}
+    mine, other = (timing.get("footprint", {}).get(who) or {} for who in ("ours", "other"))
+    if mine.get("memory_bytes") and other.get("memory_bytes"):
+        values["memory_ratio"] = mine["memory_bytes"] / other["memory_bytes"]
+    return values

@@ -1,0 +1,185 @@
+"""A recipe bound to a model of several parts: to each of them a recipe of its own, and what joins them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compressor.architectures import Joined, Tower, family_named
+from compressor.architectures.tasks import TASKS
+from compressor.data.reading import DataRequest
+from compressor.errors import ModelError, RecipeError, UsageError
+from compressor.machine.processor import TARGETS, target_for
+from compressor.model.folder import ModelFolder, open_model
+from compressor.model.parts import joined_by, parts_of
+from compressor.model.source import resolve_path
+from compressor.passes import methods
+from compressor.passes.base import Target
+from compressor.pipeline.measures import not_measured
+from compressor.pipeline.prepare import Prepared, after_pass, located_model, prepare, request_of
+from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe
+
+_IMAGES = "vision"
+"""The part that reads `data`; the others read `prompts`."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A recipe bound to all parts of a model.
+
+    Attributes:
+        recipe: the recipe.
+        model_id: what the user calls the model.
+        path: its folder.
+        joined: what the parts make together.
+        parts: by name, the recipe bound to each.
+        target: what the artifact is for.
+        calibration: request for the images to calibrate on, None when the recipe has none.
+        evaluation: request for the images to be classified, None when the recipe has none.
+        prompts: request for the texts that stand for their labels.
+        doubts: what the user should know before the figures are believed.
+    """
+
+    recipe: Recipe
+    model_id: str
+    path: Path
+    joined: Joined
+    parts: Mapping[str, Prepared]
+    target: Target
+    calibration: DataRequest | None
+    evaluation: DataRequest | None
+    prompts: DataRequest | None
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> str:
+        """What the model is for."""
+        return self.joined.task
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether a pass looks at calibration data."""
+        return any(part.uses_calibration for part in self.parts.values())
+
+
+def prepare_any(recipe: Recipe, model: str | None) -> Prepared | Whole:
+    """Bind a recipe to its model, whole where that is one of several parts and the recipe names none of them.
+
+    Raises:
+        CompressorError: what `prepare` raises.
+    """
+    name = model or recipe.model.id
+    if not name or recipe.model.part is not None:
+        return prepare(recipe, model)
+    folder = resolve_path(located_model(name, recipe), revision=recipe.model.revision)
+    return _prepare_whole(recipe, name, folder) if parts_of(folder) else prepare(recipe, model)
+
+
+def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
+    joined, towers = joined_by(folder), parts_of(folder)
+    sources = {part: open_model(folder, part=part) for part in towers}
+    target = Target(recipe.export.format, recipe.export.graph, TARGETS[target_for(recipe.export.target)])
+    entries, doubts = _concerned(recipe, sources, target)
+    problems = list(_problems(recipe, joined, towers, entries))
+    if problems:
+        raise RecipeError(problems, source=recipe.source)
+    parts = {part: prepare(_recipe_for(recipe, part, entries[part]), name) for part in towers}
+    images, calibration, prompts = sources[_IMAGES], None, None
+    evaluation = request_of(recipe.evaluation, "evaluation", recipe, images) if recipe.evaluation is not None else None
+    if recipe.calibration is not None:
+        calibration = request_of(recipe.calibration, "calibration", recipe, images)
+    if evaluation is not None:
+        (prompts,) = (prepared.evaluation for part, prepared in parts.items() if part != _IMAGES)
+    said = [f"{part}: {doubt}" for part, prepared in parts.items() for doubt in prepared.doubts]
+    doubts = (*doubts, *dict.fromkeys(said))
+    return Whole(recipe, name, folder, joined, parts, target, calibration, evaluation, prompts, doubts)
+
+
+def _concerned(
+    recipe: Recipe, sources: Mapping[str, ModelFolder], target: Target
+) -> tuple[dict[str, tuple[PassEntry, ...]], tuple[str, ...]]:
+    """Return the passes of each part, and what was left out of one because it cannot be done there.
+
+    A pass for `auto` that no part can do stays with all of them, whose own preparation says what is wrong.
+    """
+    known = methods()
+    models, kept = dict(sources), {part: [] for part in sources}  # type: dict[str, ModelFolder], dict[str, list[Any]]
+    doubts = []
+    for entry in recipe.passes:
+        method, refusals = known[entry.name](entry.options), {}
+        for part, model in models.items():
+            if entry.part not in (AUTO, part) or (entry.part == AUTO and not _offered(method.family, sources[part])):
+                continue
+            try:
+                models[part] = after_pass(method, model, target, quantized=bool(sources[part].grids))
+            except (UsageError, ModelError) as error:
+                refusals[part] = error.message
+            if part not in refusals or entry.part == part:
+                kept[part].append(entry)
+        done = [part for part in kept if kept[part] and kept[part][-1] is entry]
+        for part, reason in refusals.items():
+            if not done:
+                kept[part].append(entry)
+            elif entry.part == AUTO:
+                doubts.append(f"{entry.name} is not applied to the part {part}: {reason}")
+    return {part: tuple(items) for part, items in kept.items()}, tuple(doubts)
+
+
+def _offered(family: str, source: ModelFolder) -> bool:
+    """Tell whether a pass for `auto` is for a part: of tokens, only those of images are many and alike."""
+    return family != "tokens" or source.family.inputs == "pixels"
+
+
+def _problems(
+    recipe: Recipe, joined: Joined, towers: Mapping[str, Tower], entries: Mapping[str, Sequence[PassEntry]]
+) -> Any:
+    """Yield what a recipe asks for and cannot get of the whole model, whatever of its parts."""
+    if recipe.model.task not in (AUTO, joined.task):
+        message = f"{recipe.model.task} is not what the whole model is for; allowed: auto, {joined.task}"
+        yield recipe.problem(("model", "task"), message)
+    if recipe.export.format != "onnx":
+        message = (
+            f"{recipe.export.format} is not written for a model of several parts; allowed: onnx, or set model.part"
+        )
+        yield recipe.problem(("export", "format"), message)
+    known = methods()
+    for part, items in entries.items():
+        for entry in items:
+            must = known[entry.name](entry.options).needs.calibration == "must"
+            lacks = recipe.calibration is not None and recipe.calibration.prompts is None
+            if must and lacks and _inputs(towers[part]) == "tokens":
+                message = f"the part {part} needs texts to calibrate on; add calibration.prompts, or {PART}: {_IMAGES}"
+                yield recipe.problem(("passes", entry.place, entry.name), message)
+    if recipe.evaluation is not None and recipe.evaluation.prompts is None:
+        message = "images are classified by prompts; add evaluation.prompts, a table of label and prompt"
+        yield recipe.problem(("evaluation", "data"), message)
+    (offered,) = TASKS[joined.task].metrics.values()
+    yield from not_measured(recipe, joined.task, offered if recipe.evaluation is not None else (), joined.task)
+
+
+def _inputs(tower: Tower) -> str:
+    return family_named(tower.model_type).inputs
+
+
+def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...]) -> Recipe:
+    """Return the recipe for one part: its passes and its data, and no bounds, which are on the whole."""
+    return replace(
+        recipe,
+        model=recipe.model.model_copy(update={"part": part, "task": AUTO}),
+        passes=entries,
+        calibration=_section_for(recipe.calibration, part),
+        evaluation=_section_for(recipe.evaluation, part),
+        verify={},
+    )
+
+
+def _section_for(section: Any, part: str) -> Any:
+    """Return a section of data as one part reads it; None where it has nothing for that part."""
+    if section is None or (part != _IMAGES and section.prompts is None):
+        return None
+    update: dict[str, Any] = {"prompts": None} if part == _IMAGES else {"data": section.prompts}
+    if isinstance(section, EvaluationSection):
+        update["metrics"] = []
+    return section.model_copy(update=update)
