@@ -112,12 +112,15 @@ class _ReducedBlock(_Block):
         super().__init__(block, paths)
         self._head_dim, self._reduction, self._tracks = head_dim, reduction, tracks
         self._first, self._biased, self._sums = traits
+        self.shows: dict[str, torch.Tensor] | None = None
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         track = {"sizes": hidden_states.new_ones(*hidden_states.shape[:2], 1)} if self._first else self._tracks[-1]
         bias = track["sizes"].log().reshape(hidden_states.shape[0], 1, 1, -1) if self._biased else None
         normed = self.get_submodule(self._paths["attention_norm"])(hidden_states)
         attended, seen = self._attention(normed, bias)
+        if self.shows is not None:
+            self.shows.update(seen)
         if self._sums:
             seen["importance"] = seen["attention"].sum((1, 2)) + track.get("importance", 0)
             track = {**track, "importance": seen["importance"]}
@@ -144,6 +147,19 @@ class _ReducedBlock(_Block):
         if self._paths["attention_scale"] is not None:
             attended = attended * self.get_parameter(self._paths["attention_scale"])
         return attended, {"keys": key, "values": value, "attention": attention}
+
+
+class _OutputReduction(nn.Module):
+    """Selects among the tokens behind the last block, by what one of the blocks has seen."""
+
+    def __init__(self, reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._reduction, self._seen = reduction, seen
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return _reduced(self._reduction, {**self._seen, "hidden": hidden}, hidden, {"sizes": hidden[..., :1] * 0 + 1})[
+            0
+        ]
 
 
 class _GatedLinear(nn.Linear):
@@ -204,8 +220,9 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     """Put modules of other computation in the places of stock ones."""
     base = getattr(model, model.base_model_prefix, model)
     blocks, tracks = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
-    reductions = {entry["block"]: entry for entry in stack["tokens"]}
-    for entry in reductions.values():
+    inside = [entry for entry in stack["tokens"] if entry.get("site", "block") == "block"]
+    reductions, outputs = {entry["block"]: entry for entry in inside}, [e for e in stack["tokens"] if e not in inside]
+    for entry in stack["tokens"]:
         if any(entry[key] not in known for key, known in _KNOWN.items()):
             raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
     first = True
@@ -213,12 +230,17 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
         before = [entry for block, entry in reductions.items() if block < index]
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
         sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
-        if biased or sums or index in reductions:
+        shown = [entry for entry in outputs if entry["block"] == index]
+        if biased or sums or shown or index in reductions:
             traits = (first, biased, sums)
             blocks[index] = _ReducedBlock(
                 blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks
             )
             first = False
+        for entry in shown:
+            seen: dict[str, torch.Tensor] = {}
+            blocks[index].shows = seen
+            setattr(model, section["paths"]["selector"], _OutputReduction(entry, seen))
     for name, gate in stack["gates"].items():
         linear = model.get_submodule(name)
         linear.__class__, linear.threshold = _GatedLinear, gate["threshold"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.architectures import OWN_TYPE, Family
 from compressor.architectures.tasks import TASKS
+from compressor.model import llava_vision
 from compressor.model.blueprint import SECTION
 from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS
@@ -15,6 +17,7 @@ from compressor.model.source import OWN_CLASS
 MODULE = "modeling_compressed"
 _TOKENS = "from compressor.exporters.modeling_tokens import "
 _HERE = "# --- from here on, a part of the modelling file ---"
+_END = "# --- up to here ---"
 
 
 def paths_of(family: Family) -> dict[str, Any]:
@@ -39,6 +42,7 @@ def paths_of(family: Family) -> dict[str, Any]:
         "activation": ffn.activation,
         "ffn_writer": ffn.writer,
         "ffn_scale": ffn.scale,
+        "selector": family.selector,
     }
 
 
@@ -62,6 +66,19 @@ def _template() -> str:
     return "\n".join([before, tokens.partition(_HERE)[2].strip(), "", after.partition("\n")[2]])
 
 
+def _with_own_class(text: str, model: str, config: str) -> str:
+    """Return the text of the modelling file with a class of ours, and its config's, in the place of stock ones."""
+    file = Path(inspect.getfile(llava_vision))
+    imports, _, own = file.read_text(encoding="utf-8").partition(_HERE)
+    lines = [line for line in imports.splitlines() if line.startswith("from transformers")]
+    given = "\n".join([*lines, "", "", own.partition(_END)[0].strip()])
+    for stock, found in (("PreTrainedModel as Base", model), ("PretrainedConfig as BaseConfig", config)):
+        text = text.replace(f"from transformers import {stock}\n", "")
+        given += f"\n\n\n{stock.rpartition(' ')[2]} = {found}"
+    before, line, after = text.partition("OWN_TYPE = ")
+    return f"{before.rstrip()}\n\n\n{given}\n\n{line}{after}"
+
+
 def remote_code(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the text of the modelling file, and config.json completed with what it reads.
 
@@ -70,6 +87,8 @@ def remote_code(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, dic
     """
     skeleton = model.skeleton()
     source = _template()
+    if model.family.own:
+        source = _with_own_class(source, type(skeleton).__name__, type(model.config).__name__)
     for stock, found in (("PreTrainedModel as Base", skeleton), ("PretrainedConfig as BaseConfig", model.config)):
         alias = stock.rpartition(" ")[2]
         imported = f"from transformers import {type(found).__name__} as {alias}"
@@ -77,7 +96,7 @@ def remote_code(model: ModelFolder, config: Mapping[str, Any]) -> tuple[str, dic
     reads = {"paths": paths_of(model.family), "head_dim": model.shapes.head_dim}
     completed = {**config, SECTION: {**config[SECTION], **reads}}
     name, auto_map = "CompressedModel", {}
-    if not model.blueprint.computes_as_stock:
+    if model.family.own or not model.blueprint.computes_as_stock:
         kind = f"{OWN_TYPE}{config['model_type'].removeprefix(OWN_TYPE)}"
         name = f"{OWN_CLASS}{type(skeleton).__name__}"
         source = source.replace('OWN_TYPE = ""', f'OWN_TYPE = "{kind}"').replace("CompressedModel", name)

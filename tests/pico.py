@@ -129,6 +129,34 @@ FAMILIES: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         "clip_text_model": ("CLIPTextModel", "clip-text", {**_TEXT, "projection_dim": 32}),
         "siglip_vision_model": ("SiglipVisionModel", "image", {k: v for k, v in _VISION.items() if k != "num_labels"}),
         "siglip_text_model": ("SiglipTextModel", "clip-text", {**_TEXT, "projection_size": 32}),
+        "llava_vision": (
+            "LlavaVisionEncoder",
+            "image",
+            {**{k: v for k, v in _VISION.items() if k != "num_labels"}, "projection_size": 40},
+        ),
+        "llava": (
+            "LlavaForConditionalGeneration",
+            "llava",
+            {
+                "text_config": {
+                    "model_type": "llama",
+                    **_ROPE_DECODER,
+                    "hidden_size": 40,
+                    "num_hidden_layers": 2,
+                    "head_dim": 8,
+                    "num_attention_heads": 4,
+                    "vocab_size": VOCAB + 8,
+                    "tie_word_embeddings": False,
+                },
+                "vision_config": {
+                    "model_type": "clip_vision_model",
+                    **{k: v for k, v in _VISION.items() if k != "num_labels"},
+                    "num_hidden_layers": 4,
+                },
+                "image_token_index": VOCAB,
+                "image_seq_length": 16,
+            },
+        ),
         "dinov2": ("Dinov2ForImageClassification", "image", dict(_DINO)),
         "dinov2_with_registers": ("Dinov2WithRegistersModel", "image", {**_DINO, "num_register_tokens": 3}),
         "siglip": (
@@ -163,22 +191,32 @@ def make_pico(family: str, folder: Path, *, seed: int = 0, architecture: str | N
         **overrides: config entries, such as `num_hidden_layers=2` or `dtype="bfloat16"` (the stored weights' type).
     """
     import torch
-    import transformers
 
     class_name, kind, defaults = FAMILIES[family]
-    model_class = getattr(transformers, architecture or class_name)
+    model_class = class_named(architecture or class_name)
     dtype = getattr(torch, overrides.pop("dtype", "float32"))
     config = model_class.config_class(**{**defaults, **overrides})
     model = model_class(config).eval()
     randomize(model, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype).save_pretrained(folder)
+    if kind == "llava":
+        write_llava_processor(folder, defaults["vision_config"]["patch_size"])
     if kind in ("bpe", "wordpiece", "clip-text", "clip"):
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 64)
         write_tokenizer(folder, "clip-text" if kind == "clip" else kind, limit)
-    if kind in ("image", "clip"):
+    if kind in ("image", "clip", "llava"):
         write_processor(folder, "DeiTImageProcessor" if family == "deit" else "ViTImageProcessor")
     return folder
+
+
+def class_named(name: str) -> Any:
+    """Return a class of transformers, or one of ours for what it has no class for."""
+    import transformers
+
+    from compressor.model import llava_vision
+
+    return getattr(transformers, name, None) or getattr(llava_vision, name)
 
 
 def randomize(model: Any, seed: int) -> None:
@@ -227,6 +265,26 @@ def write_processor(folder: Path, name: str) -> None:
         "image_std": [0.5, 0.5, 0.5],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def write_llava_processor(folder: Path, patch: int) -> None:
+    """Write a tokenizer with a token for images, and processor_config.json."""
+    from tokenizers import Tokenizer
+
+    state, special = _tokenizer_state("bpe")
+    tokenizer = Tokenizer.from_str(state)
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": patch,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
 
 
 def sample_text(sentences: int = 400, seed: int = 0) -> str:

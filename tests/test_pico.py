@@ -10,20 +10,21 @@ import pytest
 import torch
 import transformers
 
-from tests.pico import FAMILIES, IMAGE, make_pico, sample_text
+from tests.pico import FAMILIES, IMAGE, class_named, make_pico, sample_text
 
 TEXT = "The miller found seven apples by the harbour."
 
 
 def _outputs(folder: Path, family: str) -> torch.Tensor:
     kind = FAMILIES[family][1]
-    model = getattr(transformers, FAMILIES[family][0]).from_pretrained(folder).eval()
+    model = class_named(FAMILIES[family][0]).from_pretrained(folder).eval()
     inputs = {}
-    if kind in ("image", "clip"):
+    if kind in ("image", "clip", "llava"):
         inputs["pixel_values"] = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(1))
-    if kind in ("bpe", "wordpiece", "clip"):
+    if kind in ("bpe", "wordpiece", "clip", "llava"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        inputs.update(tokenizer(TEXT, return_tensors="pt"))
+        text = f"{'<image>' * 16}{TEXT}"
+        inputs.update(tokenizer([text] * 3 if kind == "llava" else TEXT, return_tensors="pt"))
         inputs = {k: v for k, v in inputs.items() if k != "token_type_ids" or kind == "wordpiece"}
     with torch.no_grad():
         output = model(**inputs)
@@ -43,7 +44,7 @@ def test_stock_classes_load_a_pico_and_its_output_is_alive(family: str, pico: Ca
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_no_parameter_is_constant(family: str, pico: Callable[..., Path]) -> None:
-    model = getattr(transformers, FAMILIES[family][0]).from_pretrained(pico(family))
+    model = class_named(FAMILIES[family][0]).from_pretrained(pico(family))
     dead = [n for n, p in model.named_parameters() if p.numel() > 1 and p.float().std() < 1e-3]
     assert dead == []
 

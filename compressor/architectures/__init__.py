@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.architectures import bert, clip, dinov2, llama, opt, siglip, vit
+from compressor.architectures import bert, clip, dinov2, llama, llava, opt, siglip, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
 from compressor.architectures.towers import GRAPHS, JOINED, PARTS, TOWERS, Joined, Tower
@@ -44,6 +44,7 @@ FAMILIES: tuple[Family, ...] = (
     *clip.FAMILIES,
     *siglip.FAMILIES,
     *dinov2.FAMILIES,
+    *llava.FAMILIES,
 )
 
 

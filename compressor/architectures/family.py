@@ -147,6 +147,9 @@ class Family:
             being the one that it is used for; none for families whose hidden states are pooled by their user.
         full_length: whether texts are padded to all the positions of the model, and padding is read like any token.
         bodies: classes of transformers for feature extraction beside the one that AutoModel takes.
+        output: what a graph calls the hidden states.
+        own: whether the class of its models is one of `compressor.model`, and none of transformers.
+        selector: module of the model in whose place tokens are selected that leave the last block; None without one.
         positions: the parameter with the positions of patches, if its module can resample them to images of other
             sizes (`interpolate_pos_encoding`); None where images have one size.
     """
@@ -178,4 +181,7 @@ class Family:
     pooled: tuple[str, ...] = ()
     full_length: bool = False
     bodies: tuple[str, ...] = ()
+    output: str = "last_hidden_state"
+    own: bool = False
+    selector: str | None = None
     positions: str | None = None

@@ -197,7 +197,8 @@ def class_of(config: Any, family: Family, task: str) -> Any:
     import transformers
 
     stated = (config.architectures or [""])[0]
-    return getattr(transformers, stated if task == _BODY and stated in family.bodies else TASKS[task].auto_class)
+    by_name = task == _BODY and stated in family.bodies and not family.own
+    return getattr(transformers, stated if by_name else TASKS[task].auto_class)
 
 
 def stock_classes(task: str, model_type: str) -> tuple[str, ...]:

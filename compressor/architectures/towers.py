@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,19 +12,27 @@ class Tower:
     """One tower of a model.
 
     Attributes:
-        model_type: of the tower by itself; a family covers it.
-        architecture: class of transformers that is the tower by itself, with what makes its embeddings.
+        model_type: of the tower by itself; a family covers it. None: that of its config.
+        architecture: class that is the tower by itself, with what makes its embeddings. None: the one that transformers
+            has for text generation with its config.
         config: key of config.json under which the whole model states the tower's config.
         graph: file of its graph in an artifact of the whole model, as transformers.js calls it.
         beside: what the names of all other tensors of the whole model begin with.
-        features: method of the whole model that gives the tower's hidden states, and embeddings as `pooler_output`.
+        features: method of the whole model that gives the tower's hidden states, and embeddings as `pooler_output`;
+            `forward` where the whole model does what the tower by itself does.
         embedding: name of the output of the tower by itself that holds its embeddings.
         module: the module of the whole model that is the tower by itself; None where that has parts beside it.
         inherits: keys that the whole model states for its towers.
+        takes: more of these, where the whole model has them elsewhere: key, and its place in the whole config.
+        kinds: values of `model_type` in the tower's config that are covered; none: any.
+        whole: class of transformers that loads the whole model; None: the Auto class of the task.
+        parts: modules of the tower by itself, and what the whole model calls them; none: as `module` says.
+        renames: what names of tensors begin with in the whole checkpoint, as patterns, and in the tower's.
+        depth: key of the whole config that says which block's output is read; blocks behind it are left out.
     """
 
-    model_type: str
-    architecture: str
+    model_type: str | None
+    architecture: str | None
     config: str
     graph: str
     beside: tuple[str, ...]
@@ -31,6 +40,19 @@ class Tower:
     embedding: str = "pooler_output"
     module: str | None = None
     inherits: tuple[str, ...] = ()
+    takes: tuple[tuple[str, str], ...] = ()
+    kinds: tuple[str, ...] = ()
+    whole: str | None = None
+    parts: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    depth: str | None = None
+
+    def named(self, stored: str) -> str:
+        """Return what the tower by itself calls a tensor of the whole checkpoint."""
+        for pattern, begins in self.renames:
+            if match := re.match(pattern, stored):
+                return begins + stored[match.end() :]
+        return stored
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,7 @@ class Joined:
 
 
 _CLIP_VISION, _CLIP_TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_projection.")
+_LLAVA = "LlavaForConditionalGeneration"
 TOWERS: Mapping[str, Mapping[str, Tower]] = {
     "clip": {
         "vision": Tower(
@@ -68,6 +91,43 @@ TOWERS: Mapping[str, Mapping[str, Tower]] = {
             features="get_text_features",
             embedding="text_embeds",
             inherits=("projection_dim",),
+        ),
+    },
+    "llava": {
+        "vision": Tower(
+            model_type="llava_vision",
+            architecture="LlavaVisionEncoder",
+            config="vision_config",
+            beside=("language_model.", "model.language_model.", "lm_head.", "vision_tower.post_layernorm."),
+            features="get_image_features",
+            embedding="last_hidden_state",
+            inherits=("projector_hidden_act", "multimodal_projector_bias", "vision_feature_select_strategy"),
+            takes=(("projection_size", "text_config.hidden_size"),),
+            kinds=("clip_vision_model",),
+            whole=_LLAVA,
+            parts=(
+                ("vision_tower", "model.vision_tower"),
+                ("multi_modal_projector", "model.multi_modal_projector"),
+            ),
+            renames=(
+                (r"(model\.)?vision_tower\.(vision_model\.)?", "vision_tower."),
+                (r"model\.multi_modal_projector\.", "multi_modal_projector."),
+            ),
+            depth="vision_feature_layer",
+        ),
+        "language": Tower(
+            model_type=None,
+            architecture=None,
+            config="text_config",
+            beside=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+            features="forward",
+            kinds=("llama", "mistral", "qwen2", "qwen3"),
+            whole=_LLAVA,
+            parts=(("model", "model.language_model"), ("lm_head", "lm_head")),
+            renames=(
+                (r"language_model\.(?=model\.|lm_head\.)", ""),
+                (r"model\.language_model\.(model\.)?", "model."),
+            ),
         ),
     },
     "siglip": {

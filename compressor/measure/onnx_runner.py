@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor._lazy import lazy
+from compressor.architectures import FAMILIES
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine.processor import target_for
@@ -28,6 +29,7 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(bool)": np.bool_,
 }
+_HIDDEN = tuple(dict.fromkeys(family.output for family in FAMILIES))
 _EXACT = "session.x64quantprecision"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -76,7 +78,7 @@ class OnnxRunner:
         self._inputs: dict[str, Any] = {i.name: i for i in self._session.get_inputs()}
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         outputs = [o.name for o in self._session.get_outputs()]
-        self._output = next((n for n in ("logits", "last_hidden_state") if n in outputs), outputs[0])
+        self._output = next((n for n in ("logits", *_HIDDEN) if n in outputs), outputs[0])
         self.inputs = "pixels" if "pixel_values" in self._inputs else "tokens"
         self._pooled = next((name for name in _pooled_names(self.folder) if name in outputs), None)
         self._present = [name.replace("past_key_values", "present") for name in self._past]
@@ -88,7 +90,7 @@ class OnnxRunner:
     def _guess_task(self) -> str:
         if self._past or (self.folder / "genai_config.json").is_file():
             return "text-generation"
-        if self._output == "last_hidden_state":
+        if self._output in _HIDDEN:
             return "feature-extraction"
         return "image-classification" if self.inputs == "pixels" else "text-classification"
 

@@ -96,7 +96,7 @@ class TorchRunner:
 
 
 def load_torch(folder: Path) -> Any:
-    """Load a model folder in float32: our loader for per-layer shapes, stock transformers for all others.
+    """Load a model folder in float32: our loader for per-layer shapes and for classes of ours, else stock.
 
     Stock transformers reads quantized weights with the library compressed-tensors. Where that is not installed, our
     loader does, to the same bits; products in 8-bit integers need the library.
@@ -106,12 +106,17 @@ def load_torch(folder: Path) -> Any:
     """
     check_folder(folder)
     config = read_config(folder)
+    family = stated_family(config)
+    if family is not None and family.own:
+        from compressor.model.folder import load
+
+        return load(folder)
     if "compression" in config or (config.get("quantization_config") is not None and not _library(config)):
         from compressor.model.folder import load
 
         return load(folder)
     stated, task = (config.get("architectures") or [""])[0], task_of(config)
-    body = task == "feature-extraction" and (family := stated_family(config)) is not None and stated in family.bodies
+    body = task == "feature-extraction" and family is not None and stated in family.bodies
     auto = getattr(transformers, stated if body else TASKS[task].auto_class)
     try:
         with quiet():

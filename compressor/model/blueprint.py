@@ -25,7 +25,7 @@ class Reduction:
     """A place where a stack goes on with fewer tokens.
 
     Attributes:
-        block: index of the block; its site is between attention and FFN.
+        block: index of the block in which it happens; at the site `output`, of the one whose attention it reads.
         keep: tokens that go on, those that are protected among them.
         score: what tokens are told apart by (`compressor.model.token_scores`).
         select: how it is settled which of them go (`compressor.model.token_select`).
@@ -41,6 +41,7 @@ class Reduction:
         temperature: of the shares in which tokens are handed on (`transform`).
         columns: patches side by side in the image (`propagate`).
         classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
+        site: `block`, between attention and FFN; or `output`, behind the last block (`compressor.model.token_output`).
     """
 
     block: int
@@ -58,6 +59,7 @@ class Reduction:
     temperature: float = 0.0
     columns: int = 0
     classes: int = 0
+    site: str = "block"
 
     def stated(self) -> dict[str, Any]:
         """Return what config.json states of it: all but the stack, and what only some methods need where they do."""
@@ -117,20 +119,35 @@ class Blueprint:
 
     def reduction_at(self, block: int) -> Reduction | None:
         """Return the reduction inside a block, None where it has none."""
-        return next((reduction for reduction in self.reductions if reduction.block == block), None)
+        return next((reduction for reduction in self._inside if reduction.block == block), None)
+
+    @property
+    def _inside(self) -> tuple[Reduction, ...]:
+        return tuple(reduction for reduction in self.reductions if reduction.site == "block")
+
+    @property
+    def output_reduction(self) -> Reduction | None:
+        """The reduction of the tokens that leave the last block, None where there is none."""
+        return next((reduction for reduction in self.reductions if reduction.site == "output"), None)
+
+    def shown_at(self, block: int) -> bool:
+        """Tell whether a block leaves what it has seen for the reduction behind the last block."""
+        found = self.output_reduction
+        return found is not None and found.block == block
 
     def bias_at(self, block: int) -> bool:
         """Tell whether a block's attention weighs tokens by what they stand for: a reduction before it says so."""
-        before = [reduction for reduction in self.reductions if reduction.block < block]
+        before = [reduction for reduction in self._inside if reduction.block < block]
         return bool(before) and before[-1].attention_bias == "log_size"
 
     def sums_at(self, block: int) -> bool:
         """Tell whether a block sums up the attention that tokens receive: for a reduction in it or behind it."""
-        return any(reduction.score == "cascade" and reduction.block >= block for reduction in self.reductions)
+        return any(reduction.score == "cascade" and reduction.block >= block for reduction in self._inside)
 
     def reduced_at(self, block: int) -> bool:
         """Tell whether a block is one of ours for the sake of tokens."""
-        return self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block)
+        inside = self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block)
+        return inside or self.shown_at(block)
 
 
 def read_blueprint(config: Any, family: Family) -> Blueprint:

@@ -50,6 +50,6 @@ def config_for(source: ModelFolder, blueprint: Blueprint, grids: dict[str, Any] 
             config["num_key_value_heads"] = layer.num_key_value_heads
         if family.explicit_head_dim:
             config["head_dim"] = shapes.head_dim
-    if not (stock_widths and blueprint.computes_as_stock):
+    if family.own or not (stock_widths and blueprint.computes_as_stock):
         config[SECTION] = compression_section(blueprint)
     return config

@@ -148,9 +148,24 @@ class ModelFolder:
         return Checkpoint(entries, self.store_dtype)
 
     def _stored(self) -> dict[str, Entry]:
-        """Return the tensors of the checkpoint; of a tower, those that are not known to belong elsewhere."""
-        stored, beside = stored_entries(self.path), self.tower.beside if self.tower is not None else ()
-        return {name: entry for name, entry in stored.items() if not name.startswith(beside)} if beside else stored
+        """Return the tensors of the checkpoint; of a tower, under its names, those not known to belong elsewhere."""
+        stored, tower = stored_entries(self.path), self.tower
+        if tower is None:
+            return stored
+        named = {tower.named(name): entry for name, entry in stored.items()}
+        return {
+            name: replace(entry, stored=name)
+            for name, entry in named.items()
+            if not name.startswith(tower.beside) and not self._left_out(name)
+        }
+
+    def _left_out(self, name: str) -> bool:
+        """Tell whether a tensor is one of the blocks behind the one whose output a tower gives."""
+        if self.tower is None or self.tower.depth is None:
+            return False
+        _, inside, rest = name.partition(f".{self.family.blocks}.")
+        index = rest.partition(".")[0]
+        return bool(inside) and index.isdecimal() and int(index) >= len(self.shapes.layers)
 
     def _resample(self, model: PreTrainedModel, entries: dict[str, Entry]) -> None:
         """Let positions be read as those of the size that images have, in place."""
@@ -299,7 +314,7 @@ def _has_own_head(model: ModelFolder) -> bool:
     if not model.blueprint.tied or model.grids:
         return False
     try:
-        stored = stored_entries(model.path)
+        stored = model._stored()
     except ModelError:  # `weights` says what is wrong with it, if it is needed
         return False
     if not any(name.endswith(f"{head}.weight") for name in stored for head in model.family.heads):

@@ -23,15 +23,16 @@ from compressor.model.token_select import Choice
 
 
 class Tracks:
-    """Where the blocks of one model leave the track for the next; holds that of the last forward pass."""
+    """Where the blocks of one model leave the track for the next, and what some have seen; of the last forward pass."""
 
     def __init__(self) -> None:
         """Start with none."""
         self.last: TokenTrack | None = None
+        self.seen: dict[int, Seen] = {}
 
 
 class ReducedBlock(nn.Module):
-    """A pre-norm block with a reduction, with attention that knows the sizes of tokens, or that sums up attention."""
+    """A pre-norm block with a reduction, with attention that knows the sizes of tokens, that sums it up or shows it."""
 
     def __init__(self, block: nn.Module, family: Family, blueprint: Blueprint, index: int, tracks: Tracks) -> None:
         """Adopt the children of block `index`, which may be a `ShortcutBlock`.
@@ -52,6 +53,8 @@ class ReducedBlock(nn.Module):
         self.reduction = blueprint.reduction_at(index)
         self.biased = blueprint.bias_at(index)
         self.sums = blueprint.sums_at(index)
+        output = blueprint.output_reduction
+        self.shown_for = output if blueprint.shown_at(index) else None
         self.first = not any(blueprint.reduced_at(before) for before in range(index))
         self._family, self._tracks, self._head_dim = family, tracks, blueprint.shapes.head_dim
         if self.reduction is not None:
@@ -78,7 +81,10 @@ class ReducedBlock(nn.Module):
         if track is None:
             track = TokenTrack.start(hidden_states) if self.first else self._tracks.last
             assert track is not None, "a block before this one has left it"
-        stream, _, track = self._run(hidden_states, track, choice, args, kwargs)
+        stream, seen = self._attend(hidden_states, track, args, kwargs)
+        if self.shown_for is not None and not alone:
+            self._tracks.seen[self.shown_for.block] = seen
+        stream, _, track = self._go_on(hidden_states, stream, seen, track, choice)
         if not alone:
             self._tracks.last = track
         return ffn_half(self, self._family, stream)
@@ -87,7 +93,8 @@ class ReducedBlock(nn.Module):
         self, hidden_states: Tensor, *args: Any, track: TokenTrack, **kwargs: Any
     ) -> tuple[Choice | None, TokenTrack]:
         """Return which tokens of a call go, None where the block has no reduction, and the track behind the block."""
-        _, choice, track = self._run(hidden_states, track, None, args, kwargs)
+        stream, seen = self._attend(hidden_states, track, args, kwargs)
+        _, choice, track = self._go_on(hidden_states, stream, seen, track, None)
         return choice, track
 
     def combine(self, choice: Choice, stream: Tensor, track: TokenTrack) -> Tensor:
@@ -95,11 +102,10 @@ class ReducedBlock(nn.Module):
         assert self.reduction is not None
         return reduce(self.reduction, choice, stream, track)[0]
 
-    def _run(
-        self, hidden: Tensor, track: TokenTrack, choice: Choice | None, args: Any, kwargs: Any
+    def _go_on(
+        self, hidden: Tensor, stream: Tensor, seen: Seen, track: TokenTrack, choice: Choice | None
     ) -> tuple[Tensor, Choice | None, TokenTrack]:
         """Return the stream between attention and FFN, behind the reduction; the choice; the track."""
-        stream, seen = self._attend(hidden, track, args, kwargs)
         reduction = self.reduction
         if self.sums:
             track = replace(track, importance=seen.importance)
@@ -114,10 +120,10 @@ class ReducedBlock(nn.Module):
 
     def _attend(self, hidden: Tensor, track: TokenTrack, args: Any, kwargs: Any) -> tuple[Tensor, Seen]:
         """Return the stream behind attention [batch, tokens, width] and what it has shown."""
-        reduction = self.reduction
         bias = track.sizes.log().reshape(hidden.shape[0], 1, 1, -1) if self.biased else None
         normed = self.get_submodule(self._family.attention.norm)(hidden)
-        if self.sums or (reduction is not None and reduction.score in ATTENTIVE):
+        asking = [found.score for found in (self.reduction, self.shown_for) if found is not None]
+        if self.sums or any(score in ATTENTIVE for score in asking):
             attended, seen = self._open_attention(normed, bias, track)
         else:
             attended, seen = self._stock_attention(normed, bias, args, kwargs)
@@ -153,7 +159,8 @@ class ReducedBlock(nn.Module):
             importance = probabilities.sum((1, 2))
             importance = importance if track.importance is None else importance + track.importance
         written = self.get_submodule(attention.output)(heads.reshape(*normed.shape[:2], -1))
-        asking = 1 if self.reduction is None else self.reduction.classes or self.reduction.protect
+        wanted = self.reduction or self.shown_for
+        asking = 1 if wanted is None else wanted.classes or wanted.protect
         return written, Seen(key, asking, value, probabilities, importance)
 
     def _by_head(self, projected: Tensor) -> Tensor:
@@ -167,5 +174,5 @@ def check_reducible(what: str, family: Family) -> None:
         raise ModelError(
             f"{what}: family {family.name}: tokens can be reduced only in image models with norms before attention and "
             "FFN",
-            hint="Covered are vit, deit and dinov2, with and without registers.",
+            hint="Covered are vit, deit, dinov2 with and without registers, and the image towers of CLIP and LLaVA.",
         )

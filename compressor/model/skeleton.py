@@ -24,6 +24,7 @@ from compressor.model.blueprint import Blueprint
 from compressor.model.gated import GatedLinear
 from compressor.model.modules import base_of, optional_submodules, set_vector, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
+from compressor.model.token_output import install_output_reduction
 
 
 @contextmanager
@@ -61,6 +62,8 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
     blocks, tracks = submodule(base_of(model), family.blocks), Tracks()
     for index in range(len(blocks)):
         blocks[index] = built_block(blocks[index], family, blueprint, index, tracks)
+    if (output := blueprint.output_reduction) is not None:
+        install_output_reduction(model, family.selector, output, tracks)
     install_gates(model, blueprint)
     model.eval()
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +11,8 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from compressor.architectures import OWN_TYPE, TOWERS, Family, Tower, family_named
-from compressor.architectures.tasks import RETURNED
+from compressor.architectures import FAMILIES, OWN_TYPE, TOWERS, Family, Tower, family_named
+from compressor.architectures.tasks import RETURNED, stock_classes
 from compressor.errors import ModelError, brief, did_you_mean, summary
 from compressor.machine.shortage import raise_shortage
 from compressor.model.foreign import refuse_adapter, refuse_foreign_codes
@@ -88,8 +89,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         if trust_remote_code:
             return cast(PretrainedConfig, AutoConfig.from_pretrained(folder, trust_remote_code=True, **ours))
         stated = {key: value for key, value in raw.items() if key != "auto_map"}
-        config: PretrainedConfig = AutoConfig.for_model(kind, **{**stated, **ours})
-        return config
+        return _for_model(kind, {**stated, **ours})
     except Exception as error:  # transformers validates configs with huggingface_hub's own error classes
         raise_shortage(error)
         what = f"{type(error).__name__}: {summary(error)}"
@@ -121,20 +121,53 @@ def tower_in(config: PretrainedConfig, part: str | None) -> Tower | None:
 
 def config_of(stated: dict[str, Any]) -> PretrainedConfig:
     """Return the transformers config of what a config.json says."""
-    keys = {key: value for key, value in stated.items() if key != "model_type"}
-    config: PretrainedConfig = AutoConfig.for_model(stated["model_type"], **keys)
+    return _for_model(stated["model_type"], {key: value for key, value in stated.items() if key != "model_type"})
+
+
+def _for_model(kind: str, stated: dict[str, Any]) -> PretrainedConfig:
+    if any(family.own and kind in family.model_types for family in FAMILIES):
+        import compressor.model.llava_vision  # noqa: F401  makes it known to transformers
+    config: PretrainedConfig = AutoConfig.for_model(kind, **stated)
     return config
 
 
 def tower_config(config: PretrainedConfig, tower: Tower) -> dict[str, Any]:
-    """Return the config.json of a tower by itself, from that of the whole model."""
+    """Return the config.json of a tower by itself, from that of the whole model.
+
+    Raises:
+        ModelError: the tower is of a kind that is not covered, or no single block's output is read.
+    """
     stated: dict[str, Any] = getattr(config, tower.config).to_dict()
+    kind = stated["model_type"]
+    if tower.kinds and kind not in tower.kinds:
+        raise ModelError(
+            f"config.json: {tower.config} is of model_type {kind!r}; covered here: {', '.join(tower.kinds)}"
+        )
     inherited = {key: getattr(config, key) for key in tower.inherits}
+    inherited |= {key: attrgetter(place)(config) for key, place in tower.takes}
+    if tower.depth is not None:
+        inherited["num_hidden_layers"] = _blocks_run(config, tower.depth, int(stated["num_hidden_layers"]))
     dtype = getattr(config, "dtype", None)
-    named = {"model_type": tower.model_type, "architectures": [tower.architecture]}
+    named: dict[str, Any] = {
+        "model_type": tower.model_type or kind,
+        "architectures": [tower.architecture or stock_classes("text-generation", kind)[0]],
+    }
     if dtype is not None:
         named["dtype"] = str(dtype).removeprefix("torch.")
     return {**stated, **inherited, **named}
+
+
+def _blocks_run(config: PretrainedConfig, key: str, blocks: int) -> int:
+    """Return how many of a tower's blocks run, where `key` says whose output is read: 0 is what the first one reads."""
+    layer = getattr(config, key)
+    whole = isinstance(layer, int) and not isinstance(layer, bool)
+    run = layer + (blocks + 1 if layer < 0 else 0) if whole else 0
+    if not 1 <= run <= blocks:
+        raise ModelError(
+            f"config.json: {key} is {brief(layer)}; covered is the output of one of {blocks} blocks:"
+            f" {-blocks} to -1, or 1 to {blocks}"
+        )
+    return int(run)
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:

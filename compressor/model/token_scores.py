@@ -27,6 +27,7 @@ class Seen:
         values: attention values like `keys`; None where the block has not looked.
         attention: probabilities [batch, heads, queries, keys]; None where the block has not looked.
         importance: attention received in this and earlier blocks [batch, tokens]; None where it is not summed up.
+        hidden: the last block's output [batch, tokens, width]; None for a reduction inside a block.
     """
 
     keys: Tensor
@@ -34,6 +35,7 @@ class Seen:
     values: Tensor | None = None
     attention: Tensor | None = None
     importance: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 Join = Callable[[Tensor], Tensor]

@@ -170,7 +170,8 @@ def load_stock(model: ModelFolder) -> Any:
     """
     stated = (model.config.architectures or [""])[0] if model.tower is None else ""
     ours = type(model.skeleton()).__name__
-    loader = getattr(transformers, stated if stated == ours else TASKS[model.task].auto_class)
+    whole = model.tower.whole if model.tower is not None else None
+    loader = getattr(transformers, whole or (stated if stated == ours else TASKS[model.task].auto_class))
     try:
         with quiet():
             stock, info = loader.from_pretrained(

@@ -317,7 +317,15 @@ class Walk:
 
     @torch.no_grad()
     def outputs(self) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-        """Run the unchanged model block by block and yield its output for every batch (logits or hidden states)."""
+        """Run the unchanged model block by block and yield its output for every batch (logits or hidden states).
+
+        Where tokens are selected behind the last block by what blocks have seen, the whole model runs.
+        """
+        if self.source.blueprint.output_reduction is not None:
+            materialise(self.model, self.source.weights, device=self.device)
+            for inputs in self.batches:
+                yield self.forward(inputs)["last_hidden_state"].float().cpu().numpy()
+            return
         for _ in self.survey("evaluate", keep=True):
             continue
         for k, inputs in enumerate(self.batches):

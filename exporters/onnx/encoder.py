@@ -3,7 +3,8 @@
 A text encoder takes `input_ids`, `attention_mask` (but where it reads padding like any token) and, where it has token
 types, `token_type_ids`, all `[batch, sequence]`; an image model takes `pixel_values [batch, channels, height, width]`
 of static size. The output is `logits` for a model with a classification head, and `last_hidden_state` otherwise; behind
-it comes the embedding of the whole sample, where the family pools by itself.
+it comes the embedding of the whole sample, where the family pools by itself. Families may give hidden states another
+name.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
         )
     for value, name in zip(graph.graph.inputs, inputs, strict=True):
         value.name = name
+    hidden = family_of(model.config).output
     for value, name in zip(graph.graph.outputs, outputs, strict=True):
-        value.name = name
+        value.name = hidden if name == _OUTPUTS[1] else name
     return graph
 
 

@@ -26,6 +26,7 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from compressor.passes.preset import Preset
+from compressor.passes.tokens.visual_tokens import VisualTokens
 from tests.core.test_gates import silent_share
 from tests.core.test_loading import COVERED, inputs_of
 from tests.core.toy import batches_of
@@ -50,8 +51,8 @@ OPTIONS = recipe_options()
 # Quantization reads weights as matrices, whatever they are for: one family of each kind shows it.
 KINDS = {
     "structure": COVERED,
-    "tokens": ["vit", "deit", "dinov2_with_registers", "clip_vision_model", "llama"],
-    "quantize": ["llama", "mistral", "bert", "vit", "dinov2", "clip_vision_model"],
+    "tokens": ["vit", "deit", "dinov2_with_registers", "clip_vision_model", "llava_vision", "llama"],
+    "quantize": ["llama", "mistral", "bert", "vit", "dinov2", "clip_vision_model", "llava_vision"],
 }
 # What each family is to lessen: parameters, operations at a fixed input, inputs that are read, bits.
 GAIN: dict[str, Callable[[ModelFolder], float]] = {
@@ -61,7 +62,7 @@ GAIN: dict[str, Callable[[ModelFolder], float]] = {
     "quantize": lambda model: stored_bytes(model, 4),
 }
 # Token methods are presets of one mechanism: the papers' formulas are compared in tests/methods/test_tokens.py.
-SHOWN = {"tome", "token-transforming"}
+SHOWN = {"tome", "token-transforming", "fastervlm"}
 EACH_KIND = {"llama", "opt", "bert", "vit"}
 
 
@@ -72,13 +73,20 @@ def shown_elsewhere(name: str, family: str) -> bool:
         return name not in SHOWN
     if method.family == "structure":  # the mechanism itself runs on every family
         return isinstance(method, Preset) and family not in EACH_KIND
-    return method.family == "quantize" and name != "gptq" and family in ("mistral", "clip_vision_model")
+    return method.family == "quantize" and name != "gptq" and family in ("mistral", "clip_vision_model", "llava_vision")
+
+
+def families_of(name: str) -> list[str]:
+    """Return the families that a method is shown on: one that it refuses among them, where it takes few."""
+    method = methods()[name]
+    behind_encoder = VisualTokens in (method, getattr(method, "of", None))
+    return ["vit", "llava_vision"] if behind_encoder else KINDS[method.family]
 
 
 CASES = [
     pytest.param(name, family, marks=[pytest.mark.exhaustive] * shown_elsewhere(name, family))
     for name in OPTIONS
-    for family in KINDS[methods()[name].family]
+    for family in families_of(name)
 ]
 
 

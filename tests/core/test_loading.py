@@ -39,6 +39,7 @@ COVERED = [
     "dinov2",
     "dinov2_with_registers",
     *TOWERS,
+    "llava_vision",
 ]
 Pico = Callable[..., Path]
 

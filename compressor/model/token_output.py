@@ -1,0 +1,56 @@
+"""Tokens that leave an encoder: fewer of them go on to what reads them all, such as a projector and a language model.
+
+A reduction at the site `output` stands behind the last block. What it reads of attention it reads from one block, which
+may be an earlier one; that block leaves what it has seen for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+from compressor.model.blueprint import Reduction
+from compressor.model.reduced import Tracks
+from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
+
+
+class OutputReduction(nn.Module):
+    """Selects among the tokens behind the last block; stands where the model hands them on."""
+
+    def __init__(self, reduction: Reduction, tracks: Tracks) -> None:
+        """Take a reduction at the site `output`, and where the blocks of the model leave what they have seen.
+
+        Raises:
+            ModelError: the reduction names what there is not.
+        """
+        super().__init__()
+        check_known(reduction)
+        self._reduction, self._tracks = reduction, tracks
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return [batch, tokens that go on, width] of the last block's output [batch, tokens, width].
+
+        Where the blocks do not run with the model, as in the block walk, all tokens go on.
+        """
+        seen = self._tracks.seen.pop(self._reduction.block, None)
+        if seen is None:
+            return hidden
+        track = TokenTrack.start(hidden)
+        choice = choose(self._reduction, replace(seen, hidden=hidden), track)
+        return reduce(self._reduction, choice, hidden, track)[0]
+
+
+def install_output_reduction(model: nn.Module, selector: str | None, reduction: Reduction, tracks: Tracks) -> None:
+    """Put a reduction at the site `output` in the place of the module `selector`.
+
+    Raises:
+        ModelError: the model has no such place.
+    """
+    if selector is None:
+        raise ModelError(
+            "config.json: a token reduction has site 'output', and the model hands its tokens on nowhere",
+            hint="The model was written by another version of compressor, or edited.",
+        )
+    setattr(model, selector, OutputReduction(reduction, tracks))
