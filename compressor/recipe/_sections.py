@@ -28,7 +28,7 @@ TASK_NAMES = (
     "zero-shot-image-classification",
 )
 """Those of `compressor.architectures.tasks`, which this wing cannot see."""
-PASS_PARTS = ("auto", "vision", "text")
+PASS_PARTS = ("auto", "vision", "text", "language")
 """What a pass may name as the tower that it is for."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[kmgt]i?)?b)", re.IGNORECASE)
@@ -143,7 +143,7 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(
         default=False, description="Run code that the model's repository brings; off unless asked."
     )
-    part: Literal["vision", "text"] | None = Field(
+    part: Literal["vision", "text", "language"] | None = Field(
         default=None,
         description="The tower to compress, of a model of two (CLIP, SigLIP); the artifact is that tower. Without"
         " it the artifact holds both.",
