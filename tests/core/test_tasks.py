@@ -38,7 +38,7 @@ def test_recipes_and_families_know_the_same_tasks() -> None:
     of_parts = {joined.task for joined in JOINED.values()}
     assert {task for family in FAMILIES for task in family.tasks} | of_parts == set(TASKS)
     assert get_args(get_args(ModelSection.model_fields["part"].annotation)[0]) == PARTS
-    assert PASS_PARTS == ("auto", *PARTS)
+    assert ("auto", *PARTS) == PASS_PARTS
 
 
 def test_optimum_loads_the_same_classes() -> None:
