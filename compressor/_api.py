@@ -183,6 +183,7 @@ def evaluate(
     samples: int | None = None,
     length: int | None = None,
     threads: int = 1,
+    prompts: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the quality of a model or artifact on held-out data.
@@ -195,6 +196,7 @@ def evaluate(
         samples: how many; all if None.
         length: tokens per window or sentence; 512, or what the model's positions allow, if None.
         threads: of the runtime.
+        prompts: table of label and prompt, for a model of two towers; that of the artifact's recipe if None.
         progress: where to report how far it is; nowhere if None.
 
     Raises:
@@ -211,6 +213,7 @@ def evaluate(
             samples=samples,
             length=length,
             threads=threads,
+            prompts=_text(prompts),
             progress=progress or NullProgress(),
         )
 

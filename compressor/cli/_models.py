@@ -176,6 +176,15 @@ def evaluate(
         ),
     ] = None,
     threads: ThreadsOption = 1,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="PATH",
+            help="Table of label and prompt, for a model of two towers; an artifact's own if absent.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -192,6 +201,7 @@ def evaluate(
             samples=samples,
             length=length,
             threads=threads,
+            prompts=prompts,
             progress=progress,
         )
     if json:

@@ -7,9 +7,10 @@ at length one, itself at length one (Radford et al. 2021, arXiv:2103.00020, sect
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.data.kinds import Batches, LabelData
 from compressor.data.zero_shot import Prompts
@@ -17,7 +18,7 @@ from compressor.measure.embedding import open_embedder, unit
 from compressor.measure.heads import measure_labels
 from compressor.measure.runner import Array, Runner
 from compressor.measure.scores import Quality
-from compressor.measure.statistics import F64
+from compressor.measure.statistics import F64, Ratio, Statistic, value_of
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class TwoTowers:
     text: Runner
     scalars: Mapping[str, float]
 
-    def scores(self, images: Batches, prompts: Prompts) -> Array:
-        """Return the scores [N, C] of images for the classes of prompts."""
-        return self.joined(embeddings(self.image, images), class_embeddings(self.text, prompts))
+    def embeddings(self, images: Batches, prompts: Prompts) -> tuple[F64, F64]:
+        """Return the embeddings of images [N, E] and of prompts [P, E], of any length."""
+        return _embeddings(self.image, images), _embeddings(self.text, prompts.batches)
 
     def joined(self, images: F64, classes: F64) -> Array:
         """Return the scores [N, C] for embeddings of images [N, E] and of classes [C, E], of any length."""
@@ -46,23 +47,43 @@ class TwoTowers:
         return np.asarray(scores, dtype=np.float32)
 
 
-def embeddings(runner: Runner, batches: Batches) -> F64:
-    """Return the embeddings [N, E] of all samples."""
+def _embeddings(runner: Runner, batches: Batches) -> F64:
     embedder = open_embedder(runner.folder)
     return np.concatenate([embedder.embed(runner, batch) for batch in batches])
 
 
-def class_embeddings(runner: Runner, prompts: Prompts) -> F64:
-    """Return the embedding [C, E] of each class: the mean of those of its prompts, each at length one."""
-    found = unit(embeddings(runner, prompts.batches))
-    return np.stack([found[prompts.owners == place].mean(axis=0) for place in range(len(prompts.labels))])
+def class_embeddings(texts: F64, owners: NDArray[np.int64]) -> F64:
+    """Return the embedding [C, E] of each class: the mean of those of its prompts [P, E], each at length one.
+
+    Args:
+        texts: embeddings of the prompts.
+        owners: class of each prompt [P].
+    """
+    found = unit(texts)
+    return np.stack([found[owners == place].mean(axis=0) for place in range(int(owners.max()) + 1)])
 
 
 def measure_zero_shot(ours: TwoTowers, dense: TwoTowers | None, data: LabelData, prompts: Prompts) -> Quality:
-    """Measure accuracy and, beside a dense model, agreement with it and KL divergence from it.
+    """Measure accuracy and, beside a dense model, agreement with it, KL divergence from it, and cosines to it.
 
     Raises:
         DataError: there is a label without a prompt.
     """
-    theirs = dense.scores(data.batches, prompts) if dense is not None else None
-    return measure_labels(ours.scores(data.batches, prompts), theirs, data)
+
+    def scores(model: TwoTowers, images: F64, texts: F64) -> Array:
+        return model.joined(images, class_embeddings(texts, prompts.owners))
+
+    found = ours.embeddings(data.batches, prompts)
+    if dense is None:
+        return measure_labels(scores(ours, *found), None, data)
+    theirs = dense.embeddings(data.batches, prompts)
+    quality = measure_labels(scores(ours, *found), scores(dense, *theirs), data)
+    cosines: dict[str, Statistic] = {}
+    for name, a, b in zip(("cosine_vision", "cosine_text"), found, theirs, strict=True):
+        cosines[name] = Ratio((unit(a) * unit(b)).sum(axis=1), np.ones(len(a)))
+    return replace(
+        quality,
+        ours={**quality.ours, **{name: value_of(statistic) for name, statistic in cosines.items()}},
+        # Intervals are drawn over images: prompts are others, and not as many.
+        ours_statistics={**quality.ours_statistics, "cosine_vision": cosines["cosine_vision"]},
+    )

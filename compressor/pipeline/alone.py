@@ -23,6 +23,7 @@ from compressor.machine.shortage import mentions_shortage
 from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.pipeline import judge
 from compressor.pipeline.judge import Evaluation
+from compressor.pipeline.laid_out import has_graphs
 from compressor.storage.artifact import runtime_model
 
 P = ParamSpec("P")
@@ -62,7 +63,8 @@ def _alone(
 
 def _has_graph(*names: Any) -> bool:
     """Tell whether one of some models, of which a hub id has none, is a graph."""
-    return any(name is not None and runtime_model(Path(name).expanduser()) is not None for name in names)
+    folders = [Path(name).expanduser() for name in names if name is not None]
+    return any(runtime_model(folder) is not None or has_graphs(folder) for folder in folders)
 
 
 def _crash(path: str, done: Ended) -> CompressorError:

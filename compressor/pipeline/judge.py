@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.data.reading import DataRequest, find_data, load_data
-from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
+from compressor.data.reading import DataRequest, load_data
+from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.exporters.steps import STEPS
 from compressor.machine.progress import Progress
 from compressor.measure.benchmark import compare
@@ -19,20 +19,19 @@ from compressor.measure.opening import open_runner
 from compressor.measure.timing import Timing
 from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import open_model
+from compressor.model.parts import joined_by, parts_of
 from compressor.model.source import resolve_path
-from compressor.passes import method_options
-from compressor.pipeline.as_run import RECIPE
+from compressor.pipeline.judge_whole import bench_whole, evaluate_whole, judge_whole
 from compressor.pipeline.place import restore_all
 from compressor.pipeline.prepare import sample_length
 from compressor.pipeline.run import export_dense
 from compressor.pipeline.source import part_in, source_against
-from compressor.recipe import ExportSection, ModelSection, load_bounds, load_recipe
+from compressor.pipeline.stated import bounds_for, evaluation_data, manifest_of, own_sections, passes_of, prompts_for
 from compressor.report.schema import build_report
 from compressor.report.seal import check_greedy_again, check_metrics_again, check_recipe, check_reports
 from compressor.storage.artifact import runtime_model
-from compressor.storage.files import own_file
-from compressor.verification import VERIFY_STEPS, Job, Verdict, run_fresh
-from compressor.verification.manifest import MANIFEST, read_manifest
+from compressor.verification import VERIFY_STEPS, Check, Job, Verdict, run_fresh
+from compressor.verification.manifest import MANIFEST
 from compressor.verification.signature import check_signature
 
 
@@ -95,32 +94,44 @@ def verify(
     _check_artifact(artifact)
     signature = (check_signature(artifact, key),) if key is not None else ()
     if any(not check.passed for check in signature):
-        return _verification_report(artifact, _manifest(artifact), Verdict(signature))
-    limits = _bounds(artifact, bounds, with_recipe=against is not None)
-    manifest = _manifest(artifact)
-    source = source_against(against, _own_sections(artifact)[0], manifest, progress) if against is not None else []
+        return _verification_report(artifact, manifest_of(artifact), Verdict(signature))
+    limits = bounds_for(artifact, bounds, with_recipe=against is not None)
+    manifest = manifest_of(artifact)
+    if parts_of(artifact):
+        verdict = judge_whole(
+            artifact, progress=progress, against=against, limits=limits, data=data, threads=threads, timing=timing
+        )
+        more = _again(artifact, manifest, verdict, measured=against is not None and data is None)
+        return _verification_report(artifact, manifest, replace(verdict, checks=(*signature, *verdict.checks, *more)))
+    source = source_against(against, own_sections(artifact)[0], manifest, progress) if against is not None else []
     with _comparable(against, artifact, progress) as dense:
         progress.stage("verify", total=VERIFY_STEPS)
-        request, metrics = _evaluation_data(artifact, data, with_recipe=dense is not None)
+        request, metrics = evaluation_data(artifact, data, with_recipe=dense is not None)
         job = Job(
             artifact=artifact,
             dense=dense,
             bounds=limits,
             data=request,
             metrics=metrics,
-            passes=_passes(manifest),
+            passes=passes_of(manifest),
             threads=threads,
             timing=timing and dense is not None,
             flops=_flops(dense, artifact, request),
         )
         verdict = run_fresh(job, advance=progress.advance)
-    more = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
-    if dense is not None and data is None:
-        more += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
-        more += check_greedy_again(artifact, verdict.greedy)
+    more = _again(artifact, manifest, verdict, measured=dense is not None and data is None)
     return _verification_report(
         artifact, manifest, replace(verdict, checks=(*signature, *source, *verdict.checks, *more))
     )
+
+
+def _again(artifact: Path, manifest: Mapping[str, Any], verdict: Verdict, *, measured: bool) -> list[Check]:
+    """Hold the artifact's reports and its recipe to manifest and files, and to what was `measured` again."""
+    checks = [*check_reports(artifact, manifest), *check_recipe(artifact, manifest)]
+    if measured:
+        checks += check_metrics_again(artifact, verdict.compressed.get("metrics", {}))
+        checks += check_greedy_again(artifact, verdict.greedy)
+    return checks
 
 
 def _check_artifact(folder: Path) -> None:
@@ -165,6 +176,10 @@ def bench(
     """
     restore_all(progress, artifact, against)
     ours = resolve_path(artifact)
+    if parts_of(ours):
+        progress.stage("time")
+        compared = resolve_path(against) if against is not None else None
+        return bench_whole(ours, compared, threads=threads, batch=batch, length=length, rounds=rounds)
     with _comparable(against, ours, progress) as other:
         progress.stage("time")
         return compare(ours, other, threads=threads, batch=batch, length=length, rounds=rounds)
@@ -180,6 +195,7 @@ def evaluate(
     samples: int | None = None,
     length: int | None = None,
     threads: int = 1,
+    prompts: str | None = None,
 ) -> Evaluation:
     """Measure the quality of a model or artifact on held-out data.
 
@@ -192,6 +208,7 @@ def evaluate(
         samples: how many; all if None.
         length: tokens per window or sentence; 512, or what the model's positions allow, if None.
         threads: of the runtime.
+        prompts: table of label and prompt, for a model of two towers; that of the artifact's recipe if None.
 
     Raises:
         UsageError: a metric is unknown, or cannot be measured on this model and these data.
@@ -201,14 +218,41 @@ def evaluate(
     restore_all(progress, path, against)
     progress.stage("load")
     folders = [resolve_path(name) for name in (path, against) if name is not None]
+    bases = (Path.cwd(),)
+    if parts_of(folders[0]):
+        return _evaluate_whole(path, folders, DataRequest(data, bases, samples, length or 512, 0, "evaluation"),
+                               prompts, metrics, threads)  # fmt: skip
+    if prompts is not None:
+        raise UsageError(f"--prompts: {path} is no model of two towers, whose images are classified by prompts")
     tokens = min(sample_length(open_model(folder), length, "--length") for folder in folders)
     runner = open_runner(folders[0], threads)
     reference = open_runner(folders[1], threads) if against is not None else None
-    request = DataRequest(data, (Path.cwd(),), samples, tokens, 0, "evaluation")
+    request = DataRequest(data, bases, samples, tokens, 0, "evaluation")
     loaded = load_data(request, runner.task, folders[0])
     progress.stage("evaluate")
     found = measure(runner, loaded, metrics, reference)
     return Evaluation(path, runner.task, data, found.samples, found.ours, found.intervals()[0])
+
+
+def _evaluate_whole(
+    path: str,
+    folders: Sequence[Path],
+    images: DataRequest,
+    prompts: str | None,
+    metrics: Sequence[str],
+    threads: int,
+) -> Evaluation:
+    """Measure a model of two towers, beside the dense one where `folders` has a second."""
+    texts = prompts_for(folders[0], images, prompts)
+    if texts is None:
+        raise UsageError(
+            f"{path}: a model of two towers classifies images by prompts", hint="Give --prompts TABLE (label,prompt)."
+        )
+    dense = folders[1] if folders[1:] else None
+    if dense is not None and set(parts_of(dense)) != set(parts_of(folders[0])):
+        raise UsageError(f"--against {dense.name}: is no model of two towers, as {path} is")
+    found = evaluate_whole(folders[0], dense, images, texts, metrics, threads)
+    return Evaluation(path, joined_by(folders[0]).task, images.data, found.samples, found.ours, found.intervals()[0])
 
 
 @contextlib.contextmanager
@@ -218,7 +262,7 @@ def _comparable(against: str | None, artifact: Path, progress: Progress) -> Iter
         yield None
         return
     folder = resolve_path(against)
-    model, export = _own_sections(artifact)
+    model, export = own_sections(artifact)
     part = part_in(folder, model.part)
     if runtime_model(folder) is not None or (runtime_model(artifact) is None and part is None):
         yield folder
@@ -228,79 +272,6 @@ def _comparable(against: str | None, artifact: Path, progress: Progress) -> Iter
     with tempfile.TemporaryDirectory(prefix="compressor-dense-") as place:
         export_dense(source, Path(place), export, progress.advance)
         yield Path(place)
-
-
-def _own_sections(artifact: Path) -> tuple[ModelSection, ExportSection]:
-    """Return how the recipe of an artifact, overrides included, opened its model and exported it; else the defaults."""
-    recipe = _manifest(artifact).get("recipe")
-    stated = recipe if isinstance(recipe, dict) else {}
-    try:
-        return ModelSection(**stated.get("model") or {}), ExportSection(**stated.get("export") or {})
-    except (TypeError, ValueError):  # of another release
-        return ModelSection(), ExportSection()
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Return compression.json where it can be read; verification says what is wrong with it where it cannot."""
-    try:
-        return read_manifest(folder)
-    except ModelError:
-        return {}
-
-
-def _own_recipe(artifact: Path) -> Path | None:
-    """Return the recipe in an artifact; None where it is none of its files, of which verification says so."""
-    try:
-        return own_file(artifact, RECIPE)
-    except ModelError:
-        return None
-
-
-def _bounds(artifact: Path, file: Path | None, *, with_recipe: bool) -> dict[str, dict[str, float]]:
-    """Return the bounds of a file, else those of the artifact's own recipe where it counts, else none."""
-    own = _own_recipe(artifact)
-    if file is not None:
-        return {name: bound.to_json() for name, bound in load_bounds(file).items()}
-    if not with_recipe or own is None:
-        return {}
-    try:
-        return {name: bound.to_json() for name, bound in load_bounds(own).items()}
-    except RecipeError as error:
-        raise VerificationError(error.message, hint="Give the bounds with --bounds FILE.") from error
-
-
-def _evaluation_data(
-    artifact: Path, data: str | None, *, with_recipe: bool
-) -> tuple[DataRequest | None, tuple[str, ...]]:
-    """Return what to evaluate on, and the metrics: what the user says, else what the artifact's recipe says."""
-    section = None
-    own = _own_recipe(artifact)
-    if own is not None and (with_recipe or data is not None):
-        with contextlib.suppress(RecipeError):  # of another release: its bounds were read, its passes are not needed
-            section = load_recipe(own, options=method_options()).evaluation
-    samples, length = (section.samples, section.length) if section is not None else (None, 512)
-    source = data or (section.data if section is not None and with_recipe else None)
-    if source is None:
-        return None, ()
-    with contextlib.suppress(CompressorError):  # verification says what is wrong with the artifact
-        length = default_length(open_model(artifact), length)
-    # A recipe as run has paths as one saw them from the working folder, which often is the one that holds the artifact.
-    bases = (Path.cwd(), artifact, artifact.resolve().parent)
-    request = DataRequest(source, bases, samples, length, 0, "evaluation")
-    try:
-        find_data(request)
-    except DataError as error:
-        error.hint = f"{error.hint}. Go to the folder in which the run was started, or give --data PATH."
-        raise
-    return request, tuple(section.metrics) if section is not None and data is None else ()
-
-
-def _passes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the methods that the artifact says were applied."""
-    entries = manifest.get("passes")
-    if not isinstance(entries, list):
-        return ()
-    return tuple(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
 
 
 def _flops(dense: Path | None, artifact: Path, request: DataRequest | None) -> tuple[int, int] | None:

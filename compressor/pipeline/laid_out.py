@@ -18,6 +18,8 @@ from typing import Any
 
 from compressor.architectures import Tower, family_named
 from compressor.errors import ModelError, ResourceError
+from compressor.exporters.safetensors import export_safetensors
+from compressor.model.folder import open_model
 from compressor.model.parts import PARTS, parts_of
 from compressor.storage.companions import copy_companions
 from compressor.storage.files import own_file
@@ -75,7 +77,7 @@ def join(parts: Mapping[str, Path], source: Path, folder: Path, scalars: Mapping
 
 @contextmanager
 def laid_out(folder: Path, part: str) -> Iterator[Path]:
-    """Give one part of an artifact as a folder of its own, for as long as the context is entered.
+    """Give one part of an artifact or a model as a folder of its own, for as long as the context is entered.
 
     Raises:
         ModelError: a file of it is missing, is none of the folder's own, or does not describe the part.
@@ -92,14 +94,22 @@ def laid_out(folder: Path, part: str) -> Iterator[Path]:
         yield place
 
 
+def has_graphs(folder: Path) -> bool:
+    """Tell whether a folder of a model of several parts is an artifact of graphs, complete or not."""
+    return any((folder / tower.graph).is_file() for tower in parts_of(folder).values())
+
+
 def _lay_out(folder: Path, part: str, tower: Tower, place: Path) -> None:
+    if not has_graphs(folder):
+        export_safetensors(open_model(folder, part=part), place)
+        return
+    if own_file(folder, tower.graph) is None:
+        raise ModelError(f"{tower.graph} is missing: the graph of the part {part}")
     config = read_json(own_file(folder, _CONFIG) or folder / _CONFIG).get(tower.config)
     if not isinstance(config, dict):
         raise ModelError(f"config.json: {tower.config} is missing, which describes the part {part}")
     write_config(place, config)
     copy_companions(folder, place, family_named(tower.model_type).inputs)
-    if own_file(folder, tower.graph) is None:
-        raise ModelError(f"{tower.graph} is missing: the graph of the part {part}")
     for name in _graph_files(tower):
         _link(own_file(folder, name), place / name)
     _link(own_file(folder, reference_of(part)), place / REFERENCE)

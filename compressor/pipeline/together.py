@@ -149,11 +149,11 @@ def _judged(
 ) -> Verdict:
     """Put the figures of all parts together and hold them against the recipe's bounds."""
     timing = _timing({part: verdict.timing for part, verdict in verdicts.items() if verdict.timing})
-    dense = _side(job, "dense", together, verdicts, timing)
-    ours = _side(job, "compressed", together, verdicts, timing)
+    dense = _side("dense", together, verdicts, timing)
+    ours = _side("compressed", together, verdicts, timing)
     ratios: dict[str, Any] = {key: ours[key] / dense[key] for key in _SUMMED if ours[key] and dense[key]}
     ratios |= {"speedup": timing.get("speedup", {}), "speedup_interval": timing.get("intervals", {})}
-    values = {**derived(_known(ours["metrics"]), _known(dense.get("metrics", {}))), **_costs(ours, ratios, timing)}
+    values = {**derived(together.ours, together.dense), **_costs(ours, ratios, timing)}
     bounds, away = job.bounds, elsewhere(manifest)
     if away is not None:
         bounds, more = without_speed(bounds, away, gains=False)
@@ -175,23 +175,14 @@ def _judged(
     )
 
 
-def _side(
-    job: WholeJob, side: str, together: Together, verdicts: Mapping[str, Verdict], timing: Mapping[str, Any]
-) -> dict[str, Any]:
+def _side(side: str, together: Together, verdicts: Mapping[str, Verdict], timing: Mapping[str, Any]) -> dict[str, Any]:
     """Return report.json's figures of one model: sizes are sums over the parts."""
     figures = {part: getattr(verdict, side) for part, verdict in verdicts.items()}
     index, who = (0, "ours") if side == "compressed" else (1, "other")
-    metrics: dict[str, Any] = dict(together.ours if index == 0 else together.dense)
-    intervals = dict(together.intervals[index])
-    for part, found in figures.items():
-        if _COSINE in found.get("metrics", {}):
-            metrics[f"{_COSINE}_{part}"] = found["metrics"][_COSINE]
-        if _COSINE in found.get("intervals", {}):
-            intervals[f"{_COSINE}_{part}"] = found["intervals"][_COSINE]
     return {
         **{key: _sum(figures, key) for key in _SUMMED},
-        "metrics": metrics,
-        "intervals": intervals,
+        "metrics": dict(together.ours if index == 0 else together.dense),
+        "intervals": dict(together.intervals[index]),
         "samples": together.samples,
         "latency_ms": timing.get("latency_ms", {}).get(who, {}),
     }
@@ -202,10 +193,6 @@ def _sum(figures: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
     return sum(value for value in values if value is not None) if None not in values else None
 
 
-def _known(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: float("nan") if value is None else value for name, value in values.items()}
-
-
 def _timing(timings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the benchmarks of all parts as one, whose phases have the parts' names."""
     if not timings:
@@ -214,9 +201,9 @@ def _timing(timings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     def named(*keys: str) -> dict[str, Any]:
         found = {part: reduce(lambda values, key: values[key], keys, timing) for part, timing in timings.items()}
-        return {_phase(part, name): value for part, values in found.items() for name, value in values.items()}
+        return {phase_of(part, name): value for part, values in found.items() for name, value in values.items()}
 
-    phases = [{**p, "name": _phase(part, p["name"])} for part, found in timings.items() for p in found["phases"]]
+    phases = [{**p, "name": phase_of(part, p["name"])} for part, found in timings.items() for p in found["phases"]]
     headline = first["phases"][0]["batch"]
     return {
         "threads": first["threads"],
@@ -231,7 +218,8 @@ def _timing(timings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _phase(part: str, name: str) -> str:
+def phase_of(part: str, name: str) -> str:
+    """Return what a phase of a part is called in the figures of the whole."""
     return part if name == _FORWARD else name
 
 

@@ -182,4 +182,5 @@ def _section_for(section: Any, part: str) -> Any:
     update: dict[str, Any] = {"prompts": None} if part == _IMAGES else {"data": section.prompts}
     if isinstance(section, EvaluationSection):
         update["metrics"] = []
+        update |= {} if part == _IMAGES else {"samples": None}
     return section.model_copy(update=update)

@@ -1,0 +1,214 @@
+"""An artifact of several graphs, or a model of several parts, judged: verified, timed, its quality measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.architectures import Tower, family_named
+from compressor.data.reading import DataRequest
+from compressor.data.zero_shot import load_named, load_prompts
+from compressor.errors import CompressorError, UsageError
+from compressor.exporters.steps import STEPS
+from compressor.machine.progress import Progress
+from compressor.measure.benchmark import compare
+from compressor.measure.evaluation import check_metrics
+from compressor.measure.opening import open_runner
+from compressor.measure.scores import Quality
+from compressor.measure.timing import Footprint, Timing
+from compressor.measure.zero_shot import TwoTowers, measure_zero_shot
+from compressor.model.cost import count_flops, default_length
+from compressor.model.folder import open_model
+from compressor.model.parts import PARTS, joined_by, parts_of, read_scalars, stated_scalars
+from compressor.model.source import resolve_path
+from compressor.pipeline.laid_out import has_graphs, laid_out
+from compressor.pipeline.run import export_dense
+from compressor.pipeline.source import source_against
+from compressor.pipeline.stated import evaluation_data, manifest_of, own_sections, passes_of, prompts_for
+from compressor.pipeline.together import PartJob, WholeJob, phase_of, verify_whole
+from compressor.recipe import ExportSection, ModelSection
+from compressor.verification import Check, Verdict
+from compressor.verification.joint import Side
+from compressor.verification.verdict import Bounds
+
+
+def judge_whole(
+    artifact: Path,
+    *,
+    progress: Progress,
+    against: str | None,
+    limits: Bounds,
+    data: str | None,
+    threads: int,
+    timing: bool,
+) -> Verdict:
+    """Verify an artifact of several graphs; see `compressor.pipeline.judge.verify`.
+
+    Raises:
+        UsageError: the dense model is none of as many parts.
+        CompressorError: what `verify` raises.
+    """
+    manifest = manifest_of(artifact)
+    manifests = _manifests(artifact, manifest)
+    section, export = own_sections(artifact)
+    checks: list[Check] = []
+    if against is not None:
+        checks = _source(against, section, manifests, progress)
+    with _dense(against, artifact, section, export, progress) as dense:
+        images, metrics = evaluation_data(artifact, data, with_recipe=dense is not None)
+        prompts = prompts_for(artifact, images) if images is not None else None
+        if images is not None and prompts is None:
+            raise UsageError("the artifact's recipe names no evaluation.prompts, by which images are classified")
+        parts = {
+            part: PartJob(
+                passes_of(manifests.get(part, {})),
+                _data_of(tower, images, prompts),
+                _flops(dense, artifact, part, prompts),
+            )
+            for part, tower in parts_of(artifact).items()
+        }
+        job = WholeJob(
+            artifact=artifact,
+            parts=parts,
+            dense=dense,
+            bounds=limits,
+            images=images,
+            prompts=prompts,
+            metrics=metrics,
+            threads=threads,
+            timing=timing and dense is not None,
+        )
+        progress.stage("verify", total=job.steps)
+        verdict = verify_whole(job, progress.advance)
+    return replace(verdict, checks=(*checks, *verdict.checks))
+
+
+def _manifests(artifact: Path, manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the manifest of every part, empty where there is none: verification says what is wrong then."""
+    stated = manifest.get(PARTS)
+    found = {part: stated.get(part) if isinstance(stated, dict) else None for part in parts_of(artifact)}
+    return {part: value if isinstance(value, dict) else {} for part, value in found.items()}
+
+
+def _source(
+    against: str, section: ModelSection, manifests: Mapping[str, Mapping[str, Any]], progress: Progress
+) -> list[Check]:
+    """Repeat the source gate for every part."""
+    found = []
+    for part, manifest in manifests.items():
+        named = section.model_copy(update={"part": part, "task": "auto"})
+        checks = source_against(against, named, manifest, progress)
+        found += [replace(check, name=f"{part}.{check.name}") for check in checks]
+    return found
+
+
+@contextmanager
+def _dense(
+    against: str | None, artifact: Path, section: ModelSection, export: ExportSection, progress: Progress
+) -> Iterator[Side | None]:
+    """Give the model to compare with, its parts in the artifact's format."""
+    if against is None:
+        yield None
+        return
+    folder = resolve_path(against)
+    if set(parts_of(folder)) != set(parts_of(artifact)):
+        raise UsageError(
+            f"{against}: is no model of the parts {', '.join(parts_of(artifact))}, which {artifact.name} has",
+            hint="Give the whole model that was compressed.",
+        )
+    with ExitStack() as entered:
+        places = {part: entered.enter_context(laid_out(folder, part)) for part in parts_of(folder)}
+        if has_graphs(artifact) and not has_graphs(folder):
+            for part, place in places.items():
+                progress.stage("export the model to compare with", total=STEPS[export.format])
+                source = open_model(place, dtype=section.dtype)
+                places[part] = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="compressor-dense-")))
+                export_dense(source, places[part], export, progress.advance)
+        yield Side(places, scalars_of(folder))
+
+
+def scalars_of(folder: Path) -> dict[str, float]:
+    """Return the numbers by which the parts of a model or an artifact are joined.
+
+    Raises:
+        ModelError: it does not have them.
+    """
+    if has_graphs(folder):
+        return stated_scalars(manifest_of(folder), joined_by(folder).scalars)
+    return read_scalars(folder)
+
+
+def _data_of(tower: Tower, images: DataRequest | None, prompts: DataRequest | None) -> DataRequest | None:
+    return images if family_named(tower.model_type).inputs == "pixels" else prompts
+
+
+def _flops(dense: Side | None, artifact: Path, part: str, prompts: DataRequest | None) -> tuple[int, int] | None:
+    """Return the theoretical operations of a part, dense and ours; None where one of them cannot be read."""
+    if dense is None:
+        return None
+    try:
+        models = open_model(dense.parts[part]), open_model(artifact, part=part)
+        length = default_length(models[1], prompts.length if prompts is not None else None)
+        return count_flops(models[0], length), count_flops(models[1], length)
+    except CompressorError:
+        return None
+
+
+def bench_whole(ours: Path, other: Path | None, **options: Any) -> Timing:
+    """Time every part of a model or artifact, alone or side by side; phases have the parts' names.
+
+    Raises:
+        UsageError: the other one has other parts.
+    """
+    if other is not None and set(parts_of(other)) != set(parts_of(ours)):
+        raise UsageError(f"{other}: is no model of the parts {', '.join(parts_of(ours))}, which {ours.name} has")
+    found: dict[str, Timing] = {}
+    for part in parts_of(ours):
+        with ExitStack() as entered:
+            places = [entered.enter_context(laid_out(f, part)) for f in (ours, other) if f is not None]
+            found[part] = compare(places[0], places[1] if other is not None else None, **options)
+    first = next(iter(found.values()))
+    phases = [replace(p, name=phase_of(part, p.name)) for part, timing in found.items() for p in timing.phases]
+    prints = (_together([getattr(timing, side) for timing in found.values()]) for side in ("ours", "other"))
+    mine, theirs = prints
+    assert mine is not None, "of ours there always is one"
+    return Timing(first.threads, first.rounds, phases, mine, theirs)
+
+
+def _together(prints: Sequence[Footprint | None]) -> Footprint | None:
+    known = [found for found in prints if found is not None]
+    if not known:
+        return None
+    memory = [found.memory_bytes for found in known if found.memory_bytes is not None]
+    return Footprint(sum(f.file_bytes for f in known), sum(memory) if len(memory) == len(known) else None)
+
+
+def evaluate_whole(
+    folder: Path, against: Path | None, images: DataRequest, prompts: DataRequest, metrics: Sequence[str], threads: int
+) -> Quality:
+    """Return the quality of a model of several parts, beside a dense one where there is one.
+
+    Raises:
+        UsageError: a metric cannot be measured.
+        ModelError: a model cannot be loaded.
+        DataError: the data cannot be used.
+    """
+    with ExitStack() as entered:
+        sides = [_opened(entered, f, threads) if f is not None else None for f in (folder, against)]
+        ours, dense = sides
+        assert ours is not None, "always asked for"
+        texts = load_prompts(prompts, ours.text.folder)
+        data = load_named(images, ours.image.folder, texts.labels)
+        asked = check_metrics(metrics, joined_by(folder).task, data, dense is not None)
+        found = measure_zero_shot(ours, dense, data, texts)
+    statistics = {name: found.ours_statistics[name] for name in asked if name in found.ours_statistics}
+    return replace(found, ours={n: found.ours[n] for n in asked if n in found.ours}, ours_statistics=statistics)
+
+
+def _opened(entered: ExitStack, folder: Path, threads: int) -> TwoTowers:
+    runners = {part: open_runner(entered.enter_context(laid_out(folder, part)), threads) for part in parts_of(folder)}
+    return TwoTowers(runners["vision"], runners["text"], scalars_of(folder))
