@@ -145,8 +145,8 @@ class ModelSection(Section):
     )
     part: Literal["vision", "text", "language"] | None = Field(
         default=None,
-        description="The tower to compress, of a model of two (CLIP, SigLIP); the artifact is that tower. Without"
-        " it the artifact holds both.",
+        description="The tower to compress, of a model of several (CLIP, SigLIP: vision, text; LLaVA: vision,"
+        " language); the artifact is that tower. Without it the artifact holds all.",
     )
     revision: Line | None = Field(
         default=None, description="Branch, tag or commit of a hub model; the default branch if absent."
