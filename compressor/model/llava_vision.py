@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -83,4 +83,4 @@ class LlavaVisionEncoder(PreTrainedModel):
 
 # --- up to here ---
 AutoConfig.register(LlavaVisionConfig.model_type, LlavaVisionConfig)
-AutoModel.register(LlavaVisionConfig, LlavaVisionEncoder)
+MODEL_MAPPING.register(LlavaVisionConfig, LlavaVisionEncoder)  # type: ignore[arg-type]
