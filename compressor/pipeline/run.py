@@ -26,14 +26,22 @@ from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerpri
 from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared
-from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
+from compressor.pipeline.record import (
+    Clock,
+    compute_device,
+    count_costs,
+    of_part,
+    pass_entry,
+    quantization_step,
+    run_report,
+)
 from compressor.pipeline.sealed import ALL, Made, graph_names, seal_one, seal_whole, summed, whole_job
 from compressor.pipeline.source import checked_source, recorded, source_checks
 from compressor.pipeline.together import verify_whole
 from compressor.pipeline.towers import taken_out
 from compressor.pipeline.whole import Whole, prepare_any
 from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
-from compressor.recipe import PART, ExportSection, Recipe
+from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.artifact import ONNX_MODEL
 from compressor.storage.grids import precision_of
@@ -148,7 +156,7 @@ def _finish(
         verdict = replace(verdict, checks=(*gate, *verdict.checks))
     place = _place(out, verdict)
     costs = summed([one.costs for one in made.values()])
-    entries = [{**entry, **({PART: part} if part else {})} for part, one in made.items() for entry in one.entries]
+    entries = [of_part(entry, part) if part else entry for part, one in made.items() for entry in one.entries]
     report = run_report(bound, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(bound))
     if signer is not None and verdict.passed:
