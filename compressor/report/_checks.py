@@ -49,7 +49,6 @@ MEANINGS: Mapping[str, str] = {
     "graph.session": "The runtime loads the model.",
     "graph.task": "The artifact computes what its config.json and the dense model are for.",
     "joint.scalars": "The parts' embeddings are joined by the numbers by which the dense model joins them.",
-    "joint.stock": "The parts that were compressed, joined, give the scores that stock transformers' whole model gives.",
     "parity": "The artifact gives the outputs of the compressed model in PyTorch, on recorded inputs.",
     "parity.argmax": "The best answer is the same as in PyTorch, at every position of the recorded inputs.",
     "parity.cosine": "Outputs point the way of those in PyTorch, on average over all tokens of the recorded inputs.",
