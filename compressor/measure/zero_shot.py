@@ -39,12 +39,13 @@ class TwoTowers:
         """Return the embeddings of images [N, E] and of prompts [P, E], of any length."""
         return _embeddings(self.image, images), _embeddings(self.text, prompts.batches)
 
-    def joined(self, images: F64, classes: F64) -> Array:
-        """Return the scores [N, C] for embeddings of images [N, E] and of classes [C, E], of any length."""
-        factor = np.exp(self.scalars["logit_scale"])
-        with np.errstate(invalid="ignore"):
-            scores = factor * (unit(images) @ unit(classes).T) + self.scalars.get("logit_bias", 0.0)
-        return np.asarray(scores, dtype=np.float32)
+
+def joined(images: F64, classes: F64, scalars: Mapping[str, float]) -> Array:
+    """Return the scores [N, C] for embeddings of images [N, E] and of classes [C, E], of any length."""
+    factor = np.exp(scalars["logit_scale"])
+    with np.errstate(invalid="ignore"):
+        scores = factor * (unit(images) @ unit(classes).T) + scalars.get("logit_bias", 0.0)
+    return np.asarray(scores, dtype=np.float32)
 
 
 def _embeddings(runner: Runner, batches: Batches) -> F64:
@@ -71,7 +72,7 @@ def measure_zero_shot(ours: TwoTowers, dense: TwoTowers | None, data: LabelData,
     """
 
     def scores(model: TwoTowers, images: F64, texts: F64) -> Array:
-        return model.joined(images, class_embeddings(texts, prompts.owners))
+        return joined(images, class_embeddings(texts, prompts.owners), model.scalars)
 
     found = ours.embeddings(data.batches, prompts)
     if dense is None:

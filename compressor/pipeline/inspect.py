@@ -9,6 +9,9 @@ from compressor.errors import ModelError
 from compressor.measure.benchmark import file_bytes
 from compressor.model.cost import count_flops, default_length, recorded_layers
 from compressor.model.folder import ModelFolder, open_model
+from compressor.model.parts import joined_by, parts_of
+from compressor.model.source import resolve_path
+from compressor.pipeline.laid_out import has_graphs
 from compressor.pipeline.place import restore
 from compressor.storage.artifact import runtime_model
 from compressor.storage.files import own_file
@@ -21,11 +24,40 @@ _INSPECT_TOKENS = 512
 def inspect(path: str | Path) -> dict[str, Any]:
     """Return what a model or artifact is: family, task, true widths of every layer, parameters, bytes, FLOPs, verdict.
 
+    Of a model of several parts, `parts` has that of each, and the sizes are their sums.
+
     Raises:
         ModelError: it is neither, or its family is not covered.
     """
     restore(path)
-    model = open_model(path)
+    folder = resolve_path(str(path))
+    towers = parts_of(folder)
+    if not towers:
+        return _described(path, open_model(path))
+    parts = {part: _described(path, open_model(folder, part=part)) for part in towers}
+    graphs = has_graphs(folder)
+    for part, tower in towers.items():
+        files = folder.glob(f"{tower.graph}*") if graphs else ()
+        size = sum(file.stat().st_size for file in files) if graphs else None
+        parts[part] |= {"path": tower.graph if graphs else part, "bytes": size, "verdict": None}
+    sums = {key: sum(found[key] for found in parts.values()) for key in ("parameters", "flops")}
+    return {
+        "path": str(path),
+        "kind": "artifact" if (folder / MANIFEST).is_file() else "model",
+        "format": "onnx" if graphs else "safetensors",
+        "family": " and ".join(found["family"] for found in parts.values()),
+        "task": joined_by(folder).task,
+        **sums,
+        "bytes": file_bytes(folder),
+        "length": max(found["length"] for found in parts.values()),
+        "layers": [],
+        "verdict": _verdict(folder),
+        "parts": parts,
+    }
+
+
+def _described(path: str | Path, model: ModelFolder) -> dict[str, Any]:
+    """Return what a model or artifact of one graph is."""
     folder = model.path
     graph = runtime_model(folder)
     length = default_length(model, _INSPECT_TOKENS) if model.family.inputs == "tokens" else 0

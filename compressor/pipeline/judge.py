@@ -177,9 +177,7 @@ def bench(
     restore_all(progress, artifact, against)
     ours = resolve_path(artifact)
     if parts_of(ours):
-        progress.stage("time")
-        compared = resolve_path(against) if against is not None else None
-        return bench_whole(ours, compared, threads=threads, batch=batch, length=length, rounds=rounds)
+        return bench_whole(ours, against, progress, threads=threads, batch=batch, length=length, rounds=rounds)
     with _comparable(against, ours, progress) as other:
         progress.stage("time")
         return compare(ours, other, threads=threads, batch=batch, length=length, rounds=rounds)

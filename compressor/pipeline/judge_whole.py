@@ -27,7 +27,7 @@ from compressor.model.parts import PARTS, joined_by, parts_of, read_scalars, sta
 from compressor.model.source import resolve_path
 from compressor.pipeline.laid_out import has_graphs, laid_out
 from compressor.pipeline.run import export_dense
-from compressor.pipeline.source import source_against
+from compressor.pipeline.source import source_against, whole_against
 from compressor.pipeline.stated import evaluation_data, manifest_of, own_sections, passes_of, prompts_for
 from compressor.pipeline.together import PartJob, WholeJob, phase_of, verify_whole
 from compressor.recipe import ExportSection, ModelSection
@@ -57,7 +57,8 @@ def judge_whole(
     section, export = own_sections(artifact)
     checks: list[Check] = []
     if against is not None:
-        checks = _source(against, section, manifests, progress)
+        checks = whole_against(resolve_path(against), manifest, progress)
+        checks += _source(against, section, manifests, progress)
     with _dense(against, artifact, section, export, progress) as dense:
         images, metrics = evaluation_data(artifact, data, with_recipe=dense is not None)
         prompts = prompts_for(artifact, images) if images is not None else None
@@ -158,19 +159,25 @@ def _flops(dense: Side | None, artifact: Path, part: str, prompts: DataRequest |
         return None
 
 
-def bench_whole(ours: Path, other: Path | None, **options: Any) -> Timing:
+def bench_whole(ours: Path, against: str | None, progress: Progress, **options: Any) -> Timing:
     """Time every part of a model or artifact, alone or side by side; phases have the parts' names.
+
+    Args:
+        ours: folder.
+        against: what to compare with; a PyTorch model is exported first as the artifact was.
+        progress: where to report how far it is.
+        **options: of `compressor.measure.benchmark.compare`.
 
     Raises:
         UsageError: the other one has other parts.
     """
-    if other is not None and set(parts_of(other)) != set(parts_of(ours)):
-        raise UsageError(f"{other}: is no model of the parts {', '.join(parts_of(ours))}, which {ours.name} has")
+    section, export = own_sections(ours)
     found: dict[str, Timing] = {}
-    for part in parts_of(ours):
-        with ExitStack() as entered:
-            places = [entered.enter_context(laid_out(f, part)) for f in (ours, other) if f is not None]
-            found[part] = compare(places[0], places[1] if other is not None else None, **options)
+    with _dense(against, ours, section, export, progress) as dense:
+        progress.stage("time")
+        for part in parts_of(ours):
+            with laid_out(ours, part) as place:
+                found[part] = compare(place, dense.parts[part] if dense is not None else None, **options)
     first = next(iter(found.values()))
     phases = [replace(p, name=phase_of(part, p.name)) for part, timing in found.items() for p in timing.phases]
     prints = (_together([getattr(timing, side) for timing in found.values()]) for side in ("ours", "other"))

@@ -13,8 +13,9 @@ from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.pipeline.memory import estimate_memory, estimate_seconds, samples_at_half
 from compressor.pipeline.place import restore
-from compressor.pipeline.prepare import Prepared, planned_model, prepare
-from compressor.recipe import ExportSection, Recipe
+from compressor.pipeline.prepare import Prepared, planned_model
+from compressor.pipeline.whole import Whole, prepare_any
+from compressor.recipe import PART, ExportSection, Recipe
 
 
 def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
@@ -29,7 +30,37 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
         CompressorError: what `prepare` raises, and what a run would say of the model's folder before it begins.
     """
     restore(model or recipe.model.id)
-    prepared = prepare(recipe, model)
+    bound = prepare_any(recipe, model)
+    if isinstance(bound, Whole):
+        return _together(bound, {part: _planned(prepared) for part, prepared in bound.parts.items()})
+    return _planned(bound)
+
+
+def _together(whole: Whole, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the plans of all parts as one: sizes and times add up, and one part is compressed at a time."""
+    plans = list(parts.values())
+    sides = {side: {key: sum(plan[side][key] for plan in plans) for key in plans[0][side]}
+             for side in ("dense", "planned")}  # fmt: skip
+    notes = [f"{part}: {note}" for part, plan in parts.items() for note in plan["notes"]]
+    return {
+        **plans[0],
+        **sides,
+        "model": {"id": whole.model_id, "parameters": sides["dense"]["parameters"], "task": whole.task,
+                  "family": " and ".join(plan["model"]["family"] for plan in plans)},
+        "passes": [{**entry, PART: part} for part, plan in parts.items() for entry in plan["passes"]],
+        "bytes_exact": all(plan["bytes_exact"] for plan in plans),
+        "ratios": {key: sides["planned"][key] / sides["dense"][key] for key in plans[0]["ratios"]},
+        "length": max(plan["length"] for plan in plans),
+        "peak_memory_bytes": max(plan["peak_memory_bytes"] for plan in plans),
+        "seconds_estimate": sum(plan["seconds_estimate"] for plan in plans),
+        "half": None,
+        "notes": list(dict.fromkeys([*whole.doubts, *notes])),
+    }  # fmt: skip
+
+
+def _planned(prepared: Prepared) -> dict[str, Any]:
+    """Return the plan of a model, or of one part of it."""
+    recipe, source = prepared.recipe, prepared.source
     _check_folder(prepared)
     dtype = artifact_dtype(prepared)
     models = [planned_model(prepared, i) for i in range(len(prepared.blueprints))]
@@ -40,14 +71,14 @@ def plan(recipe: Recipe, *, model: str | None = None) -> dict[str, Any]:
     ]
     return {
         "recipe": recipe.name,
-        "model": {"id": prepared.model_id, "parameters": costs[0].parameters, "task": prepared.source.task,
-                  "family": prepared.source.family.name},
+        "model": {"id": prepared.model_id, "parameters": costs[0].parameters, "task": source.task,
+                  "family": source.family.name},
         "passes": [_pass_entry(prepared, models, costs, i) for i in range(len(prepared.passes))],
         "dense": asdict(costs[0]),
         "planned": asdict(costs[-1]),
         "bytes_exact": not models[-1].grids or all(method.needs.foreseen for method in prepared.passes),
         "ratios": {key: getattr(costs[-1], key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
-        "length": prepared.length if prepared.source.family.inputs == "tokens" else 0,
+        "length": prepared.length if source.family.inputs == "tokens" else 0,
         "peak_memory_bytes": estimate_memory(prepared),
         "seconds_estimate": estimate_seconds(prepared, costs[0].flops),
         "half": samples_at_half(prepared, costs[0].flops),

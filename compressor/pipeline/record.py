@@ -19,6 +19,7 @@ from compressor.pipeline.as_run import public
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared
 from compressor.pipeline.whole import Whole
+from compressor.recipe import METRICS, PART
 from compressor.report import build_report, without_paths
 from compressor.verification import Verdict
 from compressor.walk import Change
@@ -66,6 +67,16 @@ def pass_entry(method: Pass, before: ModelFolder, after: ModelFolder, changes: l
         "layers": [{**entry, **change.figures} for entry, change in zip(sizes, changes, strict=True)],
         "notes": list(method.notes) if isinstance(method, Explains) else [],
     }
+
+
+def of_part(entry: dict[str, Any], part: str) -> dict[str, Any]:
+    """Return the entry of a pass on one part of a model, whose metrics have the names that they have for the whole."""
+
+    def renamed(values: dict[str, Any]) -> dict[str, Any]:
+        return {whole: value for name, value in values.items() if (whole := f"{name}_{part}") in METRICS}
+
+    measured: dict[str, Any] = {key: renamed(entry[key]) for key in ("quality_after", "quality_dense") if key in entry}
+    return {**entry, **measured, PART: part}
 
 
 def quantization_step(entries: list[dict[str, Any]]) -> float | None:

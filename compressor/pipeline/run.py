@@ -26,14 +26,22 @@ from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerpri
 from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared
-from compressor.pipeline.record import Clock, compute_device, count_costs, pass_entry, quantization_step, run_report
+from compressor.pipeline.record import (
+    Clock,
+    compute_device,
+    count_costs,
+    of_part,
+    pass_entry,
+    quantization_step,
+    run_report,
+)
 from compressor.pipeline.sealed import ALL, Made, graph_names, seal_one, seal_whole, summed, whole_job
-from compressor.pipeline.source import checked_source, recorded, source_checks
+from compressor.pipeline.source import checked_source, checked_whole, recorded, source_checks
 from compressor.pipeline.together import verify_whole
 from compressor.pipeline.towers import taken_out
 from compressor.pipeline.whole import Whole, prepare_any
 from compressor.pipeline.work import DENSE_MARK, locked, remove_work, work_folder
-from compressor.recipe import PART, ExportSection, Recipe
+from compressor.recipe import ExportSection, Recipe
 from compressor.report import write_reports
 from compressor.storage.artifact import ONNX_MODEL
 from compressor.storage.grids import precision_of
@@ -90,14 +98,16 @@ def run(
             for doubt in bound.doubts:
                 progress.info(f"note: {doubt}")
             hashes = {part: input_hashes(prepared) for part, prepared in parts.items()}
-        progress.expect(sum(map(_stages, parts.values())) + 1)
+        progress.expect(sum(map(_stages, parts.values())) + 1 + isinstance(bound, Whole))
         with locked(work_folder(out), resume=resume) as work:
             graphs = graph_names(bound) if isinstance(bound, Whole) else {ALL: ONNX_MODEL}
+            with clock.stage("load"):
+                whole = checked_whole(bound.path, progress) if isinstance(bound, Whole) else {"skipped": ""}
             made = {
                 part: _make(prepared, hashes[part], work / part, graphs[part], progress, clock)
                 for part, prepared in parts.items()
             }
-            return _finish(bound, made, out, work, progress, clock, signer)
+            return _finish(bound, made, whole, out, work, progress, clock, signer)
 
 
 def _stages(prepared: Prepared) -> int:
@@ -126,15 +136,19 @@ def _make(prepared: Prepared, hashes: dict[str, str], work: Path, graph: str, pr
 def _finish(
     bound: Prepared | Whole,
     made: Mapping[str, Made],
+    whole: Mapping[str, Any],
     out: Path,
     work: Path,
     progress: Progress,
     clock: Clock,
     signer: Any,
 ) -> dict[str, Any]:
-    """Seal the artifact, verify it, write its reports and put it in place; return the report."""
+    """Seal the artifact, verify it, write its reports and put it in place; return the report.
+
+    `whole` is what the source gate found of all parts together.
+    """
     with clock.stage("export"):
-        artifact = seal_whole(bound, made, work) if isinstance(bound, Whole) else seal_one(made[ALL])
+        artifact = seal_whole(bound, made, recorded(whole), work) if isinstance(bound, Whole) else seal_one(made[ALL])
     with clock.stage("verify"):
         if isinstance(bound, Whole):
             job = whole_job(bound, made, artifact)
@@ -143,12 +157,13 @@ def _finish(
         else:
             progress.stage("verify", total=VERIFY_STEPS)
             verdict = run_fresh(_job(made[ALL], artifact), advance=progress.advance)
-        gate = [replace(c, name=f"{part}.{c.name}" if part else c.name)
+        gate = source_checks(whole)
+        gate += [replace(c, name=f"{part}.{c.name}" if part else c.name)
                 for part, one in made.items() for c in source_checks(one.source)]  # fmt: skip
         verdict = replace(verdict, checks=(*gate, *verdict.checks))
     place = _place(out, verdict)
     costs = summed([one.costs for one in made.values()])
-    entries = [{**entry, **({PART: part} if part else {})} for part, one in made.items() for entry in one.entries]
+    entries = [of_part(entry, part) if part else entry for part, one in made.items() for entry in one.entries]
     report = run_report(bound, costs, entries, verdict, clock)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(bound))
     if signer is not None and verdict.passed:

@@ -68,8 +68,14 @@ def seal_one(made: Made) -> Path:
     return made.folder
 
 
-def seal_whole(whole: Whole, made: Mapping[str, Made], work: Path) -> Path:
+def seal_whole(whole: Whole, made: Mapping[str, Made], source: Mapping[str, Any], work: Path) -> Path:
     """Join the parts to one artifact in `work` and seal it; return its folder.
+
+    Args:
+        whole: the recipe bound to all parts.
+        made: what was made of each.
+        source: what the source gate found of all together.
+        work: folder of the run.
 
     Raises:
         ModelError: a file cannot be read.
@@ -98,6 +104,7 @@ def seal_whole(whole: Whole, made: Mapping[str, Made], work: Path) -> Path:
             "parameters": sum(one.facts["parameters"] for one in made.values()),
             "passes": entries,
             "inputs": inputs,
+            "source": dict(source),
             **_run_facts(whole),
         },
     )

@@ -10,6 +10,7 @@ from typing import Any
 from compressor.architectures import TOWERS
 from compressor.machine.progress import Progress
 from compressor.model.folder import open_model
+from compressor.model.parts import parts_of
 from compressor.model.source import read_config, resolve_path
 from compressor.pipeline.inputs import source_basis
 from compressor.pipeline.prepare import Prepared
@@ -17,6 +18,7 @@ from compressor.recipe import ModelSection
 from compressor.storage.artifact import runtime_model
 from compressor.verification import MANIFEST, Check
 from compressor.verification.source import DIFFERENCE, recorded_check, run_gate, source_check, why_skipped
+from compressor.verification.source_whole import run_whole_gate
 
 STAGE = "compare with stock transformers"
 _KEPT = "source.json"
@@ -46,6 +48,32 @@ def checked_source(prepared: Prepared, hashes: Mapping[str, str], work: Path, pr
     facts = run_gate(prepared.source, trust_remote_code=prepared.recipe.model.trust_remote_code)
     file.write_text(json.dumps({"basis": basis, "facts": facts}), encoding="utf-8")
     return facts
+
+
+def checked_whole(folder: Path, progress: Progress) -> dict[str, Any]:
+    """Hold the source gate for what the parts of a model do together; see `checked_source`.
+
+    Raises:
+        ModelError: the parts, joined, are not the model that stock transformers loads.
+        ResourceError: there is too little memory to load it.
+    """
+    for part in parts_of(folder):
+        if (reason := why_skipped(open_model(folder, part=part))) is not None:
+            return {"skipped": reason}
+    progress.stage(STAGE)
+    return run_whole_gate(folder)
+
+
+def whole_against(folder: Path, manifest: Mapping[str, Any], progress: Progress) -> list[Check]:
+    """Repeat the source gate on the whole model that an artifact is compared with; see `source_against`.
+
+    Raises:
+        ModelError, ResourceError: as `checked_whole` does.
+    """
+    if (folder / MANIFEST).is_file():
+        return []
+    facts = checked_whole(folder, progress)
+    return [] if "skipped" in facts else [source_check(facts), recorded_check(facts, manifest.get("source"))]
 
 
 def source_checks(facts: Mapping[str, Any]) -> list[Check]:

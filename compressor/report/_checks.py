@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from compressor.architectures import PARTS
 from compressor.recipe.metrics import BOUNDS, GATES
 
 MEANINGS: Mapping[str, str] = {
@@ -47,6 +48,7 @@ MEANINGS: Mapping[str, str] = {
     "graph.inference": "The shapes of the graph's tensors agree with each other.",
     "graph.session": "The runtime loads the model.",
     "graph.task": "The artifact computes what its config.json and the dense model are for.",
+    "joint.scalars": "The parts' embeddings are joined by the numbers by which the dense model joins them.",
     "parity": "The artifact gives the outputs of the compressed model in PyTorch, on recorded inputs.",
     "parity.argmax": "The best answer is the same as in PyTorch, at every position of the recorded inputs.",
     "parity.cosine": "Outputs point the way of those in PyTorch, on average over all tokens of the recorded inputs.",
@@ -106,8 +108,13 @@ MEANINGS: Mapping[str, str] = {
 
 
 def meaning(name: str) -> str:
-    """Return what a check asks: its own sentence, or that of the longest part of its name that has one."""
+    """Return what a check asks: its own sentence, or that of the longest part of its name that has one.
+
+    A check of one part of a model asks what it asks of a model without parts.
+    """
     group, _, rest = name.partition(".")
+    if group in PARTS:
+        return meaning(rest)
     if group == "bounds" and rest in BOUNDS:
         return f"{MEANINGS[group]} {BOUNDS[rest].text}"
     if name in GATES:

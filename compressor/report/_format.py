@@ -221,7 +221,12 @@ def headline(report: Report) -> str:
 
 def methods(report: Report) -> str:
     """Return the methods of the recipe in their order, such as `cfsp → rsq`."""
-    return " → ".join(entry.name for entry in report.passes)
+    return " → ".join(entry.label for entry in report.passes)
+
+
+def pass_name(entry: Mapping[str, Any]) -> str:
+    """Return what people call a pass of a plan: the method, and the part where there are several."""
+    return f"{entry['name']} ({entry['part']})" if entry.get("part") else str(entry["name"])
 
 
 def phases(report: Report) -> list[str]:

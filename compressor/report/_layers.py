@@ -105,7 +105,7 @@ def quality_chains(report: Report) -> dict[str, list[Step]]:
         start = (own or report.dense.metrics).get(name)
         values = [start if start is not None else show.metric(name).ideal]
         values += [entry.quality_after.get(name) for entry in report.passes]
-        labels = [entry.name for entry in report.passes]
+        labels = [entry.label for entry in report.passes]
         if not own:
             values.append(report.compressed.metrics.get(name))
             labels.append("export")

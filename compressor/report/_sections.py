@@ -229,4 +229,4 @@ def _figure(entry: PassEntry, dimension: Dimension) -> Figure:
     else:  # widths add up over layers; bits and tokens do not
         note = f"On average {before / len(rows):.3g} → {after / len(rows):.3g}{share}."
     drawn = structural or not dimension.uniform
-    return Figure(dimension, entry.name, note, columns(dimension) if drawn else None)
+    return Figure(dimension, entry.label, note, columns(dimension) if drawn else None)

@@ -82,6 +82,31 @@ tokens, *embedding = session.run(None, {"pixel_values": pixels})
 print(tokens.shape, *(array.shape for array in embedding))  # [batch, tokens, width], and one row for each image
 """
 
+ZERO_SHOT = """\
+import json
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer
+
+folder = "."  # this folder
+labels = ["a photo of a cat", "a photo of a dog"]
+(image, text) = (ort.InferenceSession(f"{folder}/{name}", providers=["CPUExecutionProvider"]) for name in GRAPHS)
+
+processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+pixels = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="np")["pixel_values"]
+batch = tokenizer(labels, padding=True, return_tensors="np")
+names = {entry.name for entry in text.get_inputs()}
+images = image.run(["IMAGES"], {"pixel_values": pixels})[0]
+texts = text.run(["TEXTS"], {name: value for name, value in batch.items() if name in names})[0]
+
+cosine = (images / np.linalg.norm(images, axis=1)[:, None]) @ (texts / np.linalg.norm(texts, axis=1)[:, None]).T
+scalars = json.load(open(f"{folder}/compression.json"))["scalars"]
+logits = np.exp(scalars["logit_scale"]) * cosine + scalars.get("logit_bias", 0.0)
+print(labels[int(logits[0].argmax())])
+"""
+
 SENTENCES = """\
 from sentence_transformers import SentenceTransformer
 
@@ -126,6 +151,8 @@ def usage(task: str, facts: ArtifactFacts) -> str:
 def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
     """Return title and code of each way to load a graph."""
     known = TASKS.get(task)
+    if facts.graphs:
+        return [("ONNX Runtime", _zero_shot(facts))]
     image = IMAGE if known is None or known.output == "logit" else IMAGE_FEATURES
     plain = DECODER if facts.decoder else image if facts.pixels else ENCODER
     plain = plain.replace("padding=True", 'padding="max_length"') if facts.full_length else plain
@@ -141,3 +168,12 @@ def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
             where += ", one prompt at a time, as it pads batches on the left and this graph takes right padding alone"
         parts.append((where, OPTIMUM.format(kind=known.ort_class)))
     return parts
+
+
+def _zero_shot(facts: ArtifactFacts) -> str:
+    """Return the code that runs the graphs of both towers."""
+    by_name = dict(facts.graphs)
+    image, text = sorted(by_name, key=lambda name: "text" in name)
+    code = ZERO_SHOT.replace("GRAPHS", f'("{image}", "{text}")')
+    code = code.replace("IMAGES", by_name[image]).replace("TEXTS", by_name[text])
+    return code.replace("padding=True", 'padding="max_length"') if facts.full_length else code

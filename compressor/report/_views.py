@@ -43,10 +43,10 @@ def render_plan(plan: Mapping[str, Any], console: Console) -> None:
             before, after = entry.get("parameters_before"), entry.get("parameters_after")
             change = f"{show.count(before)} → {show.count(after)}" if after is not None else show.DASH
             changed = {row.index for d in dimensions(entry.get("layers") or []) for row in d.rows if row.changed}
-            table.add_row(cell(str(entry["name"])), cell(str(entry.get("family", ""))), change, str(len(changed)))
+            table.add_row(cell(show.pass_name(entry)), cell(str(entry.get("family", ""))), change, str(len(changed)))
         console.print(table)
         for entry in passes:
-            print_dimensions(str(entry["name"]), entry.get("layers") or [], console)
+            print_dimensions(show.pass_name(entry), entry.get("layers") or [], console)
         console.print()
     _print_facts(
         [
@@ -70,9 +70,16 @@ def render_inspect(info: Mapping[str, Any], console: Console) -> None:
 
     Args:
         info: `path`, `kind`, `format`, `family`, `task`, `parameters`, `bytes`, `flops`, `layers`, and the `verdict` of
-            an artifact; absent keys are left out.
+            an artifact, or `parts` with these for each; absent keys are left out.
         console: where to print.
     """
+    _print_structure(info, console)
+    for part in (info.get("parts") or {}).values():
+        console.print()
+        _print_structure(part, console)
+
+
+def _print_structure(info: Mapping[str, Any], console: Console) -> None:
     console.print(Text(show.one_line(str(info.get("path", ""))), style="bold"), soft_wrap=True)
     _print_facts(
         [

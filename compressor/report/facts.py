@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.architectures import Family, Tower, family_named
 from compressor.errors import ModelError
 from compressor.measure.runner import stated_family
+from compressor.model.parts import parts_of
 from compressor.storage.artifact import runtime_model
 from compressor.storage.companions import MODULES
 from compressor.storage.json_files import read_json
@@ -29,6 +31,7 @@ class ArtifactFacts:
         pixels: whether the model reads images.
         kind: class of transformers that loads the model, where it is not the one of its task.
         full_length: whether texts are padded to all the positions of the model.
+        graphs: of a model of several parts, the files of their graphs and the outputs that hold their embeddings.
     """
 
     format: Literal["onnx", "safetensors"]
@@ -42,6 +45,7 @@ class ArtifactFacts:
     pixels: bool = False
     kind: str = ""
     full_length: bool = False
+    graphs: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, folder: Path, task: str) -> ArtifactFacts:
@@ -49,9 +53,10 @@ class ArtifactFacts:
         genai = _read(folder / "genai_config.json")
         inputs = genai.get("model", {}).get("decoder", {}).get("inputs", {})
         graph, config = runtime_model(folder), _read(folder / "config.json")
+        towers = [tower for tower in parts_of(folder).values() if (folder / tower.graph).is_file()]
         family, stated = stated_family(config), (config.get("architectures") or [""])[0]
         return cls(
-            format="onnx" if graph is not None else "safetensors",
+            format="onnx" if graph is not None or towers else "safetensors",
             genai=bool(genai),
             portable="position_ids" in inputs,
             shaped="compression" in config,
@@ -61,8 +66,13 @@ class ArtifactFacts:
             grey=config.get("num_channels") == 1,
             pixels="image_size" in config,
             kind=stated if family is not None and stated in family.bodies else "",
-            full_length=family is not None and family.full_length,
+            full_length=any(f is not None and f.full_length for f in (family, *(_family(tower) for tower in towers))),
+            graphs=tuple((tower.graph, tower.embedding) for tower in towers),
         )
+
+
+def _family(tower: Tower) -> Family:
+    return family_named(tower.model_type)
 
 
 def _read(file: Path) -> dict[str, Any]:

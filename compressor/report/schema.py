@@ -91,10 +91,12 @@ class PassEntry(_Part):
             they are those of the report's `dense`.
         layers: what changed in each: `index`, and `<dimension>_before` and `<dimension>_after` for each dimension.
         notes: what the pass decided by itself, and why.
+        part: the part of the model that it was applied to, of a model of several.
     """
 
     name: str
     family: str = ""
+    part: str = ""
     seconds: float | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None
@@ -102,6 +104,11 @@ class PassEntry(_Part):
     quality_dense: dict[str, float | None] = Field(default_factory=dict)
     layers: list[dict[str, Any]] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What people call it: the method, and the part where there are several."""
+        return f"{self.name} ({self.part})" if self.part else self.name
 
     @model_validator(mode="before")
     @classmethod

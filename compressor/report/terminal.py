@@ -92,16 +92,16 @@ def _print_passes(report: Report, console: Console) -> None:
         change = show.DASH
         if entry.parameters_before is not None and entry.parameters_after is not None:
             change = f"{show.count(entry.parameters_before)} → {show.count(entry.parameters_after)}"
-        row = [cell(entry.name), fold(change), fold(show.seconds(entry.seconds))]
+        row = [cell(entry.label), fold(change), fold(show.seconds(entry.seconds))]
         if wide:
             row[1:1] = [cell(entry.family)]
             row[3:3] = [cell(_quality(entry))]
         table.add_row(*row)
     console.print(table)
     for entry in report.passes:
-        print_dimensions(entry.name, entry.layers, console)
+        print_dimensions(entry.label, entry.layers, console)
         for note in entry.notes:
-            console.print(cell(f"{entry.name}: {note}"))
+            console.print(cell(f"{entry.label}: {note}"))
     console.print()
 
 

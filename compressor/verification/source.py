@@ -72,11 +72,12 @@ def run_gate(model: ModelFolder, *, trust_remote_code: bool = False) -> dict[str
         "part": model.part,
         "trust_remote_code": trust_remote_code,
     }
-    found: dict[str, Any] = ask("compressor.verification.source", request, crashed=_crash)
+    found: dict[str, Any] = ask("compressor.verification.source", request, crashed=crash)
     return found
 
 
-def _crash(done: Ended) -> CompressorError:
+def crash(done: Ended) -> CompressorError:
+    """Return the error for a process of the gate that ended without an answer."""
     if done.code == -9:
         return ResourceError("the process that runs the stock model was killed, most likely for want of memory")
     if done.code < 0:
@@ -112,7 +113,7 @@ def compare(model: ModelFolder) -> dict[str, Any]:
                 hint="The model, or a key of its config.json, is not covered. Please report it.",
             )
         difference = max(difference, found)
-    return {**_record(name, probes, wanted), DIFFERENCE: difference}
+    return {**record_of(name, probes, wanted), DIFFERENCE: difference}
 
 
 def _run(model: Any, probe: Probe, pooled: Sequence[str], whose: str) -> Outputs:
@@ -120,7 +121,7 @@ def _run(model: Any, probe: Probe, pooled: Sequence[str], whose: str) -> Outputs
     try:
         return outputs_of(model, probe, pooled)
     except Exception as error:  # what modules raise where config.json makes no sense has no common class
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise
         raise ModelError(
             f"the model as {whose} loads it cannot be run (probe {probe.name}): {type(error).__name__}:"
@@ -129,7 +130,7 @@ def _run(model: Any, probe: Probe, pooled: Sequence[str], whose: str) -> Outputs
         ) from error
 
 
-def _record(name: str, probes: list[Probe], wanted: list[Outputs]) -> dict[str, Any]:
+def record_of(name: str, probes: list[Probe], wanted: list[Outputs]) -> dict[str, Any]:
     """Return what compression.json keeps of a stock model's outputs."""
     outputs = {f"{p.name}.{key}": array for p, out in zip(probes, wanted, strict=True) for key, array in out.items()}
     return {
@@ -172,10 +173,30 @@ def load_stock(model: ModelFolder) -> Any:
     ours = type(model.skeleton()).__name__
     whole = model.tower.whole if model.tower is not None else None
     loader = getattr(transformers, whole or (stated if stated == ours else TASKS[model.task].auto_class))
+    absent = tuple(model.family.optional) if TASKS[model.task].output == "hidden" else ()
+    stock = loaded(loader, model.path, absent)
+    if model.tower is None:
+        return stock.eval()
+    from compressor.verification.towers import StockTower
+
+    return StockTower(stock, model.tower).eval()
+
+
+def loaded(loader: Any, folder: Path, absent: Sequence[str] = ()) -> Any:
+    """Return what a class of transformers loads from a folder, in float32.
+
+    Args:
+        loader: the class.
+        folder: of the model.
+        absent: modules that a checkpoint may leave out.
+
+    Raises:
+        ModelError: transformers refuses it, or leaves parameters without a tensor.
+    """
     try:
         with quiet():
             stock, info = loader.from_pretrained(
-                str(model.path),
+                str(folder),
                 dtype=torch.float32,
                 attn_implementation="sdpa",
                 local_files_only=True,
@@ -184,20 +205,15 @@ def load_stock(model: ModelFolder) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, SafetensorError, ...
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise
         raise ModelError(f"stock transformers cannot load the model: {first_line(error)}") from error
-    absent = tuple(model.family.optional) if TASKS[model.task].output == "hidden" else ()
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         names = [str(name) for name in sorted(info.get(kind) or [])]
         if lacking := [name for name in names if not set(absent) & set(name.split("."))]:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
             raise ModelError(f"stock transformers reports {kind.replace('_', ' ')}: {lacking[0]}{more}")
-    if model.tower is None:
-        return stock.eval()
-    from compressor.verification.towers import StockTower
-
-    return StockTower(stock, model.tower).eval()
+    return stock
 
 
 def _check_tensors(stock: Any, model: ModelFolder) -> None:
@@ -232,7 +248,7 @@ def _difference(wanted: Outputs, found: Outputs) -> tuple[str, float]:
             return f"{key} of the stock model is not finite", largest
         if ours is None or ours.shape != stock.shape:
             return f"{key} has shape {None if ours is None else ours.shape}, stock's {stock.shape}", largest
-        worst = float(np.abs(ours - stock).max()) / _scale(stock)
+        worst = float(np.abs(ours - stock).max()) / scale_of(stock)
         if not worst <= TOLERANCE:
             return f"{key} is off by {worst:.3g} of its size, allowed is {TOLERANCE:g}", largest
         largest = max(largest, worst)
@@ -256,10 +272,11 @@ def _differing_keys(stock: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 def _projections(output: Any) -> dict[str, Any]:
     flat = output.reshape(-1).astype(np.float64)
     signs = np.random.default_rng(0).integers(0, 2, (_SIGNS, flat.size)) * 2 - 1
-    return {"scale": _scale(output), "projections": [float(x) for x in signs @ flat / np.sqrt(flat.size)]}
+    return {"scale": scale_of(output), "projections": [float(x) for x in signs @ flat / np.sqrt(flat.size)]}
 
 
-def _scale(output: Any) -> float:
+def scale_of(output: Any) -> float:
+    """Return the root mean square of an output."""
     return max(float(np.sqrt(np.mean(np.square(output, dtype=np.float64)))), 1e-30)
 
 
@@ -276,7 +293,7 @@ def _sha256(arrays: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: Exception) -> bool:
     """Tell whether memory ran out: torch raises a RuntimeError then, the system an OSError."""
     said = "allocate memory" in str(error)
     return isinstance(error, MemoryError) or said or getattr(error, "errno", None) == errno.ENOMEM
@@ -288,9 +305,10 @@ def _carry_out(request: Path) -> dict[str, Any]:
     return compare(open_model(asked["path"], **options))
 
 
-def _known(error: Exception) -> CompressorError | None:
-    return ResourceError("no memory to load the model in float32") if _lacks_memory(error) else None
+def known(error: Exception) -> CompressorError | None:
+    """Return the error of ours for one that says that memory ran out."""
+    return ResourceError("no memory to load the model in float32") if lacks_memory(error) else None
 
 
 if __name__ == "__main__":
-    sys.exit(answer(Path(sys.argv[1]), Path(sys.argv[2]), _carry_out, _known))
+    sys.exit(answer(Path(sys.argv[1]), Path(sys.argv[2]), _carry_out, known))
