@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 
 # --- from here on, a part of the modelling file ---
@@ -83,4 +84,4 @@ class LlavaVisionEncoder(PreTrainedModel):
 
 # --- up to here ---
 AutoConfig.register(LlavaVisionConfig.model_type, LlavaVisionConfig)
-AutoModel.register(LlavaVisionConfig, LlavaVisionEncoder)
+MODEL_MAPPING.register(LlavaVisionConfig, LlavaVisionEncoder)
