@@ -84,4 +84,4 @@ class LlavaVisionEncoder(PreTrainedModel):
 
 # --- up to here ---
 AutoConfig.register(LlavaVisionConfig.model_type, LlavaVisionConfig)
-MODEL_MAPPING.register(LlavaVisionConfig, LlavaVisionEncoder)
+MODEL_MAPPING.register(LlavaVisionConfig, LlavaVisionEncoder)  # type: ignore[arg-type]
