@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 
 # --- from here on, a part of the modelling file ---
