@@ -102,6 +102,10 @@ class OnnxRunner:
         """Return the embeddings [B, E] that an encoder makes of whole samples by itself; None where it makes none."""
         return None if self._pooled is None else self._run(inputs, [], [self._pooled])[0]
 
+    def named(self, inputs: Inputs, names: list[str]) -> list[NDArray[Any]]:
+        """Return outputs of the graph by their names, in the types that they have there; of a graph without a cache."""
+        return [np.asarray(value) for value in self._session.run(names, self._feed(inputs, []))]
+
     def extend(self, inputs: Inputs, past: Past | None = None) -> tuple[Array, Past]:
         """Run tokens [B, S] after `past` (see `Runner.extend`)."""
         if not self._past:
@@ -122,13 +126,15 @@ class OnnxRunner:
         return [np.zeros((batch, s.shape[1], 0, s.shape[3]), _DTYPES[s.type]) for s in shapes]
 
     def _run(self, inputs: Inputs, past: list[NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
+        first, *rest = self._session.run(outputs, self._feed(inputs, past))
+        return [np.asarray(first, dtype=np.float32), *rest]
+
+    def _feed(self, inputs: Inputs, past: list[NDArray[Any]]) -> Inputs:
         given = complete(inputs, set(self._inputs), past=past[0].shape[2] if past else 0)
         given.update(zip(self._past, past, strict=True))
         if missing := sorted(set(self._inputs) - set(given)):
             raise UsageError(f"{self.folder}: the graph needs the input {missing[0]}, got {sorted(inputs)}")
-        feed = {k: np.ascontiguousarray(given[k], dtype=_DTYPES.get(v.type)) for k, v in self._inputs.items()}
-        first, *rest = self._session.run(outputs, feed)
-        return [np.asarray(first, dtype=np.float32), *rest]
+        return {k: np.ascontiguousarray(given[k], dtype=_DTYPES.get(v.type)) for k, v in self._inputs.items()}
 
 
 def _pooled_names(folder: Path) -> tuple[str, ...]:

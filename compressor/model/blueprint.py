@@ -7,7 +7,7 @@ exporters at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -70,6 +70,11 @@ class Reduction:
             if (value := getattr(self, field.name)) != field.default or field.name in always
             if field.name != "stack"
         }
+
+
+def in_order(reductions: Sequence[Reduction]) -> list[Reduction]:
+    """Return reductions in the order in which they happen."""
+    return sorted(reductions, key=lambda reduction: (reduction.site == "output", reduction.block))
 
 
 @dataclass(frozen=True)

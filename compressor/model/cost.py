@@ -112,6 +112,19 @@ def layer_dimensions(model: ModelFolder) -> list[dict[str, int]]:
     return found
 
 
+def kept_share(model: ModelFolder) -> float | None:
+    """Return the share of the tokens of an image that leave a block, mean over all blocks; None where none goes.
+
+    Where tokens are selected behind the last block, it is the share that is handed on.
+    """
+    if not model.blueprint.reductions or model.family.inputs != "pixels":
+        return None
+    if (output := model.blueprint.output_reduction) is not None:
+        return output.keep / image_tokens(model)
+    left = [sizes["tokens"] for sizes in layer_dimensions(model)]
+    return sum(left) / len(left) / image_tokens(model)
+
+
 def recorded_layers(model: ModelFolder) -> list[dict[str, Any]]:
     """Return what compression.json records of every block: its dimensions, with all widths of its residual stream."""
     layers = zip(layer_dimensions(model), model.shapes.layers, strict=True)

@@ -7,6 +7,8 @@ block walk, where each block runs alone, it comes with the call.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,20 +17,27 @@ from torch import Tensor, nn
 from compressor.architectures import Family
 from compressor.errors import ModelError
 from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
-from compressor.model.blueprint import Blueprint
+from compressor.model.blueprint import Blueprint, Reduction, in_order
 from compressor.model.token_graph import token_graph
 from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
 from compressor.model.token_scores import ATTENTIVE, Seen
 from compressor.model.token_select import Choice
 
+Tell = Callable[[Reduction, Choice, Seen], None]
+"""Is told of a choice and of what it was made by."""
+
 
 class Tracks:
-    """Where the blocks of one model leave the track for the next, and what some have seen; of the last forward pass."""
+    """Where the blocks of one model leave the track for the next, and what some have seen; of the last forward pass.
+
+    `tell` is told of every choice, where somebody wants to know.
+    """
 
     def __init__(self) -> None:
         """Start with none."""
         self.last: TokenTrack | None = None
         self.seen: dict[int, Seen] = {}
+        self.tell: Tell | None = None
 
 
 class ReducedBlock(nn.Module):
@@ -56,7 +65,7 @@ class ReducedBlock(nn.Module):
         output = blueprint.output_reduction
         self.shown_for = output if blueprint.shown_at(index) else None
         self.first = not any(blueprint.reduced_at(before) for before in range(index))
-        self._family, self._tracks, self._head_dim = family, tracks, blueprint.shapes.head_dim
+        self._family, self.tracks, self._head_dim = family, tracks, blueprint.shapes.head_dim
         if self.reduction is not None:
             check_known(self.reduction)
 
@@ -79,14 +88,14 @@ class ReducedBlock(nn.Module):
         """
         alone = track is not None
         if track is None:
-            track = TokenTrack.start(hidden_states) if self.first else self._tracks.last
+            track = TokenTrack.start(hidden_states) if self.first else self.tracks.last
             assert track is not None, "a block before this one has left it"
         stream, seen = self._attend(hidden_states, track, args, kwargs)
         if self.shown_for is not None and not alone:
-            self._tracks.seen[self.shown_for.block] = seen
+            self.tracks.seen[self.shown_for.block] = seen
         stream, _, track = self._go_on(hidden_states, stream, seen, track, choice)
         if not alone:
-            self._tracks.last = track
+            self.tracks.last = track
         return ffn_half(self, self._family, stream)
 
     def look(
@@ -115,6 +124,8 @@ class ReducedBlock(nn.Module):
             if reduction.dropped == "propagate" and track.graph is None:
                 track = replace(track, graph=token_graph(hidden, reduction.protect, reduction.columns))
             choice = choose(reduction, seen, track)
+        if self.tracks.tell is not None:
+            self.tracks.tell(reduction, choice, seen)
         stream, track = reduce(reduction, choice, stream, track)
         return stream, choice, track
 
@@ -166,6 +177,25 @@ class ReducedBlock(nn.Module):
     def _by_head(self, projected: Tensor) -> Tensor:
         """Return [batch, tokens, heads, head width] of [batch, tokens, width]."""
         return projected.reshape(*projected.shape[:2], -1, self._head_dim)
+
+
+def reductions_of(model: nn.Module) -> list[Reduction]:
+    """Return the reductions of a model, in the order in which they happen."""
+    found = [module.reduction for module in model.modules() if isinstance(getattr(module, "tracks", None), Tracks)]
+    return in_order([reduction for reduction in found if isinstance(reduction, Reduction)])
+
+
+@contextmanager
+def told(model: nn.Module, tell: Tell) -> Iterator[None]:
+    """While entered, `tell` hears of every choice of tokens in `model`, block by block."""
+    tracks = [tracks for module in model.modules() if isinstance(tracks := getattr(module, "tracks", None), Tracks)]
+    for each in tracks:
+        each.tell = tell
+    try:
+        yield
+    finally:
+        for each in tracks:
+            each.tell = None
 
 
 def check_reducible(what: str, family: Family) -> None:

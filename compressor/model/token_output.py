@@ -27,19 +27,22 @@ class OutputReduction(nn.Module):
         """
         super().__init__()
         check_known(reduction)
-        self._reduction, self._tracks = reduction, tracks
+        self.reduction, self.tracks = reduction, tracks
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return [batch, tokens that go on, width] of the last block's output [batch, tokens, width].
 
         Where the blocks do not run with the model, as in the block walk, all tokens go on.
         """
-        seen = self._tracks.seen.pop(self._reduction.block, None)
+        seen = self.tracks.seen.pop(self.reduction.block, None)
         if seen is None:
             return hidden
         track = TokenTrack.start(hidden)
-        choice = choose(self._reduction, replace(seen, hidden=hidden), track)
-        return reduce(self._reduction, choice, hidden, track)[0]
+        seen = replace(seen, hidden=hidden)
+        choice = choose(self.reduction, seen, track)
+        if self.tracks.tell is not None:
+            self.tracks.tell(self.reduction, choice, seen)
+        return reduce(self.reduction, choice, hidden, track)[0]
 
 
 def install_output_reduction(model: nn.Module, selector: str | None, reduction: Reduction, tracks: Tracks) -> None:

@@ -42,6 +42,23 @@ def bipartite(features: Tensor, keep: int, protect: int) -> Choice:
     Returns:
         The choice; tokens that go on stay in their old order.
     """
+    nearest, partner = nearest_partners(features, protect)
+    gone = nearest.topk(features.shape[1] - keep, dim=-1, sorted=False).indices.sort(dim=-1).values
+    target = partner.gather(1, gone) * 2 + 1
+    gone = gone * 2
+    return Choice(others(gone, keep), gone, target - (gone.unsqueeze(1) < target.unsqueeze(2)).sum(-1))
+
+
+def nearest_partners(features: Tensor, protect: int) -> tuple[Tensor, Tensor]:
+    """Return for each token at an even place how like the likest at an odd one is, and which one that is among them.
+
+    Args:
+        features: [batch, tokens, width].
+        protect: how many tokens at the start are below all others, and are nobody's partner.
+
+    Returns:
+        Cosines and places, both [batch, even].
+    """
     unit = features / features.norm(dim=-1, keepdim=True)
     even, odd = unit[:, ::2], unit[:, 1::2]
     likeness = even @ odd.transpose(1, 2)  # [batch, even, odd]
@@ -49,10 +66,7 @@ def bipartite(features: Tensor, keep: int, protect: int) -> Choice:
         likeness = likeness + barrier(odd.shape[1], protect // 2, features)
     nearest, partner = likeness.max(-1)
     nearest = nearest + barrier(even.shape[1], (protect + 1) // 2, features)
-    gone = nearest.topk(features.shape[1] - keep, dim=-1, sorted=False).indices.sort(dim=-1).values
-    target = partner.gather(1, gone) * 2 + 1
-    gone = gone * 2
-    return Choice(others(gone, keep), gone, target - (gone.unsqueeze(1) < target.unsqueeze(2)).sum(-1))
+    return nearest, partner
 
 
 def lowest(scores: Tensor, count: int, protect: int) -> Tensor:

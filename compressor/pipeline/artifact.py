@@ -45,7 +45,14 @@ def export_model(
 
     opset = None if section.opset == "auto" else int(section.opset)
     arm = target_for(section.target) == "arm64"
-    options = OnnxOptions(graph=section.graph, opset=opset, dtype=dtype, arm=arm, name=graph)  # type: ignore[arg-type]
+    options = OnnxOptions(
+        graph=section.graph,
+        opset=opset,
+        dtype=dtype,  # type: ignore[arg-type]
+        arm=arm,
+        kept_mask=section.kept_mask,
+        name=graph,
+    )
     export = export_ort if section.format == "ort" else export_onnx
     return export(model, folder, options, advance=advance)
 

@@ -8,6 +8,7 @@ from compressor.architectures.tasks import TASKS
 from compressor.data.reading import DataRequest, find_data
 from compressor.data.tables import read_sentences
 from compressor.errors import DataError, Problem
+from compressor.model.blueprint import Blueprint
 from compressor.model.folder import ModelFolder
 from compressor.recipe import BOUNDS, GATES, Bounded, Gate, Recipe
 
@@ -68,6 +69,19 @@ def not_measured(recipe: Recipe, task: str, metrics: tuple[str, ...], what: str)
         # Without evaluation data the recipe itself is wrong, which is said of it elsewhere.
         if name not in allowed and (recipe.evaluation is not None or not values[name].metric):
             yield recipe.problem(("verify", name), f"is not measured for {what}; allowed: {', '.join(allowed)}")
+
+
+def unkept(recipe: Recipe, last: Blueprint) -> Iterator[Problem]:
+    """Yield what a recipe asks of kept tokens where the model after all passes, `last`, keeps all."""
+    if last.reductions:
+        return
+    asked = {("export", "kept_mask"): recipe.export.kept_mask, ("report", "images"): recipe.report.images}
+    for path, wanted in asked.items():
+        if wanted:
+            message = "tells which tokens are kept, and none of the passes lets any go; add a token pass, or remove it"
+            yield recipe.problem(path, message)
+    if "kept_tokens" in recipe.verify:
+        yield recipe.problem(("verify", "kept_tokens"), "is measured where a pass lets tokens go, and none does")
 
 
 def _kind_of(request: DataRequest, source: ModelFolder) -> str:

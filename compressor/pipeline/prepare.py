@@ -18,7 +18,7 @@ from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.base import Pass, Target
 from compressor.pipeline.covered import check_covered
-from compressor.pipeline.measures import unmeasurable
+from compressor.pipeline.measures import unkept, unmeasurable
 from compressor.recipe import AUTO, PART, Recipe, disagreements
 
 
@@ -126,6 +126,7 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     calibration = request_of(section, "calibration", recipe, source) if section is not None else None
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
     problems += unmeasurable(recipe, source, evaluation)
+    problems += unkept(recipe, models[-1].blueprint) if not found else []
     if problems:
         raise RecipeError(problems, source=recipe.source)
     blueprints = tuple(model.blueprint for model in models)

@@ -129,6 +129,7 @@ def run_report(
         peak_memory_bytes=peak_memory(),
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
         greedy=verdict.greedy,
+        kept_tokens=verdict.kept_tokens,
     )
     return {**report, "notes": list(prepared.doubts)}
 

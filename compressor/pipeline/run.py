@@ -306,6 +306,7 @@ def _job(made: Made, artifact: Path) -> Job:
         metrics=tuple(recipe.evaluation.metrics) if recipe.evaluation is not None else (),
         passes=prepared.method_names,
         flops=(costs[0].flops, costs[1].flops),
+        images=recipe.report.images,
     )
 
 

@@ -26,6 +26,7 @@ from compressor.recipe._sections import (
     ExportSection,
     Head,
     ModelSection,
+    ReportSection,
     VerifySection,
     bounds_of,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "PassEntry",
     "PassFacts",
     "Recipe",
+    "ReportSection",
     "disagreements",
     "json_schema",
     "load_bounds",
@@ -99,6 +101,7 @@ class Recipe:
         passes: in order; empty for a plain export.
         export: form of the artifact.
         verify: bounds by name; without limits for a gate that is switched off.
+        report: what the report shows beside figures.
         text: the file, verbatim, without overrides.
         source: what messages call the recipe.
         folder: where relative data paths are looked for first; None for a text that came from no file.
@@ -114,6 +117,7 @@ class Recipe:
     passes: tuple[PassEntry, ...]
     export: ExportSection
     verify: dict[str, Bound]
+    report: ReportSection
     text: str
     source: str
     folder: Path | None = None
@@ -159,6 +163,7 @@ class Recipe:
             "passes": [{entry.name: entry.to_json()} for entry in self.passes],
             "export": self.export.model_dump(mode="json"),
             "verify": {name: limits or False for name, limits in self.bounds.items()},
+            "report": self.report.model_dump(mode="json"),
         }
 
 
@@ -200,6 +205,7 @@ def parse_recipe(
         passes=tuple(entries),
         export=head.export,
         verify=bounds_of(head.verify),
+        report=head.report,
         text=text,
         source=source,
         folder=folder,

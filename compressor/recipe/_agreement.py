@@ -63,6 +63,9 @@ def disagreements(recipe: Recipe, passes: Sequence[PassFacts]) -> list[Problem]:
         found += [recipe.problem(path, message) for message in messages if message]
         if method.family == "quantize":
             quantizer = quantizer or method
+    if recipe.report.images and recipe.evaluation is None:
+        message = "shows evaluation images, and the recipe names none; add `evaluation: {data: ...}`"
+        found.append(recipe.problem(("report", "images"), message))
     return [*found, *_unmeasured(recipe)]
 
 

@@ -37,9 +37,9 @@ def json_schema(options: Mapping[str, type[BaseModel]], summaries: Mapping[str, 
         for name, model in options.items()
     }
     properties = head["properties"]
-    for key in ("model", "export", "verify"):  # left empty they are as absent
+    for key in ("model", "export", "verify", "report"):  # left empty they are as absent
         properties[key]["anyOf"] = [{"$ref": properties[key].pop("$ref")}, {"type": "null"}]
-    tail = {key: properties.pop(key) for key in ("export", "verify")}
+    tail = {key: properties.pop(key) for key in ("export", "verify", "report")}
     properties["passes"] = {
         "description": "Methods to apply, in order, each a mapping of its name to its options; [] for none.",
         "type": "array",

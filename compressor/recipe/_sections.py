@@ -230,14 +230,32 @@ class ExportSection(Section):
         description="The processor that will run the artifact; auto takes the kind of this machine's. It decides how"
         " 8-bit products are computed, and speed is judged only on a machine of that kind.",
     )
+    kept_mask: bool = Field(
+        default=False,
+        description="Of a graph in which image tokens go: one output more, kept_mask (batch, reductions, tokens), that"
+        " says which of the first tokens are left behind each reduction.",
+    )
 
     @model_validator(mode="after")
     def _with_effect(self) -> ExportSection:
         """Refuse what is said of a graph where none is written."""
         stated = [f"{key}: {getattr(self, key)}" for key in ("graph", "opset") if getattr(self, key) != "auto"]
+        stated += ["kept_mask: true"] if self.kept_mask else []
         if self.format == "safetensors" and stated:
             raise ValueError(f"format: safetensors has no graph, so leave out {' and '.join(stated)}")
         return self
+
+
+class ReportSection(Section):
+    """What the report shows beside figures."""
+
+    images: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="Evaluation images on which the page shows what is kept of their tokens. They become part of"
+        " report.json and report.html, which are published with the artifact; so there are none unless asked.",
+    )
 
 
 class Bound(Section):
@@ -326,4 +344,7 @@ class Head(Section):
     )
     verify: Annotated[VerifySection, BeforeValidator(_present)] = Field(  # type: ignore[valid-type]
         default_factory=VerifySection, description="Bounds that the artifact must meet (exit code 4 if not)."
+    )
+    report: Annotated[ReportSection, BeforeValidator(_present)] = Field(
+        default_factory=ReportSection, description="What report.json and the page show on request."
     )

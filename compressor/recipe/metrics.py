@@ -138,6 +138,7 @@ BOUNDS: dict[str, Bounded] = {
     "size_ratio": Bounded(0, math.inf, "Bytes of the model files over those of the dense export."),
     "parameters_ratio": Bounded(0, math.inf, "Parameters over the dense model's."),
     "flops_ratio": Bounded(0, math.inf, "Theoretical operations over the dense model's."),
+    "kept_tokens": Bounded(0, 1, "Share of the tokens of an image that leave a block, mean over all blocks."),
     "memory_ratio": Bounded(0, math.inf, "Peak memory of loading and running over the dense export's."),
     "speedup": Bounded(0, math.inf, "Smallest measured speed-up over the dense export of all phases, batch 1."),
     "speedup_prefill": Bounded(0, math.inf, "Measured speed-up of reading a prompt (decoders).", phase="prefill"),

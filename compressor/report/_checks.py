@@ -93,6 +93,8 @@ MEANINGS: Mapping[str, str] = {
     "tokenizer.same": "The tokenizer is the one that the artifact was made with.",
     "tokenizer.texts": "Recorded texts give the recorded tokens.",
     "tokenizer.vocabulary": "The vocabulary is no larger than the embedding table.",
+    "tokens.overlap": "The tokens that are kept are those that are kept in PyTorch, but for near ties.",
+    "tokens.overlap.exact": "So they are without the rounding of activations.",
     "weights": "The stored weights could not be checked.",
     "weights.accuracy_level": "Weight-only products round their inputs as the manifest states.",
     "weights.codes": "Quantized weights stand for the floats that the compressed model has, bit for bit.",

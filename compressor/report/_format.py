@@ -14,7 +14,10 @@ DASH = "—"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/\\~])(?:~?(?:/[^\s/'\"`,;:()<>]+){2,}/?|[A-Za-z]:\\[^\s'\"`,;()<>]+)")
 
 
-METRICS: dict[str, Metric] = dict(sorted(metrics.METRICS.items(), key=lambda item: item[1].relative))
+METRICS: dict[str, Metric] = {
+    **dict(sorted(metrics.METRICS.items(), key=lambda item: item[1].relative)),
+    "kept_tokens": Metric("tokens kept", "lower", "points", share=True, meaning="of an image, mean over all blocks"),
+}
 """Known metrics, the most telling first: those that the dense model has as well."""
 
 

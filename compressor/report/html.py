@@ -12,6 +12,7 @@ from typing import Any
 from compressor.report import _format as show
 from compressor.report import _sections as sections
 from compressor.report._checks import meaning, plain
+from compressor.report._kept import kept_rows
 from compressor.report._plots import HEIGHT, percent
 from compressor.report._templates import environment
 from compressor.report.schema import Report, check_report, quotient
@@ -33,6 +34,7 @@ def html_report(report: Mapping[str, Any]) -> str:
         chains=sections.chains(facts),
         alone={key: show.ratio(quotient(1.0, getattr(facts.ratios, key))) for key in ("flops", "bytes")},
         figures=sections.figures(facts),
+        kept=kept_rows(facts),
         stages=sections.stages(facts),
         cost=sections.cost(facts),
         environment=show.environment(facts),

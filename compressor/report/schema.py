@@ -12,20 +12,15 @@ from numbers import Integral, Real
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from compressor.errors import CompressorError, VerificationError
+from compressor.report.kept_schema import KeptTokens, Part
 
 VERSION = 1
 
 
-class _Part(BaseModel):
-    """Common settings: immutable, finite numbers only, unknown keys kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Model(_Part):
+class Model(Part):
     """The model that was compressed.
 
     Attributes:
@@ -39,7 +34,7 @@ class Model(_Part):
     task: str = ""
 
 
-class Bound(_Part):
+class Bound(Part):
     """What a check requires: at least `min`, at most `max`, exactly `equal`; those that are None do not bind."""
 
     min: float | None = None
@@ -47,7 +42,7 @@ class Bound(_Part):
     equal: bool | int | float | str | None = None
 
 
-class Check(_Part):
+class Check(Part):
     """One thing that was verified.
 
     Attributes:
@@ -77,7 +72,7 @@ class Check(_Part):
         return data
 
 
-class PassEntry(_Part):
+class PassEntry(Part):
     """One pass of the recipe and what it did.
 
     Attributes:
@@ -120,7 +115,7 @@ class PassEntry(_Part):
         return data
 
 
-class Figures(_Part):
+class Figures(Part):
     """The figures of one artifact, dense or compressed.
 
     Attributes:
@@ -143,7 +138,7 @@ class Figures(_Part):
     latency_ms: dict[str, float | None] = Field(default_factory=dict)
 
 
-class Ratios(_Part):
+class Ratios(Part):
     """Compressed over dense; the speed-up is dense over compressed, so more than 1 is faster.
 
     Attributes:
@@ -161,7 +156,7 @@ class Ratios(_Part):
     speedup_interval: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
-class Continuation(_Part):
+class Continuation(Part):
     """How both models go on, greedily, from the beginning of one evaluation sample.
 
     Attributes:
@@ -179,11 +174,12 @@ class Continuation(_Part):
     differs_at: int | None = None
 
 
-class Report(_Part):
+class Report(Part):
     """The whole of `report.json`.
 
     Attributes:
         greedy: of a model that generates text, how it goes on from some prompts.
+        kept_tokens: of a model in which image tokens go, which of them are left.
         notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
     """
@@ -201,6 +197,7 @@ class Report(_Part):
     environment: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     greedy: list[Continuation] = Field(default_factory=list)
+    kept_tokens: KeptTokens | None = None
     artifact: Path | None = None
 
     @model_validator(mode="after")
@@ -296,6 +293,7 @@ def build_report(
     peak_memory_bytes: int | None = None,
     environment: Mapping[str, Any] | None = None,
     greedy: Sequence[Mapping[str, Any]] = (),
+    kept_tokens: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put a version 1 report together: the ratios and the verdict follow from the rest.
 
@@ -311,6 +309,7 @@ def build_report(
         peak_memory_bytes: highest resident memory of the run.
         environment: versions, processor, threads.
         greedy: how both models go on from some prompts (see `Continuation`).
+        kept_tokens: which image tokens are left (see `KeptTokens`); none are known where it is empty.
 
     Raises:
         VerificationError: the parts do not make a valid report.
@@ -334,6 +333,7 @@ def build_report(
             "peak_memory_bytes": peak_memory_bytes,
             "environment": environment or {},
             "greedy": greedy,
+            **({"kept_tokens": kept_tokens} if kept_tokens else {}),
         }
     )
     check_report(report)

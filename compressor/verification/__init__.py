@@ -42,6 +42,7 @@ from compressor.verification.continuations import continuations
 from compressor.verification.exact import WEIGHT_ONLY, check_exact, check_levels
 from compressor.verification.figures import cost_values, figures
 from compressor.verification.graph import check_graph, open_checked
+from compressor.verification.kept import kept_tokens
 from compressor.verification.manifest import (
     MANIFEST,
     REFERENCE,
@@ -52,6 +53,7 @@ from compressor.verification.manifest import (
     seal,
 )
 from compressor.verification.ort import check_ort
+from compressor.verification.overlap import check_overlap
 from compressor.verification.precision import check_precision
 from compressor.verification.quality import (
     STEP,
@@ -65,7 +67,7 @@ from compressor.verification.quality import (
 )
 from compressor.verification.reasons import explained
 from compressor.verification.recorded import check_beside, check_rows
-from compressor.verification.reference import check_determinism, check_reference, write_reference
+from compressor.verification.reference import check_determinism, check_reference, recorded_tensors, write_reference
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.tolerances import TOLERANCES
@@ -117,6 +119,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     precision = str(manifest.get("precision", "float32"))
     quality: Quality | None = None
     greedy: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {}
     values: dict[str, float] = {}
     if runner is not None:
         checks += _check_parity(job, runner, precision)
@@ -128,6 +131,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
         quality, found = _check_quality(job, runner, dense, data)
         checks += found
         greedy = continuations(runner, dense, data) if dense is not None else []
+        kept = kept_tokens(runner, data, job.images, job.threads) if job.images is not None else {}
     elif job.data is not None:
         checks.append(yes("quality.measured", False, "quality was not measured: see graph and files"))
     advance("quality")
@@ -145,6 +149,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
         **report,
         timing=timing.to_json() if timing else {},
         greedy=greedy,
+        kept_tokens=kept,
         seconds=time.perf_counter() - start,
         peak_memory_bytes=peak_memory(),
     )
@@ -328,8 +333,11 @@ def _check_parity(job: Job, runner: Runner, precision: str) -> list[Check]:
     reference = job.artifact / REFERENCE
     weights = open_weights(job.artifact)
     if not weights.is_onnx and precision in WEIGHT_ONLY:
-        return check_reference(runner, reference, "float32")  # codes are dequantised: nothing is rounded on the way
+        precision = "float32"  # codes are dequantised: nothing is rounded on the way
     shipped = check_reference(runner, reference, precision)
+    shipped += _guard(
+        "tokens.overlap", lambda: check_overlap(weights, runner, recorded_tensors(reference), precision, job.threads)
+    )
     shipped += _guard("parity.ort", lambda: check_ort(weights, runner, job.threads))
     return shipped + _guard("parity.exact", lambda: check_exact(weights, reference, precision, job.threads))
 

@@ -21,11 +21,14 @@ def figures(job: Job, quality: Quality | None, timing: Timing | None) -> dict[st
     compressed = _side(job.artifact, quality.ours if quality else {}, intervals[0], latency, job)
     samples = quality.samples if quality else None
     compressed |= {"flops": job.flops[1] if job.flops else None, "samples": samples}
+    kept = _kept(job.artifact)
+    compressed["metrics"] |= kept
     if job.dense is None:
         return {"dense": {}, "compressed": compressed, "ratios": {}}
     latency = timing.latency_ms("other") if timing else {}
     dense = _side(job.dense, quality.dense if quality else {}, intervals[1], latency, job)
     dense |= {"flops": job.flops[0] if job.flops else None, "samples": samples}
+    dense["metrics"] |= dict.fromkeys(kept, 1.0)
     keys = [key for key in ("bytes", "parameters", "flops") if compressed.get(key) and dense.get(key)]
     ratios: dict[str, Any] = {key: compressed[key] / dense[key] for key in keys}
     ratios["speedup"] = timing.speedup() if timing else {}
@@ -50,9 +53,22 @@ def _side(
     return side
 
 
+def _kept(folder: Path) -> dict[str, float]:
+    """Return `kept_tokens` of an artifact in which tokens go."""
+    from compressor.model.cost import kept_share
+    from compressor.model.folder import open_model
+
+    try:
+        share = kept_share(open_model(folder))
+    except CompressorError:  # `shapes.config` already says why
+        return {}
+    return {} if share is None else {"kept_tokens": share}
+
+
 def cost_values(report: dict[str, dict[str, Any]], timing: Timing | None) -> dict[str, float]:
     """Return what bounds on size, speed and memory are held against, by the names of those bounds."""
     values: dict[str, float] = {"bytes": float(report["compressed"]["bytes"])}
+    values |= {name: value for name, value in report["compressed"]["metrics"].items() if name == "kept_tokens"}
     for name, key in (("size_ratio", "bytes"), ("parameters_ratio", "parameters"), ("flops_ratio", "flops")):
         if key in report["ratios"]:
             values[name] = report["ratios"][key]

@@ -27,6 +27,7 @@ from compressor.measure.statistics import F64
 from compressor.storage.grids import GridSpec
 from compressor.storage.json_files import parse_json
 from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
+from compressor.verification.choices import choices_of
 from compressor.verification.companions import companion_record
 from compressor.verification.outputs import (
     SAMPLES,
@@ -103,7 +104,8 @@ def write_reference(
             probe = make_probe(runner, case, tokens, rng)
             probe = probe if calibration is None else draw(probe, calibration, rng)
         inputs = restore(probe)
-        with clipping(getattr(runner, "module", None), grids) as clipped:
+        module = getattr(runner, "module", None)
+        with clipping(module, grids) as clipped, choices_of(module if runner.inputs == "pixels" else None) as choices:
             outputs = _run(runner, case, inputs)
         outside[case.name] = clipped.share
         if not np.isfinite(outputs).all():
@@ -115,6 +117,7 @@ def write_reference(
         rows = _reduce(outputs, inputs.get("attention_mask"), case.chosen(tensors[key]))
         tensors |= {f"{case.name}.input.{name}": np.asarray(value) for name, value in probe.items()}
         tensors |= {f"{case.name}.{name}": value for name, value in vars(rows).items()}
+        tensors |= choices.tensors(case.name) if not case.pooled else {}
     if runner.task == "text-generation":
         prompt = tokens.take(3, 8)
         made, margins = _greedy(runner, prompt, max(1, min(NEW_TOKENS, positions(runner) - 8)))
@@ -335,6 +338,15 @@ def recorded_companions(path: Path) -> dict[str, Any] | None:
     """
     found = _read(path)[1].get("companions")
     return found if isinstance(found, dict) else None
+
+
+def recorded_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Return all tensors of the reference by name.
+
+    Raises:
+        ModelError: it is missing or cannot be read.
+    """
+    return _read(path)[0]
 
 
 def recorded_tables(path: Path) -> dict[str, NDArray[Any]]:

@@ -126,6 +126,7 @@ class Job:
         seconds: time budget per timed phase.
         timing: whether to time at all.
         memory: whether to measure peak memory.
+        images: evaluation images that are shown with what is kept of their tokens; None leaves kept tokens out.
     """
 
     artifact: Path
@@ -142,6 +143,7 @@ class Job:
     seconds: float = 6.0
     timing: bool = True
     memory: bool = True
+    images: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
@@ -183,6 +185,7 @@ class Verdict:
         ratios: report.json's `ratios`.
         timing: the benchmark in full (see `compressor.measure.timing.Timing.to_json`); empty when nothing was timed.
         greedy: report.json's `greedy`: what both models append to some prompts.
+        kept_tokens: report.json's `kept_tokens`: what is kept of the tokens of evaluation images.
         seconds: wall-clock time of the verification.
         peak_memory_bytes: highest resident memory of the verifying process.
     """
@@ -193,6 +196,7 @@ class Verdict:
     ratios: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
     greedy: list[dict[str, Any]] = field(default_factory=list)
+    kept_tokens: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 
@@ -232,6 +236,7 @@ class Verdict:
             "ratios": self.ratios,
             "timing": self.timing,
             "greedy": self.greedy,
+            "kept_tokens": self.kept_tokens,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
         }

@@ -5,11 +5,17 @@ types, `token_type_ids`, all `[batch, sequence]`; an image model takes `pixel_va
 of static size. The output is `logits` for a model with a classification head, and `last_hidden_state` otherwise; behind
 it comes the embedding of the whole sample, where the family pools by itself. Families may give hidden states another
 name.
+
+A graph in which image tokens go keeps the names of the values that say which go on: `kept_tokens.BLOCK`, or
+`kept_tokens.output` [batch, kept], places in the sequence before. On request it has one output more, `kept_mask`
+[batch, reductions, tokens]: which of the tokens before the first block are still there behind each reduction, in the
+order in which they happen.
 """
 
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import onnx_ir as ir
@@ -23,20 +29,29 @@ from compressor.exporters.onnx.norms import fused_rms_norms
 from compressor.exporters.onnx.plain import EncoderAttention, bias_of
 from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
 from compressor.exporters.onnx.trace import BATCH, SEQUENCE, trace
+from compressor.model.blueprint import Reduction
+from compressor.model.reduced import reductions_of, told
+from compressor.model.token_places import KEPT, kept_name
+from compressor.model.token_scores import Seen
+from compressor.model.token_select import Choice
 
 _BATCH, _LENGTH = 2, 7
 _OUTPUTS = ("logits", "last_hidden_state")
+KEPT_MASK = "kept_mask"
 
 
 class _Encoder(nn.Module):
     """An encoder with named inputs and outputs in a row."""
 
-    def __init__(self, model: nn.Module, attention: EncoderAttention, inputs: list[str], outputs: list[str]) -> None:
+    def __init__(
+        self, model: nn.Module, attention: EncoderAttention, inputs: list[str], outputs: list[str], kept_mask: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
         self.inputs = inputs
         self.outputs = outputs
+        self.kept_mask = kept_mask
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -47,20 +62,52 @@ class _Encoder(nn.Module):
                 places = torch.arange(mask.shape[1])
                 seen = seen & (places[None, :] <= places[:, None])
             self.attention.bias = bias_of(seen, self.dtype)
-        result = self.model(**inputs)
-        return tuple(result[name].to(torch.float32) for name in self.outputs)
+        choices = _Choices()
+        with told(self.model, choices) if "pixel_values" in inputs else nullcontext():
+            result = self.model(**inputs)
+        found = [*(result[name].to(torch.float32) for name in self.outputs), *choices.kept]
+        return (*found, choices.mask()) if self.kept_mask else tuple(found)
 
 
-def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Model:
+class _Choices:
+    """Which tokens go on, reduction by reduction.
+
+    Attributes:
+        kept: places in the sequence before each, [batch, kept].
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self._made: list[Tensor] = []
+        self._tokens = 0
+        self._places: Tensor | None = None
+
+    def __call__(self, reduction: Reduction, choice: Choice, seen: Seen) -> None:
+        kept = choice.kept
+        if self._places is None:
+            self._tokens = seen.keys.shape[1]
+            self._places = torch.arange(self._tokens).expand(kept.shape[0], -1)
+        self.kept.append(kept)
+        stay = self._places.gather(1, kept)
+        self._made.append((stay.unsqueeze(2) == torch.arange(self._tokens)).any(1))
+        # a token that is made of several stands where none of the first did
+        self._places = nn.functional.pad(stay, (0, reduction.keep - kept.shape[1]), value=self._tokens)
+
+    def mask(self) -> Tensor:
+        return torch.stack(self._made, dim=1)
+
+
+def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype, kept_mask: bool = False) -> ir.Model:
     """Trace a text encoder, a text classifier or an image classifier of transformers.
 
     Args:
         model: in eval mode, with parameters on the CPU (their contents are not looked at).
         opset: version of the ONNX operator set; 20 is the first with Gelu.
         dtype: of the parameters, hence of `pixel_values`.
+        kept_mask: whether the graph of a model in which tokens go says which are left.
 
     Returns:
-        The graph, unoptimised.
+        The graph, unoptimised; `name_choices` belongs behind the optimiser.
 
     Raises:
         ModelError: the model has neither kind of output, or torch cannot trace it.
@@ -69,7 +116,10 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
     attention = EncoderAttention()
     with attention_of(model, attention), fused_rms_norms(model):
         outputs, blocks = _survey(model, inputs)
-        wrapper = _Encoder(model, attention, list(inputs), outputs).eval()
+        reduced = reductions_of(model) if "pixel_values" in inputs else []
+        names = [*outputs, *map(kept_name, reduced)]
+        names += [KEPT_MASK] if kept_mask and reduced else []
+        wrapper = _Encoder(model, attention, list(inputs), outputs, kept_mask and bool(reduced)).eval()
         dims: dict[int, str] = {0: BATCH} if "pixel_values" in inputs else {0: BATCH, 1: SEQUENCE}
         all_dims = (tuple(dims for _ in inputs),)
         graph = trace_repeating(
@@ -78,9 +128,14 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype) -> ir.Mod
     for value, name in zip(graph.graph.inputs, inputs, strict=True):
         value.name = name
     hidden = family_of(model.config).output
-    for value, name in zip(graph.graph.outputs, outputs, strict=True):
+    for value, name in zip(graph.graph.outputs, names, strict=True):
         value.name = hidden if name == _OUTPUTS[1] else name
     return graph
+
+
+def name_choices(graph: ir.Graph) -> None:
+    """Turn the outputs that say which tokens go on into values of the same names inside of the graph."""
+    graph.outputs[:] = [value for value in graph.outputs if not str(value.name).startswith(KEPT)]
 
 
 def example_inputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

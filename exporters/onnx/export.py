@@ -15,7 +15,7 @@ from torch import nn
 
 from compressor.errors import UsageError
 from compressor.exporters.onnx.decoder import Survey, survey, trace_decoder
-from compressor.exporters.onnx.encoder import trace_encoder
+from compressor.exporters.onnx.encoder import name_choices, trace_encoder
 from compressor.exporters.onnx.genai_config import write_genai_config
 from compressor.exporters.onnx.passes import tidy
 from compressor.exporters.onnx.quantized import Grids
@@ -49,6 +49,7 @@ class OnnxOptions:
         arm: whether an ARM processor will run it: calibrated inputs of 8-bit products are then signed bytes, as its
             kernels take them; x86 has fast kernels for unsigned ones alone.
         name: file of the graph.
+        kept_mask: whether the graph of a model in which tokens go has the output `kept_mask` (`encoder`).
     """
 
     graph: Literal["auto", "portable"] = "auto"
@@ -56,6 +57,7 @@ class OnnxOptions:
     dtype: Literal["float32", "float16"] = "float32"
     arm: bool = False
     name: str = ONNX_MODEL
+    kept_mask: bool = False
 
 
 def export_onnx(
@@ -147,11 +149,13 @@ def _write(
             graph = trace_decoder(model, found, portable=kind == "portable", opset=opset, dtype=dtype)
         else:
             kind = "encoder"
-            graph = trace_encoder(model, opset=_opset(kind, options), dtype=dtype)
+            opset = _opset(kind, options)
+            graph = trace_encoder(model, opset=opset, dtype=dtype, kept_mask=options.kept_mask)
     advance("graph traced")
     attach(graph.graph, weights, _WRAPPED, aliases)
     with quiet():
         stored = tidy(graph, grids, signed=options.arm)
+    name_choices(graph.graph)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
     advance("graph in order")
     return graph, save(graph, out, weights.close, advance, options.name), stored

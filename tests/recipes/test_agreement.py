@@ -88,6 +88,8 @@ OFF_GRIDS = "has quantized the weights, and any change would take them off their
           " evaluation data, and the recipe names none; add `evaluation: {data: ...}`"]),
         ([], "verify: {gain.effect: false, quality.top1: {min: 0}}", ["line 4: verify.quality.top1: is measured on"
           " evaluation data, and the recipe names none; add `evaluation: {data: ...}`"]),
+        ([], "report: {images: 2}", ["line 4: report.images: shows evaluation images, and the recipe names none; add"
+          " `evaluation: {data: ...}`"]),
     ],
 )  # fmt: skip
 def test_what_cannot_go_together(passes, rest, expected):

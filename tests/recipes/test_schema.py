@@ -52,6 +52,7 @@ def test_top_level(toys):
         "passes",
         "export",
         "verify",
+        "report",
     ]
     assert schema["required"] == ["version", "name", "passes"]
     assert schema["additionalProperties"] is False

@@ -1,0 +1,66 @@
+"""How near a choice of tokens came to another one: pure functions of what a block has seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compressor.model.blueprint import Reduction
+from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
+from compressor.model.token_select import gathered, nearest_partners
+
+
+def margins(reduction: Reduction, seen: Seen) -> Tensor:
+    """Return how far each token's score lies from where it would go instead of staying, or the other way round.
+
+    Args:
+        reduction: whose choice it was.
+        seen: what it was made by.
+
+    Returns:
+        [batch, tokens], in shares of the largest score of the sample; infinite for tokens that could not go.
+    """
+    batch, tokens = seen.keys.shape[:2]
+    if reduction.select == "all":
+        return torch.full((batch, tokens), torch.inf)
+    protect, gone = reduction.protect, tokens - reduction.keep + (reduction.dropped == "fuse")
+    if reduction.select == "bipartite":
+        likeness = nearest_partners(FEATURES[reduction.score](seen), protect)[0]
+        found = torch.full((batch, tokens), torch.inf)
+        start = (protect + 1) // 2
+        # those that are most like another go
+        found[:, ::2][:, start:] = _apart(-likeness[:, start:], gone)
+        return found
+    scores = SCORES[reduction.score](seen, JOINS[reduction.heads])[:, protect:]
+    if reduction.select == "topk_alike":
+        found = _apart_alike(scores, mean_key(seen)[:, protect:], gone, reduction.similar)
+    else:
+        found = _apart(scores, gone)
+    return torch.cat([torch.full((batch, protect), torch.inf), found], dim=1)
+
+
+def _apart(scores: Tensor, gone: int) -> Tensor:
+    """Return the distance of scores [batch, n] from the middle between the `gone` lowest and the others."""
+    ranked = scores.sort(dim=-1).values
+    if not 0 < gone < scores.shape[1]:
+        return torch.full_like(scores, torch.inf)
+    middle = (ranked[:, gone - 1 : gone] + ranked[:, gone : gone + 1]) / 2
+    return (scores - middle).abs() / scores.abs().amax(-1, keepdim=True)
+
+
+def _apart_alike(scores: Tensor, features: Tensor, gone: int, similar: int) -> Tensor:
+    """Return the smallest distance of each token from the borders of `lowest_and_alike`.
+
+    Which tokens the scores leave, and which half of these a token falls into, decides with whom all others are
+    compared: a tie there is a tie for all.
+    """
+    tokens = scores.shape[1]
+    left = tokens - gone + similar
+    half = left // 2
+    borders = [_apart(scores, tokens - count).amin(-1, keepdim=True) for count in (left, half)]
+    order = scores.argsort(dim=-1, descending=True)
+    unit = features / features.norm(dim=-1, keepdim=True)
+    high, low = (gathered(unit, order[:, a:b]) for a, b in ((0, half), (half, left)))
+    alike = _apart(-(low @ high.transpose(1, 2)).amax(-1), similar)
+    found = torch.full_like(scores, torch.inf).scatter(1, order[:, half:left], alike)
+    return torch.minimum(found, torch.minimum(*borders))
