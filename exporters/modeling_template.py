@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PretrainedConfig as BaseConfig
 from transformers import PreTrainedModel as Base
 
-from compressor.exporters.modeling_tokens import _graph, _reduced  # its text comes to stand here
+# the text of this module comes to stand here
+from compressor.exporters.modeling_tokens import _begun, _columns, _graph, _reduced, _reduced_texts, _restored
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
@@ -52,7 +53,7 @@ def _sized_vector(holder: nn.Module, path: str, width: int) -> None:
 
 
 class _Block(nn.Module):
-    """A pre-norm block with the children of the stock one, run in two halves."""
+    """A block with the children of the stock one, run in two halves."""
 
     def __init__(self, block: nn.Module, paths: dict[str, Any]) -> None:
         super().__init__()
@@ -69,8 +70,9 @@ class _Block(nn.Module):
         return torch.as_tensor((hidden_states if shortcut is None else shortcut(hidden_states)) + attended)
 
     def _written(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        paths = self._paths
-        written = self.get_submodule(paths["ffn_norm"])(hidden_states)
+        paths, norm = self._paths, self.get_submodule(self._paths["ffn_norm"])
+        post = paths["residual"] == "post"
+        written = hidden_states if post else norm(hidden_states)
         if paths["ffn_module"] is not None:
             written = self.get_submodule(paths["ffn_module"])(written)
         else:
@@ -79,7 +81,8 @@ class _Block(nn.Module):
         if paths["ffn_scale"] is not None:
             written = written * self.get_parameter(paths["ffn_scale"])
         shortcut = getattr(self, "ffn_shortcut", None)
-        return torch.as_tensor((hidden_states if shortcut is None else shortcut(hidden_states)) + written)
+        written = (hidden_states if shortcut is None else shortcut(hidden_states)) + written
+        return torch.as_tensor(norm(written) if post else written)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self._written(self._attended(hidden_states, args, kwargs))
@@ -95,7 +98,7 @@ class _ShortcutBlock(_Block):
 
 
 class _ReducedBlock(_Block):
-    """A pre-norm block in which tokens become fewer, or one before or behind such a block that must know of it.
+    """A block in which tokens become fewer, or one before or behind such a block that must know of it.
 
     `tracks` is shared by the blocks of a model: what is known of the tokens behind the last block that ran.
     """
@@ -106,42 +109,51 @@ class _ReducedBlock(_Block):
         paths: dict[str, Any],
         head_dim: int,
         reduction: dict[str, Any] | None,
-        traits: tuple[bool, bool, bool],
-        tracks: list[dict[str, Any]],
+        traits: tuple[bool, bool, bool, bool],
+        tracks: list[Any],
     ) -> None:
         super().__init__(block, paths)
         self._head_dim, self._reduction, self._tracks = head_dim, reduction, tracks
-        self._first, self._biased, self._sums = traits
+        self._first, self._biased, self._sums, self._restores = traits
+        self._post = paths["residual"] == "post"
         self.shows: dict[str, torch.Tensor] | None = None
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        track = {"sizes": hidden_states.new_ones(*hidden_states.shape[:2], 1)} if self._first else self._tracks[-1]
-        bias = track["sizes"].log().reshape(hidden_states.shape[0], 1, 1, -1) if self._biased else None
-        normed = self.get_submodule(self._paths["attention_norm"])(hidden_states)
-        attended, seen = self._attention(normed, bias)
+        # before the first such block of a text encoder, what its model was called with: the mask
+        track = self._tracks[-1] if self._tracks else None
+        if self._first:
+            track = _begun(hidden_states, track, self._post)
+        assert isinstance(track, dict)
+        bias = track["sizes"].log().squeeze(2) if self._biased else torch.zeros_like(track["sizes"][..., 0])
+        if "mask" in track:
+            bias = bias.masked_fill(~track["mask"], torch.finfo(bias.dtype).min)
+        norm = self.get_submodule(self._paths["attention_norm"])
+        attended, seen = self._attention(hidden_states if self._post else norm(hidden_states), bias[:, None, None])
+        seen |= {"mask": track["mask"]} if "mask" in track else {}
         if self.shows is not None:
             self.shows.update(seen)
         if self._sums:
-            seen["importance"] = seen["attention"].sum((1, 2)) + track.get("importance", 0)
+            seen["importance"] = _columns(seen["attention"], seen.get("mask")).sum(1) + track.get("importance", 0)
             track = {**track, "importance": seen["importance"]}
         shortcut = getattr(self, "attention_shortcut", None)
         stream = (hidden_states if shortcut is None else shortcut(hidden_states)) + attended
-        reduction = self._reduction
+        stream, reduction = norm(stream) if self._post else stream, self._reduction
         if reduction is not None:
             if reduction["dropped"] == "propagate" and "graph" not in track:
                 track = {**track, "graph": _graph(hidden_states, reduction["protect"], reduction["columns"])}
-            stream, track = _reduced(reduction, seen, stream, track)
+            stream, track = (_reduced_texts if reduction.get("share") else _reduced)(reduction, seen, stream, track)
         self._tracks[:] = [track]
-        return self._written(stream)
+        out = self._written(stream)
+        return _restored(out, track) if self._restores else out
 
-    def _attention(self, normed: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _attention(self, normed: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return what attention adds to the stream, and its keys, values and probabilities."""
         query, key, value = (
             self.get_submodule(name)(normed).reshape(*normed.shape[:2], -1, self._head_dim)
             for name in self._paths["attention_readers"]
         )
         scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * self._head_dim**-0.5
-        attention = (scores if bias is None else scores + bias).softmax(-1)
+        attention = (scores + bias).softmax(-1)
         heads = (attention @ value.transpose(1, 2)).transpose(1, 2).reshape(*normed.shape[:2], -1)
         attended = self.get_submodule(self._paths["attention_output"])(heads)
         if self._paths["attention_scale"] is not None:
@@ -220,6 +232,7 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     """Put modules of other computation in the places of stock ones."""
     base = getattr(model, model.base_model_prefix, model)
     blocks, tracks = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
+    post = section["paths"]["residual"] == "post"
     inside = [entry for entry in stack["tokens"] if entry.get("site", "block") == "block"]
     reductions, outputs = {entry["block"]: entry for entry in inside}, [e for e in stack["tokens"] if e not in inside]
     for entry in stack["tokens"]:
@@ -231,8 +244,8 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
         sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
         shown = [entry for entry in outputs if entry["block"] == index]
-        if biased or sums or shown or index in reductions:
-            traits = (first, biased, sums)
+        if biased or sums or shown or index in reductions or (before and post):
+            traits = (first, biased, sums, bool(reductions) and post and index == len(blocks) - 1)
             blocks[index] = _ReducedBlock(
                 blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks
             )
@@ -241,6 +254,12 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
             seen: dict[str, torch.Tensor] = {}
             blocks[index].shows = seen
             setattr(model, section["paths"]["selector"], _OutputReduction(entry, seen))
+    if reductions and post:
+
+        def hear(_: nn.Module, args: Any, kwargs: Any) -> None:
+            tracks[:] = [kwargs.get("attention_mask", args[1] if len(args) > 1 else None)]
+
+        base.register_forward_pre_hook(hear, with_kwargs=True)
     for name, gate in stack["gates"].items():
         linear = model.get_submodule(name)
         linear.__class__, linear.threshold = _GatedLinear, gate["threshold"]

@@ -56,6 +56,8 @@ def _scores(reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> torch.T
         return _joined(attention[:, :, :asking].mean(2), heads)
     if name == "diag_x_col":
         return _joined(attention.diagonal(dim1=2, dim2=3), heads) * _joined(attention.sum(2), heads)
+    if "mask" in seen:
+        return _joined(_columns(attention, seen["mask"]), heads)
     votes = attention.mean(2)
     for _ in range(2 if name == "wpr" else 0):
         votes = (votes[:, :, None] @ attention)[:, :, 0]
@@ -176,3 +178,74 @@ def _reduced(
     elif dropped == "cache":
         after["cache"] = tuple(torch.cat(pair, dim=1) for pair in zip(before, fused, strict=True))
     return x, after
+
+
+def _columns(attention: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return what all tokens but padding pay to each token, [batch, heads, keys]."""
+    return attention.sum(2) if mask is None else (mask.to(attention.dtype)[:, None, None] @ attention)[:, :, 0]
+
+
+def _begun(hidden: torch.Tensor, mask: torch.Tensor | None, text: bool) -> dict[str, Any]:
+    """Return what is known of tokens before any has gone; `mask` as the model is called with."""
+    track: dict[str, Any] = {"sizes": hidden.new_ones(*hidden.shape[:2], 1)}
+    if text:
+        real = torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        home = torch.arange(hidden.shape[1], device=hidden.device).where(real, -1)
+        track |= {"mask": real, "lengths": real.sum(-1, keepdim=True), "home": home}
+    return track
+
+
+def _reduced_texts(
+    reduction: dict[str, Any], seen: dict[str, torch.Tensor], x: torch.Tensor, track: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return the same as `_reduced` for texts: counts come from each text's own length, padding never counts."""
+    mask, sizes, home, tokens = track["mask"], track["sizes"], track["home"], x.shape[1]
+    place = mask.cumsum(-1)
+    safe = mask & ((place <= reduction["protect"]) | (place > place[:, -1:] - reduction["closing"]))
+    beyond, less = reduction["beyond"], 1000 - reduction["share"]
+    counts = track["lengths"] - (track["lengths"] - beyond).clamp(min=0) * less // 1000
+    slots = torch.arange(home.shape[1] - max(home.shape[1] - beyond, 0) * less // 1000, device=x.device)
+    places, free = torch.arange(tokens, device=x.device), mask & ~safe
+    if reduction["select"] == "bipartite":
+        features = seen["keys"].mean(2) if reduction["score"] == "mean_key" else _hashed(seen["keys"])
+        nearest, partner = _likest(features, free & (places % 2 == 1))
+        joining = free & (places % 2 == 0) & (nearest > -2)
+        scores = torch.where(joining, -nearest, 8 - places.to(x.dtype) / 4096)
+    else:
+        scores = _scores(reduction, seen)
+    guarded = torch.where(mask, scores.masked_fill(safe, torch.inf), -torch.inf)
+    valid = slots < counts
+    kept = guarded.topk(len(slots), dim=-1).indices.masked_fill(~valid, tokens).sort(dim=-1).values
+    own = (kept[:, :, None] == places).long()
+    kept, now = kept.masked_fill(~valid, 0), (own * (slots + 1)[:, None]).sum(1) - 1
+    if reduction["dropped"] == "merge":
+        if reduction["select"] != "bipartite":
+            nearest, partner = _likest(seen["keys"].mean(2), (now >= 0) & ~safe)
+            joining = mask & (nearest > -2)
+        now = torch.where((now < 0) & joining, now.gather(1, partner), now)
+        joins = (now[:, None] == slots[:, None]).to(x.dtype)
+        sizes, weighted = joins @ sizes, joins @ (x * sizes)
+        sizes = sizes.masked_fill(~valid[..., None], 1.0)
+        x = weighted / sizes
+    else:
+        x, sizes = _take(x, kept), _take(sizes, kept)
+    after = {**track, "mask": valid, "sizes": sizes, "home": now.gather(1, home.clamp(min=0)).masked_fill(home < 0, -1)}
+    if "importance" in seen:
+        after["importance"] = seen["importance"].gather(1, kept)
+    return x, after
+
+
+def _likest(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for every token the cosine to the target that is most like it, and that target's place."""
+    unit, places = features / features.norm(dim=-1, keepdim=True), torch.arange(features.shape[1])
+    itself = (places[:, None] == places).to(features.device)
+    found = (unit @ unit.transpose(1, 2)).masked_fill(~targets[:, None] | itself, -4.0).max(-1)
+    return found.values, found.indices
+
+
+def _restored(hidden: torch.Tensor, track: dict[str, Any]) -> torch.Tensor:
+    """Return hidden states of whole texts: each token's are those of the one that stands for it, or else the mean."""
+    weights = track["sizes"] * track["mask"][..., None].to(hidden.dtype)
+    mean = (hidden * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    home = track["home"]
+    return torch.where(home[..., None] < 0, mean, _take(hidden, home.clamp(min=0)))

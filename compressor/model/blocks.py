@@ -59,7 +59,9 @@ def past_ffn(block: nn.Module, middle: torch.Tensor) -> torch.Tensor:
 
 
 def ffn_half(block: nn.Module, family: Family, middle: torch.Tensor) -> torch.Tensor:
-    """Return a pre-norm block's output for the stream between attention and FFN."""
+    """Return a block's output for the stream between attention and FFN."""
+    if family.residual == "post":
+        return torch.as_tensor(block.get_submodule(family.ffn.norm)(run_ffn(block, family, middle) + middle))
     normed = block.get_submodule(family.ffn.norm)(middle)
     return past_ffn(block, middle) + run_ffn(block, family, normed)
 

@@ -42,6 +42,10 @@ class Reduction:
         columns: patches side by side in the image (`propagate`).
         classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
         site: `block`, between attention and FFN; or `output`, behind the last block (`compressor.model.token_output`).
+        share: of a text: thousandths of its tokens that go on, so that each text's count comes from its own length
+            (`compressor.model.token_texts`); `keep` is then 0. 0: the counts are `keep`.
+        beyond: of a text: its first so many tokens do not count for `share`, so that a short text loses none.
+        closing: of a text: how many tokens at its end never go ([SEP]).
     """
 
     block: int
@@ -60,6 +64,9 @@ class Reduction:
     columns: int = 0
     classes: int = 0
     site: str = "block"
+    share: int = 0
+    beyond: int = 0
+    closing: int = 0
 
     def stated(self) -> dict[str, Any]:
         """Return what config.json states of it: all but the stack, and what only some methods need where they do."""
@@ -152,7 +159,12 @@ class Blueprint:
     def reduced_at(self, block: int) -> bool:
         """Tell whether a block is one of ours for the sake of tokens."""
         inside = self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block)
-        return inside or self.shown_at(block)
+        behind = any(reduction.share and reduction.block < block for reduction in self.reductions)
+        return inside or behind or self.shown_at(block)
+
+    def restores_at(self, block: int) -> bool:
+        """Tell whether behind a block every token of a text stands again, as the one that stands for it."""
+        return block == len(self.shapes.layers) - 1 and any(reduction.share for reduction in self.reductions)
 
 
 def read_blueprint(config: Any, family: Family) -> Blueprint:

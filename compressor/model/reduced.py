@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compressor.architectures import Family
@@ -20,7 +21,7 @@ from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
 from compressor.model.blueprint import Blueprint, Reduction, in_order
 from compressor.model.token_graph import token_graph
 from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
-from compressor.model.token_scores import ATTENTIVE, Seen
+from compressor.model.token_scores import ATTENTIVE, Seen, column_sums
 from compressor.model.token_select import Choice
 
 Tell = Callable[[Reduction, Choice, Seen], None]
@@ -38,10 +39,21 @@ class Tracks:
         self.last: TokenTrack | None = None
         self.seen: dict[int, Seen] = {}
         self.tell: Tell | None = None
+        self.mask: Tensor | None = None
+
+    def hear(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the mask that the model below its head is called with: a hook to be called before it.
+
+        Blocks are given what attention makes of it, which is nothing while a graph is traced.
+        """
+        self.mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
 
 
 class ReducedBlock(nn.Module):
-    """A pre-norm block with a reduction, with attention that knows the sizes of tokens, that sums it up or shows it."""
+    """A block with a reduction, with attention that knows the sizes of tokens, that sums it up or shows it.
+
+    In a text, whatever stands behind the first reduction is one, as it must know what is padding by now.
+    """
 
     def __init__(self, block: nn.Module, family: Family, blueprint: Blueprint, index: int, tracks: Tracks) -> None:
         """Adopt the children of block `index`, which may be a `ShortcutBlock`.
@@ -65,6 +77,8 @@ class ReducedBlock(nn.Module):
         output = blueprint.output_reduction
         self.shown_for = output if blueprint.shown_at(index) else None
         self.first = not any(blueprint.reduced_at(before) for before in range(index))
+        self.text = family.inputs == "tokens"
+        self.restores = blueprint.restores_at(index)
         self._family, self.tracks, self._head_dim = family, tracks, blueprint.shapes.head_dim
         if self.reduction is not None:
             check_known(self.reduction)
@@ -88,15 +102,21 @@ class ReducedBlock(nn.Module):
         """
         alone = track is not None
         if track is None:
-            track = TokenTrack.start(hidden_states) if self.first else self.tracks.last
+            track = self.start(hidden_states, self.tracks.mask) if self.first else self.tracks.last
             assert track is not None, "a block before this one has left it"
         stream, seen = self._attend(hidden_states, track, args, kwargs)
         if self.shown_for is not None and not alone:
             self.tracks.seen[self.shown_for.block] = seen
         stream, _, track = self._go_on(hidden_states, stream, seen, track, choice)
-        if not alone:
-            self.tracks.last = track
-        return ffn_half(self, self._family, stream)
+        out = ffn_half(self, self._family, stream)
+        if alone:
+            return out
+        self.tracks.last = track
+        return track.restored(out) if self.restores else out
+
+    def start(self, hidden: Tensor, mask: Tensor | None) -> TokenTrack:
+        """Return the track of tokens [batch, tokens, width] before any has gone; `mask` as the model is called with."""
+        return TokenTrack.start(hidden, text=self.text, mask=mask)
 
     def look(
         self, hidden_states: Tensor, *args: Any, track: TokenTrack, **kwargs: Any
@@ -131,21 +151,35 @@ class ReducedBlock(nn.Module):
 
     def _attend(self, hidden: Tensor, track: TokenTrack, args: Any, kwargs: Any) -> tuple[Tensor, Seen]:
         """Return the stream behind attention [batch, tokens, width] and what it has shown."""
-        bias = track.sizes.log().reshape(hidden.shape[0], 1, 1, -1) if self.biased else None
-        normed = self.get_submodule(self._family.attention.norm)(hidden)
+        attention, post = self._family.attention, self._family.residual == "post"
+        bias = self._bias(track)
+        normed = hidden if post else self.get_submodule(attention.norm)(hidden)
         asking = [found.score for found in (self.reduction, self.shown_for) if found is not None]
         if self.sums or any(score in ATTENTIVE for score in asking):
             attended, seen = self._open_attention(normed, bias, track)
         else:
-            attended, seen = self._stock_attention(normed, bias, args, kwargs)
-        return past_attention(self, hidden) + scaled(self, self._family.attention.scale, attended), seen
+            attended, seen = self._stock_attention(normed, bias, track, args, kwargs)
+            if post:  # the module adds and norms by itself
+                return attended, seen
+        stream = past_attention(self, hidden) + scaled(self, attention.scale, attended)
+        return self.get_submodule(attention.norm)(stream) if post else stream, seen
 
-    def _stock_attention(self, normed: Tensor, bias: Tensor | None, args: Any, kwargs: Any) -> tuple[Tensor, Seen]:
+    def _bias(self, track: TokenTrack) -> Tensor | None:
+        """Return what is added to the scores of the keys, [batch, 1, 1, tokens]."""
+        bias = track.sizes.log().squeeze(2) if self.biased else None
+        if track.mask is not None:
+            bias = torch.zeros_like(track.sizes[..., 0]) if bias is None else bias
+            bias = torch.where(track.mask, bias, torch.finfo(bias.dtype).min)
+        return None if bias is None else bias[:, None, None]
+
+    def _stock_attention(
+        self, normed: Tensor, bias: Tensor | None, track: TokenTrack, args: Any, kwargs: Any
+    ) -> tuple[Tensor, Seen]:
         attention = self._family.attention
         if bias is not None:
-            # log(size) on a key's scores: as if each of the tokens that it stands for were still there
-            # in place of the mask, which a stock block passes first and which images do not have
-            args, kwargs = args[1:], {**kwargs, "attention_mask": bias}
+            # log(size) on a key's scores: as if each of the tokens that it stands for were still there;
+            # in place of the mask, which a stock block passes first: images have none, that of texts is in the bias
+            args, kwargs = ((bias, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": bias})
         keys: list[Tensor] = []
         module = self.get_submodule(attention.module)
         handle = self.get_submodule(attention.key.path).register_forward_hook(lambda _, __, out: keys.append(out))
@@ -153,7 +187,7 @@ class ReducedBlock(nn.Module):
             attended = module(normed, *args, **kwargs)[0]
         finally:
             handle.remove()
-        return attended, Seen(self._by_head(keys[0]))
+        return attended, Seen(self._by_head(keys[0]), mask=track.mask)
 
     def _open_attention(self, normed: Tensor, bias: Tensor | None, track: TokenTrack) -> tuple[Tensor, Seen]:
         """Compute what the stock module does in plain steps: its kernels do not show the probabilities."""
@@ -167,12 +201,12 @@ class ReducedBlock(nn.Module):
         heads = (probabilities @ value.transpose(1, 2)).transpose(1, 2)
         importance = None
         if self.sums:
-            importance = probabilities.sum((1, 2))
+            importance = column_sums(probabilities, track.mask).sum(1)
             importance = importance if track.importance is None else importance + track.importance
         written = self.get_submodule(attention.output)(heads.reshape(*normed.shape[:2], -1))
         wanted = self.reduction or self.shown_for
         asking = 1 if wanted is None else wanted.classes or wanted.protect
-        return written, Seen(key, asking, value, probabilities, importance)
+        return written, Seen(key, asking, value, probabilities, importance, mask=track.mask)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         """Return [batch, tokens, heads, head width] of [batch, tokens, width]."""
@@ -200,9 +234,12 @@ def told(model: nn.Module, tell: Tell) -> Iterator[None]:
 
 def check_reducible(what: str, family: Family) -> None:
     """Raise ModelError, in the name of `what`, where the blocks of a family cannot be reduced."""
-    if family.residual != "pre" or not family.leading_tokens or family.attention.layout != "separate":
+    image = family.residual == "pre" and bool(family.leading_tokens)
+    text = family.residual == "post" and family.inputs == "tokens" and "text-generation" not in family.tasks
+    if not (image or text) or family.attention.layout != "separate":
         raise ModelError(
-            f"{what}: family {family.name}: tokens can be reduced only in image models with norms before attention and "
-            "FFN",
-            hint="Covered are vit, deit, dinov2 with and without registers, and the image towers of CLIP and LLaVA.",
+            f"{what}: family {family.name}: tokens can be reduced only in image models with a class token and norms"
+            " before attention and FFN, and in text encoders with norms behind them",
+            hint="Covered are vit, deit, dinov2 with and without registers, the image towers of CLIP and LLaVA, and"
+            " bert (MiniLM). A decoder or another text tower finds tokens by their places, which do not go along yet.",
         )

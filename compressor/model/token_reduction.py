@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.errors import ModelError
 from compressor.model.blueprint import Reduction
-from compressor.model.token_merge import COMBINATIONS, Pair, fused_token
+from compressor.model.token_merge import COMBINATIONS, Pair, drop, fused_token
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
 from compressor.model.token_select import (
     Choice,
@@ -20,6 +20,18 @@ from compressor.model.token_select import (
     lowest_and_alike,
     nearest,
     others,
+)
+from compressor.model.token_texts import (
+    joined,
+    kept_count,
+    kept_counts,
+    moved,
+    paired,
+    partners,
+    protected,
+    restored,
+    staying,
+    taken_up,
 )
 
 SELECTS = ("bipartite", "topk", "topk_alike", "all")
@@ -35,17 +47,44 @@ class TokenTrack:
         importance: attention that each has received so far, [batch, tokens]; None where it is not summed up.
         graph: along which tokens are propagated, [batch, tokens, tokens]; None before the first such reduction.
         cache: tokens that wait to come back, [batch, n, width], and their sizes, [batch, n, 1]; None: there are none.
+        mask: of texts: False at padding, bool [batch, tokens]; None of images.
+        lengths: of texts: their tokens before the first reduction, [batch, 1]; None of images.
+        home: of texts: where each of these is now stood for, [batch, text]; −1: nowhere. None of images.
     """
 
     sizes: Tensor
     importance: Tensor | None = None
     graph: Tensor | None = None
     cache: Pair | None = None
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
+    home: Tensor | None = None
 
     @classmethod
-    def start(cls, hidden: Tensor) -> TokenTrack:
-        """Return the track of tokens [batch, tokens, width] of which none has gone."""
-        return cls(torch.ones_like(hidden[..., :1]))
+    def start(cls, hidden: Tensor, *, text: bool = False, mask: Tensor | None = None) -> TokenTrack:
+        """Return the track of tokens [batch, tokens, width] of which none has gone.
+
+        Args:
+            hidden: the stream.
+            text: whether they are those of texts.
+            mask: of texts: 0 at padding, [batch, tokens]; None where nothing is padded.
+        """
+        sizes = torch.ones_like(hidden[..., :1])
+        if not text:
+            return cls(sizes)
+        real = torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        home = torch.where(real, places, -1)
+        return cls(sizes, mask=real, lengths=real.sum(-1, keepdim=True), home=home)
+
+    def restored(self, hidden: Tensor) -> Tensor:
+        """Return hidden states [batch, tokens, width] behind the last block as the head reads them.
+
+        Those of texts have every token again (`compressor.model.token_texts.restored`).
+        """
+        if self.home is None or self.mask is None:
+            return hidden
+        return restored(hidden, self.home, self.mask, self.sizes)
 
 
 def check_known(reduction: Reduction) -> None:
@@ -63,6 +102,8 @@ def check_known(reduction: Reduction) -> None:
 
 def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
     """Return which tokens a reduction lets go on."""
+    if reduction.share:
+        return choose_in_texts(reduction, seen, track)
     if reduction.select == "bipartite":
         return bipartite(FEATURES[reduction.score](seen), reduction.keep, reduction.protect)
     batch, tokens = seen.keys.shape[:2]
@@ -91,6 +132,23 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
     return Choice(kept, gone)
 
 
+def choose_in_texts(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
+    """Return which tokens of texts a reduction lets go on, as many as each text's own length says."""
+    mask, home = track.mask, track.home
+    assert mask is not None and home is not None and track.lengths is not None, "tracks of texts have them"
+    safe = protected(mask, reduction.protect, reduction.closing)
+    counts = kept_counts(track.lengths, reduction.share, reduction.beyond)
+    count = kept_count(home.shape[1], reduction.share, reduction.beyond)
+    if reduction.select == "bipartite":
+        return paired(FEATURES[reduction.score](seen), mask, safe, counts, count)
+    choice = staying(SCORES[reduction.score](seen, JOINS[reduction.heads]), mask, safe, counts, count)
+    if reduction.dropped != "merge":
+        return choice
+    assert choice.places is not None
+    nearest, partner = partners(mean_key(seen), (choice.places >= 0) & ~safe)
+    return joined(choice, partner, mask & (nearest > -2))
+
+
 def shares(features: Tensor, kept: Tensor, temperature: float, protect: int) -> Tensor:
     """Return how much of each token goes to each of those that stay, protected ones left out; columns sum to 1.
 
@@ -113,6 +171,8 @@ def shares(features: Tensor, kept: Tensor, temperature: float, protect: int) -> 
 
 def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:
     """Return the stream between attention and FFN, [batch, kept, width], and the track after a choice."""
+    if reduction.share:
+        return reduce_texts(reduction, choice, stream, track)
     x, sizes = COMBINATIONS[reduction.dropped](choice, stream, track.sizes)
     cache = track.cache
     if reduction.dropped == "cache":
@@ -128,3 +188,12 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
     if track.graph is not None and reduction.dropped == "propagate":
         graph = gathered(gathered(track.graph, choice.kept).transpose(1, 2), choice.kept)
     return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache)
+
+
+def reduce_texts(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:
+    """Return the same of texts; behind the tokens of each that go on stands padding."""
+    assert track.home is not None, "tracks of texts have it"
+    x, sizes = (taken_up if reduction.dropped == "merge" else drop)(choice, stream, track.sizes)
+    importance = None if track.importance is None else track.importance.gather(1, choice.kept)
+    home = moved(track.home, choice)
+    return x, replace(track, sizes=sizes, importance=importance, mask=choice.valid, home=home)

@@ -28,6 +28,7 @@ class Seen:
         attention: probabilities [batch, heads, queries, keys]; None where the block has not looked.
         importance: attention received in this and earlier blocks [batch, tokens]; None where it is not summed up.
         hidden: the last block's output [batch, tokens, width]; None for a reduction inside a block.
+        mask: of texts: False at padding, bool [batch, tokens]; None where nothing is padded.
     """
 
     keys: Tensor
@@ -36,6 +37,7 @@ class Seen:
     attention: Tensor | None = None
     importance: Tensor | None = None
     hidden: Tensor | None = None
+    mask: Tensor | None = None
 
 
 Join = Callable[[Tensor], Tensor]
@@ -95,7 +97,22 @@ def cls_attn(seen: Seen, join: Join) -> Tensor:
 
 def received(seen: Seen, join: Join) -> Tensor:
     """Return the mean attention that all tokens pay to each token, joined over heads: [batch, tokens]."""
-    return join(_attention(seen).mean(2))
+    attention = _attention(seen)
+    if seen.mask is None:
+        return join(attention.mean(2))
+    return join(column_sums(attention, seen.mask) / seen.mask.sum(-1).reshape(-1, 1, 1))
+
+
+def column_sums(attention: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what all tokens but padding pay to each token, [batch, heads, keys].
+
+    Args:
+        attention: probabilities [batch, heads, queries, keys].
+        mask: False at padding, bool [batch, queries]; None where nothing is padded.
+    """
+    if mask is None:
+        return attention.sum(2)
+    return (mask.to(attention.dtype)[:, None, None] @ attention).squeeze(2)
 
 
 def wpr(seen: Seen, join: Join) -> Tensor:

@@ -20,12 +20,17 @@ class Choice:
         weights: what each of those counts in what is made of them, [batch, gone]; or how much of each goes to which
             of the kept, [batch, kept, gone]; or of every token, [batch, kept, tokens], protected ones left out. None
             where that is settled without.
+        valid: of texts: False where a place of `kept` is padding, bool [batch, kept]; `gone` is then empty.
+        places: of texts: for every token the place in `kept` of the one that stands for it from now on, −1 where none
+            does, [batch, tokens].
     """
 
     kept: Tensor
     gone: Tensor
     into: Tensor | None = None
     weights: Tensor | None = None
+    valid: Tensor | None = None
+    places: Tensor | None = None
 
 
 def bipartite(features: Tensor, keep: int, protect: int) -> Choice:

@@ -100,6 +100,7 @@ class Streams:
         flows_current: whether the current one does.
         calls: per batch and block, what the model passes to the block beside the stream.
         token_masks: per batch bool [batch, tokens], False at padding; None where nothing is padded.
+        ends: per batch what is known of the tokens that leave the last block, where they have become fewer.
     """
 
     device: torch.device
@@ -110,6 +111,7 @@ class Streams:
     flows_current: bool = True
     calls: list[list[Call]] = field(default_factory=list)
     token_masks: list[torch.Tensor | None] = field(default_factory=list)
+    ends: dict[int, TokenTrack] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make the streams."""
@@ -118,6 +120,22 @@ class Streams:
     def call(self, k: int, index: int) -> Call:
         """Return what the model passes to block `index` for batch `k`, on the device."""
         return self.calls[k][index].to(self.device)
+
+    def mask(self, k: int, index: int, like: torch.Tensor | None) -> torch.Tensor | None:
+        """Return bool [batch, tokens] in block `index`, False at padding, on the device; None where nothing is padded.
+
+        Args:
+            k: the batch.
+            index: of the block.
+            like: activations [batch, tokens, ...] that it is for: behind a reduction of texts, tokens are fewer. None:
+                those that enter the block.
+        """
+        mask, call = self.token_masks[k], self.calls[k][index]
+        if call.track is not None and call.track.mask is not None:
+            mask, left = call.track.mask, None if call.choice is None else call.choice.valid
+            if like is not None and left is not None and like.shape[1] == left.shape[1]:
+                mask = left
+        return None if mask is None else mask.to(self.device)
 
     def tell(self, k: int, index: int, track: TokenTrack, choice: Choice | None = None) -> None:
         """Tell block `index` of the tokens of batch `k`; there may be no such block."""

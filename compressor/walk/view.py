@@ -7,10 +7,9 @@ from torch import nn
 
 from compressor.architectures import Family, LayerShape
 from compressor.machine.memory import trim_heap
-from compressor.model.blocks import past_attention, past_ffn, run_ffn, scaled
+from compressor.model.blocks import ffn_half, past_attention, scaled
 from compressor.model.folder import ModelFolder
 from compressor.model.reduced import ReducedBlock
-from compressor.model.token_reduction import TokenTrack
 from compressor.storage.grids import Grid
 from compressor.storage.tensors import Checkpoint
 from compressor.walk.activations import ActivationStore
@@ -47,11 +46,12 @@ class BlockView:
         """Let one stream choose the tokens that go; whoever runs the block keeps to that, so rows stay aligned."""
         for k in range(len(self)):
             hidden, call = stream.read(k, self._depth(Point.INPUT)), self.call(k)
-            track = call.track or TokenTrack.start(hidden)
+            track = call.track or block.start(hidden, self._streams.token_masks[k])
             choice, after = block.look(hidden, *call.args, track=track, **call.kwargs)
             self._streams.tell(k, self.index, track, choice)
             for later in range(self.index + 1, self.count):
                 self._streams.tell(k, later, after)
+            self._streams.ends[k] = after
             if self.index:
                 self._streams.forget_graph(k, self.index - 1)
 
@@ -76,10 +76,13 @@ class BlockView:
         """Return the arguments of batch `k` for this block."""
         return self._streams.call(k, self.index)
 
-    def token_mask(self, k: int) -> torch.Tensor | None:
-        """Return bool [batch, tokens], False at padding, or None where nothing is padded."""
-        mask = self._streams.token_masks[k]
-        return None if mask is None else mask.to(self._streams.device)
+    def token_mask(self, k: int, *, like: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Return bool [batch, tokens], False at padding, or None where nothing is padded.
+
+        Of the tokens that enter the block, or of activations `like` [batch, tokens, ...]: behind a reduction of texts,
+        tokens are fewer.
+        """
+        return self._streams.mask(k, self.index, like)
 
     def dense_in(self, k: int) -> torch.Tensor:
         """Return the dense stream at this block's input, [batch, tokens, width]; gone after any `put_dense…(k)`."""
@@ -162,10 +165,7 @@ class BlockView:
         family = self.family
         if family.residual == "parallel":
             return run_block(module, middle, self.call(k))
-        norm = module.get_submodule(family.ffn.norm)
-        if family.residual == "post":
-            return torch.as_tensor(norm(run_ffn(module, family, middle) + middle))
-        return torch.as_tensor(past_ffn(module, middle) + run_ffn(module, family, norm(middle)))
+        return ffn_half(module, family, middle)
 
     def finish(self) -> None:
         """Advance both streams for the batches that the pass did not advance itself."""

@@ -144,7 +144,7 @@ class Walk:
     def start(self, stream: Stream, every: int | None = None) -> None:
         """Run the stem over every n-th batch (None: `self.every`); store first inputs and all calls of blocks."""
         every = every or self.every
-        self.streams.calls, self.streams.token_masks = [], []
+        self.streams.calls, self.streams.token_masks, self.streams.ends = [], [], {}
         for k, inputs in enumerate(itertools.islice(self.batches, 0, None, every)):
             hidden, calls = self._run_stem(inputs)
             if not is_finite(hidden):
@@ -329,14 +329,17 @@ class Walk:
         for _ in self.survey("evaluate", keep=True):
             continue
         for k, inputs in enumerate(self.batches):
-            yield self.run_tail(inputs, self.dense[k].to(self.device)).float().cpu().numpy()
+            yield self.run_tail(inputs, self.dense[k].to(self.device), k).float().cpu().numpy()
         self.dense.clear()
 
-    def run_tail(self, inputs: dict[str, Any], hidden: torch.Tensor) -> torch.Tensor:
-        """Return the model's output for a batch whose last block gives `hidden` [batch, tokens, width].
+    def run_tail(self, inputs: dict[str, Any], hidden: torch.Tensor, k: int | None = None) -> torch.Tensor:
+        """Return the model's output for batch `k`, whose last block gives `hidden` [batch, tokens, width].
 
-        Of an encoder that pools its hidden states itself, that is one embedding for each sample.
+        Of an encoder that pools its hidden states itself, that is one embedding for each sample. Tokens of texts that
+        have become fewer stand in their old places again; a model without such a reduction needs no `k`.
         """
+        if k in self.streams.ends:
+            hidden = self.streams.ends[k].restored(hidden)
         with self.replaced([Injector(hidden) for _ in range(self.count)]):
             out = self.forward(inputs)
         names = ("logits", *self.source.family.pooled, "last_hidden_state")

@@ -12,6 +12,7 @@ from tests.bench.quality import describe, image_folders, minilm
 
 SUITE = "recipes"
 _TEXT = {"calibration.data": "text/wikitext2-train.txt", "evaluation.data": "text/wikitext2-valid.txt"}
+_LONG = {"evaluation.data": "text/wikitext2-valid.txt"}
 _PAIRS = {"calibration.data": "sts/stsb-en-train.csv", "evaluation.data": "sts/stsb-en-dev.csv"}
 
 
@@ -80,7 +81,7 @@ def _stand_in(context: Context, path: Path) -> tuple[str | None, list[str]]:
         raise FileNotFoundError("its model is not here, nor the folder of real models and data (COMPRESSOR_TEST_DATA)")
     kind = path.relative_to(REPOSITORY / "recipes").as_posix().lower()
     if any(word in kind for word in ("minilm", "bert", "encoder", "sentence")):
-        return str(minilm()), _overrides(context, _PAIRS)
+        return str(minilm()), _overrides(context, _LONG if kind.startswith("tokens/") else _PAIRS)
     if any(word in kind for word in ("vit", "deit", "image")):
         calibration, held_out, count = image_folders(context, context.data / "images")
         stated = [f"calibration.data={calibration}", f"evaluation.data={held_out}", f"calibration.samples={count}"]

@@ -51,13 +51,13 @@ OPTIONS = recipe_options()
 # Quantization reads weights as matrices, whatever they are for: one family of each kind shows it.
 KINDS = {
     "structure": COVERED,
-    "tokens": ["vit", "deit", "dinov2_with_registers", "clip_vision_model", "llava_vision", "llama"],
+    "tokens": ["vit", "deit", "dinov2_with_registers", "clip_vision_model", "llava_vision", "llama", "bert"],
     "quantize": ["llama", "mistral", "bert", "vit", "dinov2", "clip_vision_model", "llava_vision"],
 }
 # What each family is to lessen: parameters, operations at a fixed input, inputs that are read, bits.
 GAIN: dict[str, Callable[[ModelFolder], float]] = {
     "structure": lambda model: model.parameters,
-    "tokens": lambda model: count_flops(model, 32),
+    "tokens": lambda model: count_flops(model, 96),
     "activation": lambda model: 1 - silent_share(model) if model.blueprint.gates else 1.0,
     "quantize": lambda model: stored_bytes(model, 4),
 }
@@ -70,7 +70,7 @@ def shown_elsewhere(name: str, family: str) -> bool:
     """Tell whether another case of those that always run shows what this one does."""
     method = methods()[name]
     if method.family == "tokens":
-        return name not in SHOWN
+        return name not in SHOWN or family == "bert"  # texts: tests/methods/test_text_tokens.py
     if method.family == "structure":  # the mechanism itself runs on every family
         return isinstance(method, Preset) and family not in EACH_KIND
     return method.family == "quantize" and name != "gptq" and family in ("mistral", "clip_vision_model", "llava_vision")

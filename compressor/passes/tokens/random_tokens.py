@@ -15,6 +15,6 @@ METHOD = Preset(
     of=TokenReduction,
     Options=ScheduleOptions,
     fixed={"score": "random"},
-    summary="Drop random image tokens: the baseline of the token methods.",
+    summary="Drop random tokens: the baseline of the token methods.",
     paper="baseline",
 )

@@ -16,6 +16,6 @@ METHOD = Preset(
     of=TokenReduction,
     Options=ScheduleOptions,
     fixed={"score": "received"},
-    summary="Keep the image tokens that receive most attention from all others.",
+    summary="Keep the tokens of images or texts that receive most attention from all others.",
     paper="arXiv 2001.08950",
 )

@@ -18,6 +18,6 @@ METHOD = Preset(
     of=TokenReduction,
     Options=ScheduleOptions,
     fixed={"score": "cascade"},
-    summary="Keep the image tokens that have received most attention in all blocks so far.",
+    summary="Keep the tokens that have received most attention in all blocks so far.",
     paper="arXiv 2012.09852",
 )

@@ -1,10 +1,11 @@
-"""The mechanism of the token methods: which tokens of an image go in which block, and what becomes of them.
+"""The mechanism of the token methods: which tokens of an image or a text go in which block, what becomes of them.
 
 Between attention and FFN of a block, a *score* says how much each token matters (or *features* say which are alike), a
 *selection* says which go, and they are dropped, merged, fused, handed on or kept for later. All of it runs inside the
-exported graph; counts are static. No weight changes and no data is needed; what it costs in quality is measured on the
-artifact. It covers image models with norms before attention and FFN and a class token. Published methods are presets;
-by itself it combines what no paper has combined.
+exported graph; counts of patch tokens are static, those of texts come from each text's own length. No weight changes
+and no data is needed; what it costs in quality is measured on the artifact. It covers image models with norms before
+attention and FFN and a class token, and text encoders with norms behind them (BERT, MiniLM). Published methods are
+presets; by itself it combines what no paper has combined.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from compressor.errors import ModelError, UsageError
 from compressor.passes.base import Findings, Needs, Options, PassFamily, Target
 from compressor.passes.tokens._schedule import ScheduleOptions, chosen_layers, schedule
 from compressor.passes.tokens._search import Counts, Divergence, Room, even, searched, work
+from compressor.passes.tokens._texts import text_reductions
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +76,7 @@ class TokenReduction:
     """See the module."""
 
     family: ClassVar[PassFamily] = "tokens"
-    summary: ClassVar[str] = "Let image tokens go by any score, selection and schedule; no data needed."
+    summary: ClassVar[str] = "Let tokens of images or texts go by any score, selection and schedule; no data needed."
     Options: ClassVar[type[Options]] = TokenOptions
     needs: Needs = Needs()
     name: str = "token-reduction"
@@ -98,13 +100,17 @@ class TokenReduction:
         from compressor.model.reduced import check_reducible
 
         check_reducible(self.name, source.family)
+        if source.blueprint.reductions:
+            raise ModelError(f"{self.name}: the model's tokens are reduced already", hint="Give the model before that.")
+        if source.family.inputs == "tokens":
+            reductions = text_reductions(self.name, self.options, source)
+            self._planned = replace(source.blueprint, reductions=reductions)
+            return self._planned
         if self.options.head_only and (source.task != "image-classification" or source.family.head_reads != 1):
             raise UsageError(
                 f"{self.name}.head_only: the outputs of this model depend on its patches",
                 hint="It is for classifiers whose head reads the class token alone (ViT, DeiT). Leave it out.",
             )
-        if source.blueprint.reductions:
-            raise ModelError(f"{self.name}: the model's tokens are reduced already", hint="Give the model before that.")
         rows, columns = image_grid(source)
         room = self._room(source, rows * columns)
         if self.options.flops is not None:

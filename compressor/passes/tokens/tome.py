@@ -36,6 +36,6 @@ METHOD = Preset(
     of=TokenReduction,
     Options=TomeOptions,
     fixed={"select": "bipartite", "dropped": "merge"},
-    summary="Merge image tokens that are alike, r in every block (ToMe); no data needed.",
+    summary="Merge tokens that are alike, in images r in every block (ToMe); no data needed.",
     paper="arXiv 2210.09461",
 )

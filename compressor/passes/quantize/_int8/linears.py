@@ -196,7 +196,8 @@ class Int8(Quantizer):
         factors = smoothing.factors if smoothing.explicit else torch.ones_like(smoothing.factors)
 
         def inputs(k: int) -> torch.Tensor:
-            return unpadded(halves.input_of(block.module, sharing, k) * factors, block.token_mask(k))
+            seen = halves.input_of(block.module, sharing, k) * factors
+            return unpadded(seen, block.token_mask(k, like=seen))
 
         spec = self.input_spec(self._specs[block.name_of(paths[0])], ranges, smoothing, inputs)
         for path in paths:
@@ -222,7 +223,7 @@ class Int8(Quantizer):
             ranges = ChannelRanges()
             for k in range(len(block)):
                 inputs = halves.input_of(block.module, sharing, k)
-                ranges.add(inputs, block.token_mask(k), padding=self.activations == "dynamic")
+                ranges.add(inputs, block.token_mask(k, like=inputs), padding=self.activations == "dynamic")
             return ranges
         norm = norm_before(block.family, sharing)
         if norm is None:

@@ -34,8 +34,10 @@ def block_losses(block: BlockView, levels: int) -> torch.Tensor:
     factors = _factors(block, groups, levels)
     lost, whole = torch.zeros(len(groups), dtype=torch.float64), 0.0
     for k in range(len(block)):
-        hidden, mask = block.dense_in(k), block.token_mask(k)
-        plain = unpadded(block.forward(block.module, hidden, k), mask).double()
+        hidden = block.dense_in(k)
+        after = block.forward(block.module, hidden, k)
+        mask = block.token_mask(k, like=after)
+        plain = unpadded(after, mask).double()
         whole += float(plain.square().sum())
         for index, sharing in enumerate(groups):
             with rounded(block.module, sharing, factors[sharing.paths[0]], levels):
@@ -51,10 +53,9 @@ def _factors(block: BlockView, groups: Sequence[Sharing], levels: int) -> dict[s
 
     ranges = {sharing.paths[0]: ChannelRanges() for sharing in groups}
     for k in range(len(block)):
-        mask = block.token_mask(k)
 
-        def note(path: str, inputs: torch.Tensor, mask: torch.Tensor | None = mask) -> None:
-            ranges[path].add(inputs, mask, padding=True)
+        def note(path: str, inputs: torch.Tensor, k: int = k) -> None:
+            ranges[path].add(inputs, block.token_mask(k, like=inputs), padding=True)
 
         with observing(block.module, ranges, note):
             block.forward(block.module, block.dense_in(k), k)

@@ -132,11 +132,11 @@ def block_losses(
     losses, count = [[0.0] * walk.count for _ in levels], 0
     for k, inputs in enumerate(itertools.islice(walk.batches, 0, None, every)):
         mask = walk.token_masks[k]
-        wanted = walk.run_tail(inputs, walk.dense[k].to(walk.device))
+        wanted = walk.run_tail(inputs, walk.dense[k].to(walk.device), k)
         per_token = mask is not None and wanted.ndim == 3
         count += int(mask.sum()) if per_token and mask is not None else wanted[..., 0].numel()
         for (level, index), store in streams.items():
-            found = walk.run_tail(inputs, store[k].to(walk.device))
+            found = walk.run_tail(inputs, store[k].to(walk.device), k)
             losses[level][index] += output_distance(
                 found, wanted, mask, logits=walk.source.task != "feature-extraction", head=walk.source.head
             )

@@ -45,14 +45,10 @@ def collect(
     found: dict[str, InputStats] = {}
     first = {s.paths[0]: s.name for s in sharings}
     for k in range(len(view)):
-        mask, importance = view.token_mask(k), weights(view, k)
+        importance = weights(view, k)
 
-        def note(
-            path: str,
-            inputs: torch.Tensor,
-            mask: torch.Tensor | None = mask,
-            importance: torch.Tensor | None = importance,
-        ) -> None:
+        def note(path: str, inputs: torch.Tensor, k: int = k, importance: torch.Tensor | None = importance) -> None:
+            mask = view.token_mask(k, like=inputs)
             stats = found.setdefault(first[path], InputStats(inputs.shape[-1], group, inputs.device))
             weighting = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
             stats.add(unpadded(inputs, mask), weighting)

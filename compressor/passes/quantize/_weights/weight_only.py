@@ -233,8 +233,8 @@ class WeightOnly(Quantizer):
 
         stats: InputStats | None = None
         for k in range(len(block)):
-            mask, importance = block.token_mask(k), self.token_weights(block, k)
-            inputs = halves.input_of(block.module, sharing, k)
+            importance, inputs = self.token_weights(block, k), halves.input_of(block.module, sharing, k)
+            mask = block.token_mask(k, like=inputs)
             stats = stats or InputStats(inputs.shape[-1], self.options.group_size, inputs.device)
             weights = None if importance is None else unpadded(importance[..., None], mask)[:, 0]
             stats.add(unpadded(inputs, mask), weights)

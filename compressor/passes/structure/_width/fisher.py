@@ -60,7 +60,7 @@ def _output_gradients(walk: Walk, every: int, share: int, seed: int) -> None:
         k = count * share
         with torch.enable_grad():
             hidden = walk.dense[k].to(walk.device).detach().requires_grad_()
-            out = walk.run_tail(inputs, hidden)
+            out = walk.run_tail(inputs, hidden, k)
             mask = walk.token_masks[k]
             if walk.source.task == "feature-extraction":
                 signs = torch.randint(0, 2, out.shape, generator=generator).to(out) * 2 - 1
@@ -80,7 +80,7 @@ def _block_trace(walk: Walk, index: int, inputs: ActivationStore, share: int) ->
         at_input, at_writer = _backwards(walk, block, index, k, inputs[k])
         if not bool(torch.isfinite(at_input).all()):
             raise ModelError(f"the gradient through block {index} is not finite", hint="Set weighting: residual.")
-        seen = unpadded(at_writer, walk.token_masks[k])
+        seen = unpadded(at_writer, walk.streams.mask(k, index, at_writer))
         total, count = total + float(seen.double().square().sum()), count + seen.numel()
         walk.dense[k] = at_input
     walk.close_block(index)

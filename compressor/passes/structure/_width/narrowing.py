@@ -77,9 +77,9 @@ def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
     device = slots.read(block.module, paths[0]).device
     moments = Moments(width, width, device)
     for k in range(0, len(block), every):
-        mask = block.token_mask(k)
         dense = block.dense_in(k) if attention else block.dense_middle(k)
         current = block.current_in(k) if attention else block.current_middle(k)
+        mask = block.token_mask(k, like=current)
         wanted = reader_signal(block, block.dense, dense, norm)
         given = reader_signal(block, block.module, current, norm)
         moments.add(unpadded(given, mask), unpadded(wanted, mask))
@@ -133,7 +133,8 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
     """Advance the dense stream to the block's output, choose channels, cut and refit."""
     targets, weights = block.scratch(), {}
     for k in range(len(block)):
-        dense_middle, mask = block.dense_middle(k), block.token_mask(k)
+        dense_middle = block.dense_middle(k)
+        mask = block.token_mask(k, like=dense_middle)
         out, written = ffn_half(block, block.dense, dense_middle, k)
         targets[k] = unpadded(dense_middle + written - block.current_middle(k), mask)
         weights[k] = _weights(unpadded(dense_middle, mask))[:, None]
@@ -159,7 +160,8 @@ def _writer_moments(block: BlockView, sample: Sample) -> Moments:
     """Return the moments of the FFN's channels, as they now are, and of what its writer should add to the middle."""
     moments = moments_of(block)
     for k in sample.batches:
-        signals = unpadded(channel_signals(block, block.module, block.current_middle(k), k), block.token_mask(k))
+        middle = block.current_middle(k)
+        signals = unpadded(channel_signals(block, block.module, middle, k), block.token_mask(k, like=middle))
         moments.add(signals, sample.targets[k].to(signals.device), sample.weights[k][:, 0])
     return moments
 
@@ -195,7 +197,7 @@ def _narrow_only(block: BlockView, width: int, options: WidthOptions) -> dict[st
     for k in range(len(block)):
         middle = block.to_middle(block.module, block.current_in(k), k)
         block.put_current_middle(k, middle)
-        signals = unpadded(channel_signals(block, block.module, middle, k), block.token_mask(k))
+        signals = unpadded(channel_signals(block, block.module, middle, k), block.token_mask(k, like=middle))
         moments.add(signals, signals[:, :0])
     if options.importance == "obs":
         writer = slots.read(block.module, block.family.ffn.writer)

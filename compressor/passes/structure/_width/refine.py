@@ -132,7 +132,8 @@ def _signals_and_factor(block: BlockView, path: str | None, k: int) -> tuple[tor
 
     Channels do not mix, so the gradient of their sum holds every s.
     """
-    middle, mask = block.current_middle(k), block.token_mask(k)
+    middle = block.current_middle(k)
+    mask = block.token_mask(k, like=middle)
     if path is None:
         return unpadded(channel_signals(block, block.module, middle, k), mask), None
     leaves: list[torch.Tensor] = []
@@ -171,7 +172,7 @@ class _Problem:
     def _read(self, k: int) -> torch.Tensor:
         """Return z, what the readers read of batch k, [tokens, width]."""
         read = reader_signal(self.block, self.block.module, self.block.current_middle(k), self.block.family.ffn.norm)
-        return unpadded(read, self.block.token_mask(k))
+        return unpadded(read, self.block.token_mask(k, like=read))
 
     def _gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return minus half the gradient at δU = 0, [channels, width], and d, [channels, 1]."""

@@ -30,14 +30,19 @@ CURVE_SHARE = 3
 
 
 def angular_distances(walk: Walk, *, every: int) -> list[float]:
-    """Return E[arccos(cos(x_in, x_out)) / π] over tokens, per block (CFSP, arXiv 2409.13199, equation 3)."""
+    """Return E[arccos(cos(x_in, x_out)) / π] over tokens, per block (CFSP, arXiv 2409.13199, equation 3).
+
+    Where tokens become fewer in a block, x_in is the stream behind that, in front of the FFN.
+    """
     found = []
     for view in walk.survey("distances", every=every):
         total, tokens = 0.0, 0
         for k in range(len(view)):
             before = view.dense_in(k)
             after = view.forward(view.module, before, k)
-            mask = view.token_mask(k)
+            if after.shape[1] != before.shape[1]:
+                before = view.to_middle(view.module, before, k)
+            mask = view.token_mask(k, like=after)
             cosine = torch.nn.functional.cosine_similarity(unpadded(before, mask), unpadded(after, mask), dim=-1)
             total += float((cosine.clamp(-1, 1).acos() / math.pi).double().sum())
             tokens += len(cosine)
@@ -69,7 +74,8 @@ def _moments(view: BlockView) -> tuple[Moments, float]:
     moments = Moments(view.layer.intermediate_size, 0, view.dense_in(0).device)
     total, count = 0.0, 0
     for k in range(len(view)):
-        middle, mask = view.to_middle(view.module, view.dense_in(k), k), view.token_mask(k)
+        middle = view.to_middle(view.module, view.dense_in(k), k)
+        mask = view.token_mask(k, like=middle)
         out, channels = output_and_signals(view, view.module, middle, k)
         signals, stream = unpadded(channels, mask), unpadded(middle, mask)
         moments.add(signals, signals[:, :0])
