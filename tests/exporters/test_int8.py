@@ -28,7 +28,13 @@ from tests.core.toy import toy_batches
 
 Array = np.ndarray[Any, Any]
 FAMILIES = ["bert", "vit", "deit", "llama", "qwen2", "opt"]
-CASES = [(name, family) for name in ("int8-dynamic", "int8-static") for family in FAMILIES]
+# Every family and every method, but not each on each.
+ALWAYS = {("int8-dynamic", "llama"), ("int8-dynamic", "bert"), ("int8-static", "opt"), ("int8-static", "vit")}
+CASES = [
+    pytest.param(name, family, marks=[pytest.mark.exhaustive] * ((name, family) not in ALWAYS))
+    for name in ("int8-dynamic", "int8-static")
+    for family in FAMILIES
+]
 Made = Callable[[str, str], tuple[ModelFolder, Path, dict[str, str]]]
 
 

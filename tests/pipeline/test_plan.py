@@ -41,7 +41,7 @@ print(json.dumps([predicted, report["peak_memory_bytes"]]))
         pytest.param(
             {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8}, marks=pytest.mark.exhaustive
         ),
-        {"num_hidden_layers": 24},
+        pytest.param({"num_hidden_layers": 24}, marks=pytest.mark.exhaustive),
         {"hidden_size": 384, "vocab_size": 40000},
     ],
 )

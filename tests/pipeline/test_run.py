@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,20 +157,29 @@ def pictures(folder: Path) -> Path:
 
 
 def test_missed_bound_fails_and_never_replaces_a_passed_artifact(
-    pico: Pico, make_recipe: Maker, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], pico: Pico, make_recipe: Maker, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    kept = hashes(out)
     impossible = make_recipe(verify={"size_ratio": {"max": 0.01}, "top1": {"min": 0.01}})
     report = go(impossible, pico("llama"), out)
     assert report["verdict"] == "failed"
     failed = [check for check in report["checks"] if not check["passed"]]
     assert any("size_ratio" in check["name"] and check["reason"] for check in failed)
-    assert json.loads((out / "report.json").read_text())["verdict"] == "failed"
-
-    assert go(make_recipe(), pico("llama"), out)["verdict"] == "passed", "a failed artifact is replaced"
-    kept = hashes(out)
-    assert go(impossible, pico("llama"), out)["artifact"] == str(rejected_folder(out))
+    assert report["artifact"] == str(rejected_folder(out))
+    assert json.loads((rejected_folder(out) / "report.json").read_text())["verdict"] == "failed"
     assert hashes(out) == kept and json.loads((out / "report.json").read_text())["verdict"] == "passed"
+
+
+def test_a_failed_artifact_is_replaced(
+    finished: tuple[Path, dict[str, Any]], pico: Pico, make_recipe: Maker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    (out / "report.json").write_text(json.dumps(finished[1] | {"verdict": "failed"}))
+    assert go(make_recipe(), pico("llama"), out)["artifact"] == str(out)
+    assert json.loads((out / "report.json").read_text())["verdict"] == "passed"
 
 
 def test_foreign_folder_is_not_overwritten(pico: Pico, make_recipe: Maker, tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_a_run_computes_with_the_threads_of_its_recipe(
         return {}
 
     module = importlib.import_module("compressor.pipeline.run")  # whose name in the package is the function `run`
-    monkeypatch.setattr(module, "_run", record)
+    monkeypatch.setattr(module, "_make", record)
+    monkeypatch.setattr(module, "_finish", lambda *given: {})
     recipe = make_recipe(calibration={"data": "train.txt", "samples": 4, "length": 16, **section})
     run(recipe, out=tmp_path / "out", progress=NullProgress(), model=str(pico("llama")))
     (threads, fingerprint) = seen[0]
