@@ -40,6 +40,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         files = folder.glob(f"{tower.graph}*") if graphs else ()
         size = sum(file.stat().st_size for file in files) if graphs else None
         parts[part] |= {"path": tower.graph if graphs else part, "bytes": size, "verdict": None}
+        parts[part]["format"] = "onnx" if graphs else "safetensors"
     sums = {key: sum(found[key] for found in parts.values()) for key in ("parameters", "flops")}
     return {
         "path": str(path),

@@ -16,7 +16,9 @@ from compressor.data.images import SETTINGS
 from compressor.errors import ModelError
 from compressor.exporters.safetensors import export_safetensors
 from compressor.model.folder import open_model
+from compressor.verification import source_whole
 from compressor.verification.source import DIFFERENCE, compare
+from compressor.verification.source_whole import compare_whole
 from compressor.verification.tokens import check_tokenizer, probe_record
 from tests.core.test_loading import inputs_of
 
@@ -43,6 +45,17 @@ def test_a_tower_gives_what_the_whole_model_gives(pico: Pico, tmp_path: Path, fa
     embeddings = next(ours[name] for name in source.family.pooled if ours.get(name) is not None)
     torch.testing.assert_close(embeddings, theirs.pooler_output, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_towers_joined_give_what_the_whole_model_gives(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    assert compare_whole(pico(family))[DIFFERENCE] < 1e-6
+    true = source_whole.read_scalars(pico(family))
+    monkeypatch.setattr(source_whole, "read_scalars", lambda folder: true | {"logit_scale": true["logit_scale"] * 1.01})
+    with pytest.raises(ModelError, match="joined, give other scores than stock transformers'"):
+        compare_whole(pico(family))
 
 
 def test_the_projection_has_the_width_of_the_whole_model(pico: Pico) -> None:
