@@ -119,7 +119,7 @@ def test_a_mean_over_the_text_weighs_merged_tokens_by_what_they_stand_for(pico: 
     source = open_model(pico("bert", num_hidden_layers=3))
     module, inputs = loaded(source, planned(source, "tome", {"keep": 0.6, "layers": (2,)})), texts((20,))
     last, left = module.base_model.encoder.layer[-1], []
-    last.register_forward_hook(lambda block, _, __: left.append(block._tracks.last))
+    last.register_forward_hook(lambda block, _, __: left.append(block.tracks.last))
     hidden = states(module, inputs).numpy().astype(np.float64)
     sizes = left[0].sizes[0, :, 0].numpy()
     assert sizes.sum() == 20 and len(sizes) == 13

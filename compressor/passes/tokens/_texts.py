@@ -10,7 +10,7 @@ from compressor.passes.tokens._schedule import WHOLE, text_schedule
 if TYPE_CHECKING:
     from compressor.model.blueprint import Reduction
     from compressor.model.folder import ModelFolder
-    from compressor.passes.tokens.token_reduction import TokenOptions
+    from compressor.passes.tokens._options import TokenOptions
 
 _COVERED = {
     "select": ("topk", "bipartite"),

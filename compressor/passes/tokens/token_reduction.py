@@ -11,14 +11,13 @@ presets; by itself it combines what no paper has combined.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, ClassVar
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError, UsageError
 from compressor.passes.base import Findings, Needs, Options, PassFamily, Target
-from compressor.passes.tokens._schedule import ScheduleOptions, chosen_layers, schedule
+from compressor.passes.tokens._options import TokenOptions
+from compressor.passes.tokens._schedule import chosen_layers, schedule
 from compressor.passes.tokens._search import Counts, Divergence, Room, even, searched, work
 from compressor.passes.tokens._texts import text_reductions
 
@@ -30,46 +29,6 @@ if TYPE_CHECKING:
     from compressor.walk import BlockView, Change, Walk
 else:
     torch = lazy("torch")
-
-Score = Literal["cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "random", "mean_key"]
-_PAIRED = ("mean_key", "random")
-
-
-class TokenOptions(ScheduleOptions):
-    """Options of `token-reduction`."""
-
-    score: Score = Field("received", description="What tokens are told apart by; mean_key goes with bipartite alone.")
-    heads: Literal["mean", "max", "rms", "informative"] = Field(
-        "mean", description="What makes one score of those of all heads; informative: of heads of middling variance."
-    )
-    select: Literal["topk", "topk_alike", "bipartite"] = Field(
-        "topk",
-        description="topk: the lowest scores go; topk_alike: some of them for being like one that stays; bipartite:"
-        " the half that is most like the other half.",
-    )
-    dropped: Literal["drop", "fuse", "merge", "propagate", "transform", "cache"] = Field(
-        "drop",
-        description="What becomes of them: nothing; one token of all; each joins its nearest; each is added to its"
-        " neighbours; every token shares itself out; one token of all comes back before the last block.",
-    )
-    proportional: bool = Field(
-        False, description="A token draws as much attention as all that it stands for (log-size bias)."
-    )
-    alike: float = Field(0.25, gt=0, lt=1, description="topk_alike: the share of those that go for being alike.")
-    merged: float = Field(1.0, gt=0, le=1, description="merge: the share that is merged; lower scores are dropped.")
-    alpha: float = Field(0.1, gt=0, le=1, description="propagate: how much of a token is handed on.")
-    temperature: float = Field(0.02, gt=0, description="transform: low: to the most similar alone; high: to all.")
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Self:
-        paired = self.select == "bipartite"
-        if paired and (self.score not in _PAIRED or self.dropped != "merge"):
-            raise ValueError("select bipartite goes with dropped merge and score mean_key or random")
-        if self.score == "mean_key" and not paired:
-            raise ValueError("score mean_key goes with select bipartite")
-        if self.score == "cascade" and self.dropped not in ("drop", "merge", "propagate"):
-            raise ValueError("score cascade goes with dropped drop, merge or propagate")
-        return self
 
 
 class TokenReduction:
