@@ -16,6 +16,7 @@ from onnxscript.optimizer import _optimizer as optimizer
 from compressor.exporters.onnx import quantized
 from compressor.exporters.onnx.grid_values import PARTS
 from compressor.exporters.onnx.nodes import SCOPES, by_type, is_weight, new_node, replace
+from compressor.exporters.onnx.rewriting import sparing_rules
 from compressor.exporters.onnx.weights import joined, shifted, transposed
 
 _HEADS_AND_BACK = [0, 2, 1, 3]
@@ -66,7 +67,8 @@ def _optimize(model: ir.Model) -> None:
 
     for value in weights:
         value.const_value = None
-    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=should_fold)
+    with sparing_rules():
+        optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=should_fold)
     for value, tensor in weights.items():
         value.const_value = tensor
 

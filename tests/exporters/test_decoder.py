@@ -111,7 +111,7 @@ def test_float16(exported: Exported) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama-wt2", "stories260K-llama"])
+@pytest.mark.parametrize("name", ["llama-wt2", pytest.param("stories260K-llama", marks=pytest.mark.exhaustive)])
 def test_real_models(data_root: Path, tmp_path: Path, name: str) -> None:
     from compressor.exporters.onnx import export_onnx
     from compressor.model.folder import open_model

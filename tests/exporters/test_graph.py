@@ -190,7 +190,7 @@ def test_attention_that_cannot_be_expressed_is_an_error() -> None:
         TracedAttention("gqa")(torch.nn.Identity(), heads, heads, heads, None, s_aux=torch.zeros(2))
 
 
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, pytest.param(23, marks=pytest.mark.exhaustive)])
 def test_other_opsets(exported: Exported, tmp_path: Path, opset: int) -> None:
     from compressor.exporters.onnx import OnnxOptions, export_onnx
     from compressor.model.folder import open_model

@@ -50,7 +50,7 @@ def write_llama(folder: Path, layers: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "safetensors"])
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("safetensors", marks=pytest.mark.exhaustive)])
 def test_memory_is_flat_in_depth(repository: Path, tmp_path: Path, kind: str) -> None:
     used = {}
     for layers in (4, 20):

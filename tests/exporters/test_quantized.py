@@ -48,7 +48,14 @@ def outputs(model: ModelFolder, runner: OnnxRunner) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize(
-    ("bits", "group", "symmetric"), [(2, 32, False), (4, 16, True), (4, 32, False), (4, 128, False), (8, 64, True)]
+    ("bits", "group", "symmetric"),
+    [
+        (2, 32, False),
+        pytest.param(4, 16, True, marks=pytest.mark.exhaustive),
+        (4, 32, False),
+        pytest.param(4, 128, False, marks=pytest.mark.exhaustive),
+        (8, 64, True),
+    ],
 )
 def test_parity_with_odd_widths(pico: Pico, tmp_path: Path, bits: int, group: int, symmetric: bool):
     model = quantized(pico("llama"), tmp_path / "w", bits=bits, group_size=group, symmetric=symmetric)  # FFN width 100
@@ -63,7 +70,9 @@ def test_parity_of_every_kind(pico: Pico, tmp_path: Path, family: str):
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("graph", "hidden"), [("auto", 72), ("portable", 48)])
+@pytest.mark.parametrize(
+    ("graph", "hidden"), [("auto", 72), pytest.param("portable", 48, marks=pytest.mark.exhaustive)]
+)
 def test_a_tied_embedding_is_stored_once(pico: Pico, tmp_path: Path, graph: str, hidden: int):
     source = pico("llama", hidden_size=hidden)  # no multiples of 32
     model = quantized(source, tmp_path / "w", bits=4, embedding=4)

@@ -78,7 +78,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
-@pytest.mark.parametrize("graph", ["auto", "portable"])
+@pytest.mark.parametrize("graph", ["auto", pytest.param("portable", marks=pytest.mark.exhaustive)])
 def test_blocks_of_any_width_are_copied(
     pico: Callable[..., Path], tmp_path: Path, traced: list[list[int]], graph: Any
 ) -> None:

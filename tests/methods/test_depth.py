@@ -16,11 +16,11 @@ from tests.bench.synthetic import Geometry, write_llama
 from tests.live import LiveBytes
 
 SHALLOW, DEEP = 3, 12
-RUNS: list[tuple[str, dict[str, Any]]] = [
+RUNS: list[Any] = [
     ("width", {"importance": "obs", "allocation": "global", "sparsity": 0.3}),
-    ("slicegpt", {"rotation": "shared", "reduction": 0.2}),
+    pytest.param("slicegpt", {"rotation": "shared", "reduction": 0.2}, marks=pytest.mark.exhaustive),
     ("slicegpt", {"rotation": "per_layer", "refit": False, "reduction": 0.2}),
-    ("rsq", {"bits": 4, "group_size": 32}),
+    pytest.param("rsq", {"bits": 4, "group_size": 32}, marks=pytest.mark.exhaustive),
     ("int8-static", {}),
 ]
 

@@ -253,6 +253,7 @@ def test_padding_is_not_calibrated_on(pico: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_real_model_diverges_half_as_much_as_rounded(data_root: Path, tmp_path: Path) -> None:
     """KL to dense of a trained Llama on text that was not calibrated on, and what correction takes off it."""

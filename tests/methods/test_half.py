@@ -78,7 +78,9 @@ def test_not_on_top_of_integers(pico: Make) -> None:
         prepare(parse_recipe(text, options=options, source="half.yaml"), str(pico("bert")))
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "vit", "opt"])
+@pytest.mark.parametrize(
+    "family", ["llama", "bert", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("vit", "opt"))]
+)
 def test_float16_graphs_compute_the_model(pico: Make, tmp_path: Path, family: str) -> None:
     source = open_model(pico(family, head_dim=16) if family == "llama" else pico(family))
     export_onnx(source, tmp_path, OnnxOptions(dtype="float16"))

@@ -323,6 +323,7 @@ def test_split_takes_little_from_the_channels_of_a_small_cut(pico: Make) -> None
 
 
 @pytest.mark.real
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_real_model_keeps_its_perplexity(data_root: Path, tmp_path: Path) -> None:
     """A fifth of all parameters off a trained Llama costs under 3 % perplexity; the basis is better than PCA's."""

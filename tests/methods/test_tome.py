@@ -156,7 +156,7 @@ def test_an_image_does_not_depend_on_its_batch(pico: Pico, tmp_path: Path, famil
 
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
-@pytest.mark.parametrize("proportional", [True, False])
+@pytest.mark.parametrize("proportional", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_the_graph_computes_it_at_any_batch(pico: Pico, tmp_path: Path, family: str, proportional: bool) -> None:
     model = reduced(open_model(pico(family)), tmp_path / "work", proportional=proportional)
     (tmp_path / "onnx").mkdir()
@@ -207,7 +207,7 @@ def test_a_checkpoint_loads_with_its_modelling_file_and_fails_loudly_without(
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModelForImageClassification"}
 
 
-@pytest.mark.parametrize("name", ["width", "gptq", "int8-static"])
+@pytest.mark.parametrize("name", ["width", pytest.param("gptq", marks=pytest.mark.exhaustive), "int8-static"])
 def test_later_passes_run_on_the_reduced_stream(pico: Pico, tmp_path: Path, name: str) -> None:
     """A pass that comes after sees fewer tokens; what it makes is what loader and graph compute."""
     source = reduced(open_model(pico("vit")), tmp_path / "tome")

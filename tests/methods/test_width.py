@@ -96,8 +96,15 @@ def test_every_refit_brings_the_output_nearer(pico: Pico, family: str, tmp_path:
     assert min(found[2:]) < found[1]
 
 
-@pytest.mark.parametrize("allocation", ["global", "cfsp", "uniform"])
-@pytest.mark.parametrize("importance", ["obs", "act", "cfsp", "flap", "magnitude", "random"])
+@pytest.mark.parametrize("allocation", ["global", "cfsp", pytest.param("uniform", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "importance",
+    [
+        "obs",
+        "flap",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("act", "cfsp", "magnitude", "random")),
+    ],
+)
 def test_every_choice_hits_the_plan(pico: Pico, importance: str, allocation: str, tmp_path: Path) -> None:
     source = open_model(pico("qwen2"))
     options = {"importance": importance, "allocation": allocation, "sparsity": 0.3, "round_to": 4}

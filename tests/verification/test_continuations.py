@@ -39,7 +39,7 @@ def test_first_difference(first: list[int], second: list[int], place: int | None
     assert first_difference(first, second) == place
 
 
-@pytest.mark.parametrize("graph", ["genai", "portable", "pytorch"])
+@pytest.mark.parametrize("graph", ["genai", pytest.param("portable", marks=pytest.mark.exhaustive), "pytorch"])
 def test_both_go_on_from_the_beginnings_of_the_data(
     graph: str, artifact: Path, pico: Callable[..., Path], text: DataRequest, tmp_path: Path
 ) -> None:
