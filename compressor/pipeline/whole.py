@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from compressor.architectures import Joined, Tower, family_named
 from compressor.architectures.tasks import TASKS
 from compressor.data.reading import DataRequest
-from compressor.errors import ModelError, RecipeError, UsageError
+from compressor.errors import ModelError, Problem, RecipeError, UsageError
 from compressor.machine.processor import TARGETS, target_for
+from compressor.model.blueprint import SECTION
+from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
 from compressor.model.parts import joined_by, parts_of
 from compressor.model.source import resolve_path
@@ -86,6 +88,8 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     if problems:
         raise RecipeError(problems, source=recipe.source)
     parts = {part: prepare(_recipe_for(recipe, part, entries[part]), name) for part in towers}
+    if problems := list(_not_stock(recipe, parts)):
+        raise RecipeError(problems, source=recipe.source)
     images, calibration, prompts = sources[_IMAGES], None, None
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, images) if recipe.evaluation is not None else None
     if recipe.calibration is not None:
@@ -134,15 +138,13 @@ def _offered(family: str, source: ModelFolder) -> bool:
 
 def _problems(
     recipe: Recipe, joined: Joined, towers: Mapping[str, Tower], entries: Mapping[str, Sequence[PassEntry]]
-) -> Any:
+) -> Iterator[Problem]:
     """Yield what a recipe asks for and cannot get of the whole model, whatever of its parts."""
     if recipe.model.task not in (AUTO, joined.task):
         message = f"{recipe.model.task} is not what the whole model is for; allowed: auto, {joined.task}"
         yield recipe.problem(("model", "task"), message)
-    if recipe.export.format != "onnx":
-        message = (
-            f"{recipe.export.format} is not written for a model of several parts; allowed: onnx, or set model.part"
-        )
+    if recipe.export.format == "ort":
+        message = "ort is not written for a model of several parts; allowed: onnx, safetensors, or set model.part"
         yield recipe.problem(("export", "format"), message)
     known = methods()
     for part, items in entries.items():
@@ -157,6 +159,16 @@ def _problems(
         yield recipe.problem(("evaluation", "data"), message)
     (offered,) = TASKS[joined.task].metrics.values()
     yield from not_measured(recipe, joined.task, offered if recipe.evaluation is not None else (), joined.task)
+
+
+def _not_stock(recipe: Recipe, parts: Mapping[str, Prepared]) -> Iterator[Problem]:
+    """Yield the parts that stock transformers could not load as parts of the whole model, where that is written."""
+    for part, prepared in parts.items() if recipe.export.format == "safetensors" else ():
+        blueprint = prepared.blueprints[-1]
+        if blueprint.grids or SECTION in config_for(prepared.source, blueprint):
+            what = "is quantized" if blueprint.grids else "has layers of different widths, or computes something else"
+            message = f"safetensors: the part {part} {what} after the passes, which stock transformers cannot load in a"
+            yield recipe.problem(("export", "format"), f"{message} model of several; use onnx, or set model.part")
 
 
 def _inputs(tower: Tower) -> str:
