@@ -71,13 +71,8 @@ def test_one_artifact_of_both_graphs(finished: Finished) -> None:
     assert not {"model.onnx", "verification/reference.safetensors"} & names
     assert report["verdict"] == "passed", [check for check in report["checks"] if not check["passed"]]
     checks = {check["name"] for check in report["checks"]}
-    assert {
-        "source.stock",
-        "vision.source.stock",
-        "text.parity.long.max_abs",
-        "vision.parity.cosine",
-        "vision.quality.cosine",
-    } <= checks
+    assert {"source.stock", "vision.source.stock", "text.parity.long.max_abs"} <= checks
+    assert {"vision.parity.cosine", "vision.quality.cosine", "joint.scalars"} <= checks
     assert set(report["compressed"]["metrics"]) == {"accuracy", "top1", "kl", "cosine_vision", "cosine_text"}
     assert set(report["ratios"]["speedup"]) == {"vision", "text"} == set(report["dense"]["latency_ms"])
     assert report["ratios"]["bytes"] < 0.9 and [entry["part"] for entry in report["passes"]] == ["vision"]
