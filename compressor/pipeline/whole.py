@@ -21,7 +21,7 @@ from compressor.passes import methods
 from compressor.passes.base import Target
 from compressor.pipeline.measures import not_measured
 from compressor.pipeline.prepare import Prepared, after_pass, located_model, prepare, request_of
-from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe
+from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe, disagreements
 
 _IMAGES = "vision"
 """The part that reads `data`; the others read `prompts`."""
@@ -85,11 +85,17 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     target = Target(recipe.export.format, recipe.export.graph, TARGETS[target_for(recipe.export.target)])
     entries, doubts = _concerned(recipe, sources, target)
     problems = list(_problems(recipe, joined, towers, entries))
+    if problems:  # what the parts would say of them is said already
+        raise RecipeError(problems, source=recipe.source)
+    parts: dict[str, Prepared] = {}
+    for part in towers:
+        try:
+            parts[part] = prepare(_recipe_for(recipe, part, entries[part]), name)
+        except RecipeError as error:
+            problems += error.problems
+    problems += _not_stock(recipe, parts)
     if problems:
-        raise RecipeError(problems, source=recipe.source)
-    parts = {part: prepare(_recipe_for(recipe, part, entries[part]), name) for part in towers}
-    if problems := list(_not_stock(recipe, parts)):
-        raise RecipeError(problems, source=recipe.source)
+        raise RecipeError(list(dict.fromkeys(problems)), source=recipe.source)
     images, calibration, prompts = sources[_IMAGES], None, None
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, images) if recipe.evaluation is not None else None
     if recipe.calibration is not None:
@@ -109,7 +115,8 @@ def _concerned(
     A pass for `auto` that no part can do stays with all of them, whose own preparation says what is wrong.
     """
     known = methods()
-    models, kept = dict(sources), {part: [] for part in sources}  # type: dict[str, ModelFolder], dict[str, list[Any]]
+    models = dict(sources)
+    kept: dict[str, list[PassEntry]] = {part: [] for part in sources}
     doubts = []
     for entry in recipe.passes:
         method, refusals = known[entry.name](entry.options), {}
@@ -158,6 +165,7 @@ def _problems(
         message = "images are classified by prompts; add evaluation.prompts, a table of label and prompt"
         yield recipe.problem(("evaluation", "data"), message)
     (offered,) = TASKS[joined.task].metrics.values()
+    yield from disagreements(recipe, ())
     yield from not_measured(recipe, joined.task, offered if recipe.evaluation is not None else (), joined.task)
 
 

@@ -161,6 +161,7 @@ def test_other_numbers_that_join_the_parts_and_a_missing_graph_are_found(victim:
         ({"passes": [{"tome": {"r": 1, "part": "text"}}]}, r"passes\[0\].tome: "),
         ({"export": {"format": "ort"}}, "export.format: ort is not written for a model of several parts"),
         ({"model": {"task": "text-generation"}}, "model.task: text-generation is not what the whole model is for"),
+        ({"evaluation": None, "verify": {"top1": {"min": 0.9}}}, "verify.top1: is measured on evaluation data"),
         ({"verify": {"cosine": {"min": 0.9}}}, "verify.cosine: is not measured for zero-shot-image-classification"),
     ],
 )  # fmt: skip
