@@ -27,6 +27,7 @@ from compressor.model.names import (
     tie_entries,
     tied_names,
 )
+from compressor.model.parts import parts_of
 from compressor.model.skeleton import build_skeleton
 from compressor.model.source import (
     check_activation,
@@ -332,6 +333,14 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
         ModelError: the folder does not hold a covered, undamaged model, or holds a graph instead of a torch module.
     """
     folder = resolve_path(str(path))
+    if parts := parts_of(folder):
+        graphs = [tower.graph for tower in parts.values() if (folder / tower.graph).is_file()]
+        raise ModelError(
+            f"{path}: is a model of the parts {', '.join(parts)}, and no torch module of one stack",
+            hint=f"Open {' and '.join(graphs)} with onnxruntime; README.md in the folder shows how."
+            if graphs
+            else "Load it with transformers.AutoModel.from_pretrained.",
+        )
     graph = runtime_model(folder)
     if graph is not None and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise ModelError(

@@ -112,9 +112,8 @@ def tower_in(config: PretrainedConfig, part: str | None) -> Tower | None:
     if part is None or part not in towers:
         names = " or ".join(towers)
         raise ModelError(
-            f"config.json: model_type {kind!r} is a model of several towers; one is compressed at a time: {names}",
-            hint=f"Set model.part to {names} in the recipe, or with --set model.part={next(iter(towers))};"
-            " inspect, bench and eval take the artifact of a tower.",
+            f"config.json: model_type {kind!r} is a model of several towers, of which one is to be named here: {names}",
+            hint=f"Set model.part to {names} in the recipe, or with --set model.part={next(iter(towers))}.",
         )
     return towers[part]
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from compressor.model.parts import PARTS, parts_of
 from compressor.storage.companions import copy_companions
 from compressor.storage.files import own_file
 from compressor.storage.json_files import read_json
+from compressor.storage.tensors import SINGLE, Checkpoint, Plan, stored_entries, write_safetensors
 from compressor.verification.manifest import MANIFEST, REFERENCE, read_manifest
 
 _CONFIG = "config.json"
@@ -64,6 +66,9 @@ def join(parts: Mapping[str, Path], source: Path, folder: Path, scalars: Mapping
                 if (place / name).is_file():
                     (place / name).rename(folder / name)
             (place / REFERENCE).rename(folder / reference_of(part))
+        if any((place / SINGLE).is_file() for place in parts.values()):
+            _write_checkpoint([*parts.values()], source, folder, scalars)
+            config |= _common({part: read_json(place / _CONFIG) for part, place in parts.items()}, "dtype")
         for name, value in scalars.items():
             if f"{name}_init_value" in config:
                 config[f"{name}_init_value"] = value
@@ -73,6 +78,24 @@ def join(parts: Mapping[str, Path], source: Path, folder: Path, scalars: Mapping
         raise ResourceError(
             f"{folder}: cannot write the model: {error}", hint="Free some space and run again."
         ) from error
+
+
+def _write_checkpoint(parts: list[Path], source: Path, folder: Path, scalars: Mapping[str, float]) -> None:
+    """Write the tensors of all parts, and those that join them, under the names of the whole model."""
+    stored = stored_entries(source)
+    entries = {name: stored[name] for name in scalars}
+    for place in parts:
+        entries |= stored_entries(place)
+    tensors = Checkpoint(entries)
+    plans = [Plan(name, entry.dtype, entry.shape, partial(tensors.tensor, name)) for name, entry in entries.items()]
+    write_safetensors(folder / SINGLE, plans)
+    tensors.close()
+
+
+def _common(configs: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Return what all parts say of a key, nothing where they differ."""
+    values = {str(config.get(key)) for config in configs.values()}
+    return {key: values.pop()} if len(values) == 1 else {}
 
 
 @contextmanager
@@ -100,20 +123,23 @@ def has_graphs(folder: Path) -> bool:
 
 
 def _lay_out(folder: Path, part: str, tower: Tower, place: Path) -> None:
-    if not has_graphs(folder):
+    graphs, made = has_graphs(folder), (folder / MANIFEST).is_file()
+    if not graphs:
         export_safetensors(open_model(folder, part=part), place)
-        return
-    if own_file(folder, tower.graph) is None:
+        if not made:
+            return
+    elif own_file(folder, tower.graph) is None:
         raise ModelError(f"{tower.graph} is missing: the graph of the part {part}")
     config = read_json(own_file(folder, _CONFIG) or folder / _CONFIG).get(tower.config)
     if not isinstance(config, dict):
         raise ModelError(f"config.json: {tower.config} is missing, which describes the part {part}")
     write_config(place, config)
-    copy_companions(folder, place, family_named(tower.model_type).inputs)
+    if graphs:
+        copy_companions(folder, place, family_named(tower.model_type).inputs)
     for name in _graph_files(tower):
         _link(own_file(folder, name), place / name)
     _link(own_file(folder, reference_of(part)), place / REFERENCE)
-    parts = read_manifest(folder).get(PARTS) if (folder / MANIFEST).is_file() else None
+    parts = read_manifest(folder).get(PARTS) if made else None
     stated = parts.get(part) if isinstance(parts, dict) else None
     if isinstance(stated, dict):
         (place / MANIFEST).write_text(json.dumps(stated), encoding="utf-8")

@@ -11,8 +11,9 @@ from typing import Any
 
 from compressor.data.reading import DataRequest
 from compressor.errors import ModelError
-from compressor.model.parts import joined_by, parts_of, stated_scalars
-from compressor.pipeline.laid_out import laid_out
+from compressor.measure.benchmark import file_bytes
+from compressor.model.parts import joined_by, parts_of, read_scalars, stated_scalars
+from compressor.pipeline.laid_out import has_graphs, laid_out
 from compressor.recipe import GATES
 from compressor.verification import VERIFY_STEPS, Check, Job, Verdict, check_own_files, run_fresh
 from compressor.verification.joint import Side, Together, measure_together
@@ -125,10 +126,12 @@ def _together(job: WholeJob, manifest: Mapping[str, Any], places: Mapping[str, P
     """Return what the parts do together, and whether they are joined as the dense model's are."""
     try:
         scalars = stated_scalars(manifest, joined_by(job.artifact).scalars)
+        stored = scalars if has_graphs(job.artifact) else read_scalars(job.artifact)
     except ModelError as error:
         return Together([failed("joint.scalars", error)])
-    checks = []
-    if job.dense is not None:
+    same = stored == scalars
+    checks = [] if same else [yes("joint.scalars", same, "the checkpoint holds other numbers than compression.json")]
+    if job.dense is not None and same:
         wrong = [name for name, value in job.dense.scalars.items() if scalars.get(name) != value]
         reason = f"compression.json joins the parts otherwise than the dense model: {', '.join(wrong)}"
         checks.append(yes("joint.scalars", not wrong, reason))
@@ -151,6 +154,7 @@ def _judged(
     timing = _timing({part: verdict.timing for part, verdict in verdicts.items() if verdict.timing})
     dense = _side("dense", together, verdicts, timing)
     ours = _side("compressed", together, verdicts, timing)
+    ours["bytes"] = file_bytes(job.artifact)
     ratios: dict[str, Any] = {key: ours[key] / dense[key] for key in _SUMMED if ours[key] and dense[key]}
     ratios |= {"speedup": timing.get("speedup", {}), "speedup_interval": timing.get("intervals", {})}
     values = {**derived(together.ours, together.dense), **_costs(ours, ratios, timing)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from compressor.architectures import Joined, Tower, family_named
 from compressor.architectures.tasks import TASKS
 from compressor.data.reading import DataRequest
-from compressor.errors import ModelError, RecipeError, UsageError
+from compressor.errors import ModelError, Problem, RecipeError, UsageError
 from compressor.machine.processor import TARGETS, target_for
+from compressor.model.blueprint import SECTION
+from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
 from compressor.model.parts import joined_by, parts_of
 from compressor.model.source import resolve_path
@@ -19,7 +21,7 @@ from compressor.passes import methods
 from compressor.passes.base import Target
 from compressor.pipeline.measures import not_measured
 from compressor.pipeline.prepare import Prepared, after_pass, located_model, prepare, request_of
-from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe
+from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe, disagreements
 
 _IMAGES = "vision"
 """The part that reads `data`; the others read `prompts`."""
@@ -83,9 +85,17 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     target = Target(recipe.export.format, recipe.export.graph, TARGETS[target_for(recipe.export.target)])
     entries, doubts = _concerned(recipe, sources, target)
     problems = list(_problems(recipe, joined, towers, entries))
-    if problems:
+    if problems:  # what the parts would say of them is said already
         raise RecipeError(problems, source=recipe.source)
-    parts = {part: prepare(_recipe_for(recipe, part, entries[part]), name) for part in towers}
+    parts: dict[str, Prepared] = {}
+    for part in towers:
+        try:
+            parts[part] = prepare(_recipe_for(recipe, part, entries[part]), name)
+        except RecipeError as error:
+            problems += error.problems
+    problems += _not_stock(recipe, parts)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)), source=recipe.source)
     images, calibration, prompts = sources[_IMAGES], None, None
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, images) if recipe.evaluation is not None else None
     if recipe.calibration is not None:
@@ -105,7 +115,8 @@ def _concerned(
     A pass for `auto` that no part can do stays with all of them, whose own preparation says what is wrong.
     """
     known = methods()
-    models, kept = dict(sources), {part: [] for part in sources}  # type: dict[str, ModelFolder], dict[str, list[Any]]
+    models = dict(sources)
+    kept: dict[str, list[PassEntry]] = {part: [] for part in sources}
     doubts = []
     for entry in recipe.passes:
         method, refusals = known[entry.name](entry.options), {}
@@ -134,15 +145,13 @@ def _offered(family: str, source: ModelFolder) -> bool:
 
 def _problems(
     recipe: Recipe, joined: Joined, towers: Mapping[str, Tower], entries: Mapping[str, Sequence[PassEntry]]
-) -> Any:
+) -> Iterator[Problem]:
     """Yield what a recipe asks for and cannot get of the whole model, whatever of its parts."""
     if recipe.model.task not in (AUTO, joined.task):
         message = f"{recipe.model.task} is not what the whole model is for; allowed: auto, {joined.task}"
         yield recipe.problem(("model", "task"), message)
-    if recipe.export.format != "onnx":
-        message = (
-            f"{recipe.export.format} is not written for a model of several parts; allowed: onnx, or set model.part"
-        )
+    if recipe.export.format == "ort":
+        message = "ort is not written for a model of several parts; allowed: onnx, safetensors, or set model.part"
         yield recipe.problem(("export", "format"), message)
     known = methods()
     for part, items in entries.items():
@@ -156,7 +165,18 @@ def _problems(
         message = "images are classified by prompts; add evaluation.prompts, a table of label and prompt"
         yield recipe.problem(("evaluation", "data"), message)
     (offered,) = TASKS[joined.task].metrics.values()
+    yield from disagreements(recipe, ())
     yield from not_measured(recipe, joined.task, offered if recipe.evaluation is not None else (), joined.task)
+
+
+def _not_stock(recipe: Recipe, parts: Mapping[str, Prepared]) -> Iterator[Problem]:
+    """Yield the parts that stock transformers could not load as parts of the whole model, where that is written."""
+    for part, prepared in parts.items() if recipe.export.format == "safetensors" else ():
+        blueprint = prepared.blueprints[-1]
+        if blueprint.grids or SECTION in config_for(prepared.source, blueprint):
+            what = "is quantized" if blueprint.grids else "has layers of different widths, or computes something else"
+            message = f"safetensors: the part {part} {what} after the passes, which stock transformers cannot load in a"
+            yield recipe.problem(("export", "format"), f"{message} model of several; use onnx, or set model.part")
 
 
 def _inputs(tower: Tower) -> str:

@@ -79,6 +79,8 @@ def _stand_in(context: Context, path: Path) -> tuple[str | None, list[str]]:
         return None, []
     if context.data is None:
         raise FileNotFoundError("its model is not here, nor the folder of real models and data (COMPRESSOR_TEST_DATA)")
+    if "prompts" in (stated.get("evaluation") or {}):
+        raise FileNotFoundError(f"its model {model} is not here, nor another of two towers to stand in")
     kind = path.relative_to(REPOSITORY / "recipes").as_posix().lower()
     if any(word in kind for word in ("minilm", "bert", "encoder", "sentence")):
         return str(minilm()), _overrides(context, _LONG if kind.startswith("tokens/") else _PAIRS)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from compressor.data.images import SETTINGS
 from compressor.errors import ModelError
 from compressor.exporters.safetensors import export_safetensors
-from compressor.model.folder import open_model
+from compressor.model.folder import load, open_model
 from compressor.verification import source_whole
 from compressor.verification.source import DIFFERENCE, compare
 from compressor.verification.source_whole import compare_whole
@@ -89,6 +89,8 @@ def test_a_tokenizer_beside_an_image_model_is_no_fault(pico: Pico, tmp_path: Pat
 def test_what_has_no_such_part_is_refused(pico: Pico) -> None:
     with pytest.raises(ModelError, match="several towers.*vision or text"):
         open_model(pico("clip"))
+    with pytest.raises(ModelError, match="is a model of the parts vision, text, and no torch module"):
+        load(pico("clip"))
     with pytest.raises(ModelError, match="model.part: text: a model of model_type 'bert' has no parts"):
         open_model(pico("bert"), part="text")
 

@@ -11,18 +11,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import transformers
 
 from compressor.errors import RecipeError
+from compressor.exporters.safetensors import export_safetensors
 from compressor.machine.progress import NullProgress
+from compressor.measure.torch_runner import TorchRunner
+from compressor.model.folder import open_model
 from compressor.model.parts import read_scalars
 from compressor.pipeline import evaluate, inspect, plan, run
-from compressor.pipeline.laid_out import laid_out
+from compressor.pipeline.laid_out import join, laid_out, write_config
 from compressor.pipeline.prepare import prepare
 from compressor.pipeline.together import PartJob, WholeJob, verify_whole
 from compressor.pipeline.whole import Whole, prepare_any
 from compressor.report.schema import check_report
-from compressor.verification import MANIFEST, Verdict
+from compressor.verification import MANIFEST, REFERENCE, Verdict, seal, write_reference
 from compressor.verification.joint import Side
 from tests.pipeline.whole import recipe_for, two_towers, write_data
 from tests.verification.test_sabotage import rehash, reseal
@@ -67,7 +71,8 @@ def test_one_artifact_of_both_graphs(finished: Finished) -> None:
     assert not {"model.onnx", "verification/reference.safetensors"} & names
     assert report["verdict"] == "passed", [check for check in report["checks"] if not check["passed"]]
     checks = {check["name"] for check in report["checks"]}
-    assert {"source.stock", "vision.source.stock", "text.parity.cosine", "vision.quality.cosine"} <= checks
+    assert {"source.stock", "vision.source.stock", "text.parity.long.max_abs"} <= checks
+    assert {"vision.parity.cosine", "vision.quality.cosine", "joint.scalars"} <= checks
     assert set(report["compressed"]["metrics"]) == {"accuracy", "top1", "kl", "cosine_vision", "cosine_text"}
     assert set(report["ratios"]["speedup"]) == {"vision", "text"} == set(report["dense"]["latency_ms"])
     assert report["ratios"]["bytes"] < 0.9 and [entry["part"] for entry in report["passes"]] == ["vision"]
@@ -156,6 +161,7 @@ def test_other_numbers_that_join_the_parts_and_a_missing_graph_are_found(victim:
         ({"passes": [{"tome": {"r": 1, "part": "text"}}]}, r"passes\[0\].tome: "),
         ({"export": {"format": "ort"}}, "export.format: ort is not written for a model of several parts"),
         ({"model": {"task": "text-generation"}}, "model.task: text-generation is not what the whole model is for"),
+        ({"evaluation": None, "verify": {"top1": {"min": 0.9}}}, "verify.top1: is measured on evaluation data"),
         ({"verify": {"cosine": {"min": 0.9}}}, "verify.cosine: is not measured for zero-shot-image-classification"),
     ],
 )  # fmt: skip
@@ -168,15 +174,16 @@ def test_what_is_for_several_parts_is_refused_elsewhere(pico: Pico, data: Path) 
     recipe = recipe_for(data, model={"part": "text"}, evaluation={"data": "prompts.csv", "prompts": "other.csv"})
     with pytest.raises(RecipeError) as error:
         prepare(recipe, str(two_towers(pico, "clip")))
-    assert [problem.where for problem in error.value.problems] == [
-        "passes[0].int8-dynamic.part",
+    assert sorted(problem.where for problem in error.value.problems) == [
         "evaluation.prompts",
+        "passes[0].int8-dynamic.part",
     ]
 
 
 def test_a_pass_goes_to_the_parts_that_it_is_for(pico: Pico, data: Path) -> None:
     passes = [{"tome": {"r": 1}}, {"magnitude": {"sparsity": 0.3, "part": "text"}}, {"int8-dynamic": {}}]
-    recipe, model = recipe_for(data, passes=passes), two_towers(pico, "clip")
+    calibration = {"data": "pics", "prompts": "prompts.csv", "samples": 4}
+    recipe, model = recipe_for(data, passes=passes, calibration=calibration), two_towers(pico, "clip")
     bound = prepare_any(recipe, str(model))
     assert isinstance(bound, Whole)
     assert {part: prepared.method_names for part, prepared in bound.parts.items()} == {
@@ -194,3 +201,30 @@ def test_a_pass_goes_to_the_parts_that_it_is_for(pico: Pico, data: Path) -> None
 def test_a_part_that_there_is_not_is_refused(data: Path) -> None:
     with pytest.raises(RecipeError, match=r"passes\[0\].tome.part: 'audio' is no part; allowed: auto, vision, text"):
         recipe_for(data, passes=[{"tome": {"r": 1, "part": "audio"}}])
+
+
+def test_a_checkpoint_of_all_parts_is_the_stock_model_and_gives_them_back(pico: Pico, tmp_path: Path) -> None:
+    model, folder, places = two_towers(pico, "siglip"), tmp_path / "whole", {}
+    folder.mkdir()
+    for part in ("vision", "text"):
+        places[part] = tmp_path / part
+        places[part].mkdir()
+        export_safetensors(open_model(model, part=part), places[part])
+        write_config(places[part], json.loads((places[part] / "config.json").read_text()))
+        write_reference(TorchRunner(places[part]), places[part] / REFERENCE)
+    hashes = {part: seal(place, {})["outputs"] for part, place in places.items()}
+    join(places, model, folder, read_scalars(model))
+    (folder / MANIFEST).write_text("{}")
+    for part, wanted in hashes.items():
+        with laid_out(folder, part) as place:
+            assert seal(place, {})["outputs"] == wanted
+    stock, info = transformers.SiglipModel.from_pretrained(folder, output_loading_info=True)
+    dense = transformers.SiglipModel.from_pretrained(model).state_dict()
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in stock.state_dict().items())
+
+
+def test_a_checkpoint_that_stock_transformers_cannot_load_is_refused(pico: Pico, data: Path) -> None:
+    recipe = recipe_for(data, export={"format": "safetensors"})
+    with pytest.raises(RecipeError, match="export.format: safetensors: the part vision is quantized after the passes"):
+        prepare_any(recipe, str(two_towers(pico, "clip")))
