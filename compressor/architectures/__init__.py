@@ -7,11 +7,12 @@ from typing import Any
 from compressor.architectures import bert, clip, dinov2, llama, llava, opt, siglip, vit
 from compressor.architectures.family import Attention, Family, FeedForward, Setting, Slot
 from compressor.architectures.shapes import LayerShape, StackShapes, shapes_in, shapes_section, stock_shapes
-from compressor.architectures.towers import GRAPHS, JOINED, PARTS, TOWERS, Joined, Tower
+from compressor.architectures.towers import EMBEDDINGS, GRAPHS, JOINED, PARTS, TOWERS, Joined, Tower
 from compressor.errors import ModelError, brief
 
 __all__ = [
     "Attention",
+    "EMBEDDINGS",
     "FAMILIES",
     "Family",
     "FeedForward",

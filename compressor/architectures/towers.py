@@ -17,6 +17,7 @@ class Tower:
             has for text generation with its config.
         config: key of config.json under which the whole model states the tower's config.
         graph: file of its graph in an artifact of the whole model, as transformers.js calls it.
+        embeddings: file of the graph that embeds tokens for that one; None where that one embeds them itself.
         beside: what the names of all other tensors of the whole model begin with.
         features: method of the whole model that gives the tower's hidden states, and embeddings as `pooler_output`;
             `forward` where the whole model does what the tower by itself does.
@@ -46,6 +47,7 @@ class Tower:
     parts: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     depth: str | None = None
+    embeddings: str | None = None
 
     def named(self, stored: str) -> str:
         """Return what the tower by itself calls a tensor of the whole checkpoint."""
@@ -126,6 +128,7 @@ TOWERS: Mapping[str, Mapping[str, Tower]] = {
             kinds=("llama", "mistral", "qwen2", "qwen3"),
             whole=_LLAVA,
             parts=(("model", "model.language_model"), ("lm_head", "lm_head")),
+            embeddings="embed_tokens.onnx",
             renames=(
                 (r"language_model\.(?=model\.|lm_head\.)", ""),
                 (r"model\.language_model\.(model\.)?", "model."),
@@ -164,3 +167,7 @@ PARTS = tuple(dict.fromkeys(name for towers in TOWERS.values() for name in tower
 """Names of all parts."""
 GRAPHS = tuple(dict.fromkeys(tower.graph for towers in TOWERS.values() for tower in towers.values()))
 """Names of the graphs in artifacts of several."""
+EMBEDDINGS = {
+    tower.graph: tower.embeddings for towers in TOWERS.values() for tower in towers.values() if tower.embeddings
+}
+"""Names of graphs that take embeddings in the place of tokens -> of the graphs that embed tokens for them."""

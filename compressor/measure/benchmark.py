@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.architectures import GRAPHS, OWN_TYPE, family_named
+from compressor.architectures import EMBEDDINGS, GRAPHS, OWN_TYPE, family_named
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, UsageError
@@ -107,10 +107,14 @@ def file_bytes(folder: Path) -> int:
     """Return the bytes of what runs: `model.ort`, or `model.onnx` and its external data, or safetensors."""
     files = [f for f in Path(folder).iterdir() if f.is_file() and not f.is_symlink()]
     graph = runtime_model(Path(folder))
-    graphs = (graph.name,) if graph is not None else GRAPHS
+    graphs = (graph.name, *_beside(graph.name)) if graph is not None else (*GRAPHS, *EMBEDDINGS.values())
     onnx = [f for f in files if f.name.startswith(graphs)]
     weights = onnx or [f for f in files if f.suffix == ".safetensors"]
     return sum(f.stat().st_size for f in weights)
+
+
+def _beside(graph: str) -> tuple[str, ...]:
+    return (EMBEDDINGS[graph],) if graph in EMBEDDINGS else ()
 
 
 def peak_memory(folder: Path, threads: int = 1, batch: int = 1, length: int = 64) -> int:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor._lazy import lazy
-from compressor.architectures import FAMILIES
+from compressor.architectures import EMBEDDINGS, FAMILIES
 from compressor.data.kinds import Ids, Inputs
 from compressor.errors import ModelError, UsageError
 from compressor.machine.processor import target_for
 from compressor.machine.shortage import raise_shortage
 from compressor.measure.runner import Array, Past, complete, first_line, greedy, read_config, stated_family
-from compressor.storage.artifact import ONNX_MODEL, runtime_model
-from compressor.storage.files import check_folder
+from compressor.storage.artifact import onnx_model, runtime_model
+from compressor.storage.files import check_folder, own_file
 from compressor.storage.processor import target_of_folder
 
 ort = lazy("onnxruntime")
@@ -30,6 +30,7 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
 }
 _HIDDEN = tuple(dict.fromkeys(family.output for family in FAMILIES))
+_EMBEDS = "inputs_embeds"
 _EXACT = "session.x64quantprecision"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -56,8 +57,8 @@ class OnnxRunner:
         check_folder(self.folder)
         settings = imitation(self.folder) if settings is None else settings
         path = runtime_model(self.folder)
-        if _EXACT in settings and path is not None and (self.folder / ONNX_MODEL).is_file():
-            path = self.folder / ONNX_MODEL  # a `.ort` was optimised when it was made, and takes no such setting
+        if _EXACT in settings and path is not None and (found := onnx_model(self.folder)) is not None:
+            path = found  # a `.ort` was optimised when it was made, and takes no such setting
         if path is None:
             raise ModelError(f"{self.folder}: no model.onnx there", hint="Export the model to ONNX first.")
         ort.disable_telemetry_events()  # for a process that had loaded ONNX Runtime before this package
@@ -76,6 +77,7 @@ class OnnxRunner:
             raise_shortage(error)
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         self._inputs: dict[str, Any] = {i.name: i for i in self._session.get_inputs()}
+        self._embedding = self._open_embedding(path, options)
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         outputs = [o.name for o in self._session.get_outputs()]
         self._output = next((n for n in ("logits", *_HIDDEN) if n in outputs), outputs[0])
@@ -93,6 +95,30 @@ class OnnxRunner:
         if self._output in _HIDDEN:
             return "feature-extraction"
         return "image-classification" if self.inputs == "pixels" else "text-classification"
+
+    def _open_embedding(self, graph: Path, options: Any) -> Any:
+        """Return the session of the graph that embeds tokens for this one; None where this one takes tokens.
+
+        Raises:
+            ModelError: there is none, or ONNX Runtime refuses it.
+        """
+        if _EMBEDS not in self._inputs:
+            return None
+        name = EMBEDDINGS.get(graph.name, "")
+        path = own_file(self.folder, name) if name else None
+        if path is None:
+            raise ModelError(f"{graph}: it takes embeddings, and {name or 'a graph that makes them'} is not beside it")
+        try:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+            raise_shortage(error)
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+
+    def embed(self, ids: Ids) -> Array:
+        """Return the embeddings [B, T, width] of tokens [B, T], of a folder that makes them in a graph of their own."""
+        assert self._embedding is not None, "asked of graphs that take embeddings"
+        made = self._embedding.run(None, {"input_ids": np.ascontiguousarray(ids, dtype=np.int64)})[0]
+        return np.asarray(made, dtype=np.float32)
 
     def forward(self, inputs: Inputs) -> Array:
         """Return logits [B, T, V] or [B, C], or the last hidden state [B, T, H]."""
@@ -132,6 +158,8 @@ class OnnxRunner:
     def _feed(self, inputs: Inputs, past: list[NDArray[Any]]) -> Inputs:
         given = complete(inputs, set(self._inputs), past=past[0].shape[2] if past else 0)
         given.update(zip(self._past, past, strict=True))
+        if self._embedding is not None and _EMBEDS not in given and "input_ids" in inputs:
+            given[_EMBEDS] = self.embed(cast(Ids, inputs["input_ids"]))
         if missing := sorted(set(self._inputs) - set(given)):
             raise UsageError(f"{self.folder}: the graph needs the input {missing[0]}, got {sorted(inputs)}")
         return {k: np.ascontiguousarray(given[k], dtype=_DTYPES.get(v.type)) for k, v in self._inputs.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.architectures import EMBEDDINGS
 from compressor.exporters.result import ExportResult
 from compressor.exporters.steps import Advance, silent
 from compressor.machine.processor import target_for
@@ -29,7 +30,7 @@ def export_model(
 ) -> ExportResult:
     """Write the model files of `model` into the existing `folder`; `dtype` is that of the stored weights.
 
-    `graph` is the file of the ONNX graph.
+    `graph` is the file of the ONNX graph; one that takes embeddings has that of the embedding beside it.
 
     `advance` is told what has been done, as often as `compressor.exporters.steps.STEPS` says.
 
@@ -52,6 +53,7 @@ def export_model(
         arm=arm,
         kept_mask=section.kept_mask,
         name=graph,
+        embeddings=EMBEDDINGS.get(graph),
     )
     export = export_ort if section.format == "ort" else export_onnx
     return export(model, folder, options, advance=advance)

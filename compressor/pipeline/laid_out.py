@@ -145,8 +145,9 @@ def _lay_out(folder: Path, part: str, tower: Tower, place: Path) -> None:
         (place / MANIFEST).write_text(json.dumps(stated), encoding="utf-8")
 
 
-def _graph_files(tower: Tower) -> tuple[str, str]:
-    return tower.graph, f"{tower.graph}.data"
+def _graph_files(tower: Tower) -> list[str]:
+    graphs = [tower.graph, *([tower.embeddings] if tower.embeddings is not None else [])]
+    return [name for graph in graphs for name in (graph, f"{graph}.data")]
 
 
 def _link(file: Path | None, place: Path) -> None:

@@ -35,7 +35,7 @@ from compressor.pipeline.record import (
     quantization_step,
     run_report,
 )
-from compressor.pipeline.sealed import ALL, Made, graph_names, seal_one, seal_whole, summed, whole_job
+from compressor.pipeline.sealed import ALL, Made, graph_names, own_graph, seal_one, seal_whole, summed, whole_job
 from compressor.pipeline.source import checked_source, checked_whole, recorded, source_checks
 from compressor.pipeline.together import verify_whole
 from compressor.pipeline.towers import taken_out
@@ -100,7 +100,7 @@ def run(
             hashes = {part: input_hashes(prepared) for part, prepared in parts.items()}
         progress.expect(sum(map(_stages, parts.values())) + 1 + isinstance(bound, Whole))
         with locked(work_folder(out), resume=resume) as work:
-            graphs = graph_names(bound) if isinstance(bound, Whole) else {ALL: ONNX_MODEL}
+            graphs = graph_names(bound) if isinstance(bound, Whole) else {ALL: own_graph(bound)}
             with clock.stage("load"):
                 whole = checked_whole(bound.path, progress) if isinstance(bound, Whole) else {"skipped": ""}
             made = {
@@ -127,7 +127,7 @@ def _make(prepared: Prepared, hashes: dict[str, str], work: Path, graph: str, pr
     evaluation = prepared.load_evaluation()
     compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
     with clock.stage("export"):
-        dense = _export_dense(prepared, hashes, work, progress)
+        dense = _export_dense(prepared, hashes, work, graph, progress)
         folder, facts = _export(prepared, compressed, entries, work, graph, progress)
     facts |= {"inputs": hashes, "source": recorded(source)}
     return Made(prepared, source, compressed, count_costs(prepared, compressed), entries, dense, folder, facts)
@@ -227,7 +227,7 @@ def _attribute(
     return {"quality_after": quality.ours, "quality_dense": quality.dense}
 
 
-def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progress: Progress) -> Path:
+def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, graph: str, progress: Progress) -> Path:
     """Export the model as it came, to compare with; a finished export of an earlier run of the same inputs is kept."""
     export = prepared.recipe.export
     if export.format == "safetensors":
@@ -239,18 +239,20 @@ def _export_dense(prepared: Prepared, hashes: dict[str, str], work: Path, progre
     if not kept:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        export_dense(prepared.source, folder, export, progress.advance)
+        export_dense(prepared.source, folder, export, progress.advance, graph)
         mark.write_text(basis, encoding="utf-8")
     return folder
 
 
-def export_dense(source: ModelFolder, folder: Path, export: ExportSection, advance: Advance = silent) -> None:
+def export_dense(
+    source: ModelFolder, folder: Path, export: ExportSection, advance: Advance = silent, graph: str = ONNX_MODEL
+) -> None:
     """Write a model as it is into the existing `folder`, in the form that a recipe asks for; see `export_model`.
 
     Raises:
         CompressorError: what the exporter raises.
     """
-    export_model(source, folder, export, dense_dtype(source, export), advance)
+    export_model(source, folder, export, dense_dtype(source, export), advance, graph)
 
 
 def _export(

@@ -18,6 +18,7 @@ from compressor.pipeline.prepare import Prepared
 from compressor.pipeline.together import PartJob, WholeJob
 from compressor.pipeline.whole import Whole
 from compressor.recipe import PART
+from compressor.storage.artifact import ONNX_MODEL
 from compressor.storage.json_files import read_json
 from compressor.storage.processor import TARGET
 from compressor.verification import seal
@@ -132,6 +133,17 @@ def whole_job(whole: Whole, made: Mapping[str, Made], artifact: Path) -> WholeJo
 def graph_names(whole: Whole) -> dict[str, str]:
     """Return part -> file of its graph."""
     return {part: tower.graph for part, tower in parts_of(whole.path).items()}
+
+
+def own_graph(prepared: Prepared) -> str:
+    """Return the file of the graph of a model that is compressed by itself: a part has no name of its own but one.
+
+    A language model that embeddings are given to has the graphs that its runtimes know; as `model.ort`, which is one
+    graph, it takes tokens.
+    """
+    tower = prepared.source.tower
+    apart = tower is not None and tower.embeddings is not None and prepared.recipe.export.format == "onnx"
+    return tower.graph if tower is not None and apart else ONNX_MODEL
 
 
 def _write_recipe(bound: Prepared | Whole, folder: Path) -> None:

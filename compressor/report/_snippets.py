@@ -26,6 +26,13 @@ logits = session.run(["logits"], feeds)[0]  # [batch, tokens, vocabulary]
 print(tokenizer.decode([int(logits[0, -1].argmax())]))
 """
 
+_TOKENS = (
+    """feeds = {"input_ids": ids, """,
+    """embedding = ort.InferenceSession(f"{folder}/EMBEDDINGS", providers=["CPUExecutionProvider"])
+embeds = embedding.run(None, {"input_ids": ids})[0]  # image features take the places of those of image tokens
+feeds = {"inputs_embeds": embeds, """,
+)
+
 GENAI = """\
 import onnxruntime_genai as og
 
@@ -156,13 +163,15 @@ def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
     image = IMAGE if known is None or known.output == "logit" else IMAGE_FEATURES
     plain = DECODER if facts.decoder else image if facts.pixels else ENCODER
     plain = plain.replace("padding=True", 'padding="max_length"') if facts.full_length else plain
+    if facts.embeddings:
+        plain = plain.replace(*_TOKENS).replace("EMBEDDINGS", facts.embeddings)
     code = plain.replace("GRAPH", facts.graph).replace("MODE", "L" if facts.grey else "RGB")
     parts = [("ONNX Runtime", code)]
     if facts.genai:
         parts.insert(0, ("onnxruntime-genai, with a generation loop", GENAI))
     if facts.sentences:
         parts.insert(0, ("sentence-transformers (with its extra `onnx`, in an environment of its own)", SENTENCES))
-    if known:
+    if known and not facts.embeddings:
         where = "optimum (package `optimum-onnx`, in an environment of its own)"
         if facts.decoder and not facts.portable:
             where += ", one prompt at a time, as it pads batches on the left and this graph takes right padding alone"

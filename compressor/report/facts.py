@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.architectures import Family, Tower, family_named
+from compressor.architectures import EMBEDDINGS, Family, Tower, family_named
 from compressor.errors import ModelError
 from compressor.measure.runner import stated_family
 from compressor.model.parts import parts_of
@@ -26,6 +26,7 @@ class ArtifactFacts:
         shaped: whether widths differ by layer, so that config.json has a `compression` section.
         decoder: whether the model generates text.
         graph: name of the file that ONNX Runtime loads.
+        embeddings: name of the graph that embeds tokens for that one; empty where that one takes tokens.
         sentences: whether sentence-transformers knows the folder as a sentence encoder.
         grey: whether an image model takes images of one channel.
         pixels: whether the model reads images.
@@ -40,6 +41,7 @@ class ArtifactFacts:
     shaped: bool = False
     decoder: bool = False
     graph: str = "model.onnx"
+    embeddings: str = ""
     sentences: bool = False
     grey: bool = False
     pixels: bool = False
@@ -62,6 +64,7 @@ class ArtifactFacts:
             shaped="compression" in config,
             decoder=task == "text-generation",
             graph=graph.name if graph is not None else "model.onnx",
+            embeddings=EMBEDDINGS.get(graph.name, "") if graph is not None else "",
             sentences=task == "feature-extraction" and (folder / MODULES).is_file(),
             grey=config.get("num_channels") == 1,
             pixels="image_size" in config,

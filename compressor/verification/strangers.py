@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from compressor.architectures import GRAPHS, PARTS
+from compressor.architectures import EMBEDDINGS, GRAPHS, PARTS
 from compressor.errors import ModelError
 from compressor.exporters.ort import OPERATORS
 from compressor.exporters.remote_code import MODULE
@@ -26,7 +26,7 @@ _WRITTEN = {"config.json", "genai_config.json", f"{MODULE}.py", OPERATORS, REFER
 _PATTERNS = (
     re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"),
     re.compile(r"model\.(onnx|onnx\.data|ort|safetensors\.index\.json)"),
-    re.compile(rf"({'|'.join(map(re.escape, GRAPHS))})(\.data)?"),
+    re.compile(rf"({'|'.join(map(re.escape, (*GRAPHS, *EMBEDDINGS.values())))})(\.data)?"),
     re.compile(rf"verification/({'|'.join(PARTS)})\.safetensors"),
     re.compile(r"recipe[\w.-]*\.yaml"),
 )

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from compressor._lazy import lazy
+from compressor.architectures import EMBEDDINGS
 from compressor.errors import ModelError
 from compressor.storage.artifact import onnx_model
 from compressor.storage.tensors import Checkpoint, stored_entries
+from compressor.verification.embedded import with_embedding
 from compressor.verification.verdict import Check, failed, yes
 
 onnx = lazy("onnx")
@@ -42,6 +44,11 @@ class StoredWeights:
         self.model = model
         self._entries = entries
         self._initializers = {t.name: t for t in initializers(model.graph)} if model is not None else {}
+
+    @property
+    def apart(self) -> bool:
+        """Whether a graph of its own embeds tokens; what is here are both graphs as one."""
+        return self.is_onnx and getattr(onnx_model(self.folder), "name", None) in EMBEDDINGS
 
     @property
     def is_onnx(self) -> bool:
@@ -158,7 +165,13 @@ def open_weights(folder: Path) -> StoredWeights:
     if path is None:
         return StoredWeights(folder, entries=Checkpoint(stored_entries(folder)))
     try:
-        return StoredWeights(folder, model=onnx.load(str(path), load_external_data=False))
+        model = onnx.load(str(path), load_external_data=False)
+        if (name := EMBEDDINGS.get(path.name)) is not None:
+            path = folder / name
+            model = with_embedding(model, onnx.load(str(path), load_external_data=False), folder)
+        return StoredWeights(folder, model=model)
+    except ModelError:
+        raise
     except Exception as error:  # protobuf's DecodeError and OSError share no base class
         raise ModelError(f"{path.name} cannot be parsed: {str(error).splitlines()[0]}") from error
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
+from compressor.exporters.onnx.apart import embedding_apart
 from compressor.exporters.onnx.decoder import Survey, survey, trace_decoder
 from compressor.exporters.onnx.encoder import name_choices, trace_encoder
 from compressor.exporters.onnx.genai_config import write_genai_config
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _WRAPPED = "model."  # the tracing wrappers call the model so
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_IR_DTYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
 _OPSETS = {"gqa": 21, "portable": 20, "encoder": 20}
 _HEAD_MULTIPLE = 8
 _OLDEST, _NEWEST = 18, 23
@@ -50,6 +52,8 @@ class OnnxOptions:
             kernels take them; x86 has fast kernels for unsigned ones alone.
         name: file of the graph.
         kept_mask: whether the graph of a model in which tokens go has the output `kept_mask` (`encoder`).
+        embeddings: file of the graph that embeds tokens for a decoder, which then takes their embeddings and has no
+            genai_config.json; None: the decoder embeds them itself.
     """
 
     graph: Literal["auto", "portable"] = "auto"
@@ -58,6 +62,7 @@ class OnnxOptions:
     arm: bool = False
     name: str = ONNX_MODEL
     kept_mask: bool = False
+    embeddings: str | None = None
 
 
 def export_onnx(
@@ -86,7 +91,7 @@ def export_onnx(
     graph, files, stored = _write(model, source.weights, source.task, out, options, source, advance)
     _write_config(source, out / "config.json")
     files += [out / "config.json", *copy_companions(source.path, out, source.alone_reads)]
-    if source.task == "text-generation":
+    if source.task == "text-generation" and options.embeddings is None:
         files.append(write_genai_config(source.path, source.config, graph, out))
     return replace(_result(graph, files, time.perf_counter() - start), codes=stored)
 
@@ -158,7 +163,12 @@ def _write(
     name_choices(graph.graph)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
     advance("graph in order")
-    return graph, save(graph, out, weights.close, advance, options.name), stored
+    files = []
+    if options.embeddings is not None:
+        width = int(model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+        embedding = embedding_apart(graph, width, ir.DataType[_IR_DTYPES[options.dtype]])
+        files += save(embedding, out, weights.close, name=options.embeddings)
+    return graph, [*files, *save(graph, out, weights.close, advance, options.name)], stored
 
 
 def _decoder_kind(found: Survey, options: OnnxOptions) -> str:
