@@ -18,8 +18,9 @@ from compressor.exporters.modeling_tokens import _begun, _columns, _graph, _redu
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
-    "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none"),
-    "select": ("bipartite", "topk", "topk_alike", "all"),
+    "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
+    + ("cls_attn_layers", "flowcut", "hidden_state"),
+    "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
 }
 
@@ -162,16 +163,16 @@ class _ReducedBlock(_Block):
 
 
 class _OutputReduction(nn.Module):
-    """Selects among the tokens behind the last block, by what one of the blocks has seen."""
+    """Selects among the tokens behind the last block, by what some of the blocks have seen."""
 
-    def __init__(self, reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> None:
+    def __init__(self, reduction: dict[str, Any], seen: list[dict[str, torch.Tensor]]) -> None:
         super().__init__()
         self._reduction, self._seen = reduction, seen
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return _reduced(self._reduction, {**self._seen, "hidden": hidden}, hidden, {"sizes": hidden[..., :1] * 0 + 1})[
-            0
-        ]
+        *earlier, last = self._seen
+        seen: dict[str, Any] = {**last, "hidden": hidden, "earlier": earlier}
+        return _reduced(self._reduction, seen, hidden, {"sizes": torch.ones_like(hidden[..., :1])})[0]
 
 
 class _GatedLinear(nn.Linear):
@@ -243,17 +244,18 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
         before = [entry for block, entry in reductions.items() if block < index]
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
         sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
-        shown = [entry for entry in outputs if entry["block"] == index]
+        shown = any(index in (entry["block"], *entry.get("also", ())) for entry in outputs)
         if biased or sums or shown or index in reductions or (before and post):
             traits = (first, biased, sums, bool(reductions) and post and index == len(blocks) - 1)
             blocks[index] = _ReducedBlock(
                 blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks
             )
             first = False
-        for entry in shown:
-            seen: dict[str, torch.Tensor] = {}
-            blocks[index].shows = seen
-            setattr(model, section["paths"]["selector"], _OutputReduction(entry, seen))
+        if shown:
+            blocks[index].shows = {}
+    for entry in outputs:
+        seen = [blocks[block].shows for block in (*entry.get("also", ()), entry["block"])]
+        setattr(model, section["paths"]["selector"], _OutputReduction(entry, seen))
     if reductions and post:
 
         def hear(_: nn.Module, args: Any, kwargs: Any) -> None:

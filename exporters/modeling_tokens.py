@@ -38,7 +38,7 @@ def _joined(scores: torch.Tensor, how: str) -> torch.Tensor:
     return ((scores.square() * counts).sum(1) / counts.sum(1)).sqrt()
 
 
-def _scores(reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> torch.Tensor:
+def _scores(reduction: dict[str, Any], seen: dict[str, Any]) -> torch.Tensor:
     """Return how much each token matters, [batch, tokens]."""
     name, heads = reduction["score"], reduction.get("heads", "mean")
     if name == "random":
@@ -49,7 +49,18 @@ def _scores(reduction: dict[str, Any], seen: dict[str, torch.Tensor]) -> torch.T
     if name == "value_norm":
         return _joined(seen["values"].norm(dim=-1).transpose(1, 2), heads)
     if name == "cascade":
-        return seen["importance"]
+        return torch.as_tensor(seen["importance"])
+    if name == "cls_attn_layers":
+        alone = {**reduction, "score": "cls_attn"}
+        return torch.stack([_scores(alone, block) for block in (*seen["earlier"], seen)]).mean(0)
+    if name == "flowcut":
+        total: Any = 0.0
+        for number, block in enumerate((*seen["earlier"], seen)):
+            values = block["values"].flatten(2)
+            alike = (values @ values[:, 0, :, None])[..., 0].softmax(-1)
+            score = (_scores({**reduction, "score": "cls_attn"}, block) + alike) * values.abs().sum(-1)
+            total = (total + score) / 2 if number else score
+        return torch.as_tensor(total)
     attention = seen["attention"]
     if name == "cls_attn":
         asking = reduction.get("classes") or reduction["protect"]
@@ -122,7 +133,7 @@ def _merged(
 
 
 def _reduced(
-    reduction: dict[str, Any], seen: dict[str, torch.Tensor], x: torch.Tensor, track: dict[str, Any]
+    reduction: dict[str, Any], seen: dict[str, Any], x: torch.Tensor, track: dict[str, Any]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Return the stream [batch, kept, width] and what is known of its tokens after a reduction.
 
@@ -142,7 +153,13 @@ def _reduced(
         features = features if reduction["score"] == "mean_key" else _hashed(seen["keys"])
         x, sizes = _merged(x, sizes, *_paired(features, keep, protect))
         return x, {**waiting, "sizes": sizes}
+    if reduction["select"] in ("most_distant", "rows"):
+        return _take(x, _spread(reduction, seen)), {}
     unit, scores = features / features.norm(dim=-1, keepdim=True), _scores(reduction, seen)
+    if reduction["select"] == "topk_anchors":
+        return _anchored(reduction, scores, unit, x), {}
+    if reduction["select"] == "neighbours":
+        scores = _raised(reduction, scores, _scores(reduction, seen["earlier"][0]))
     stay = keep - (dropped == "fuse")
     gone = _going(scores, unit, x.shape[1] - stay, reduction)
     kept = _others(gone, stay)
@@ -178,6 +195,52 @@ def _reduced(
     elif dropped == "cache":
         after["cache"] = tuple(torch.cat(pair, dim=1) for pair in zip(before, fused, strict=True))
     return x, after
+
+
+def _spread(reduction: dict[str, Any], seen: dict[str, Any]) -> torch.Tensor:
+    """Return the tokens [batch, keep] that are far from each other, or in the best rows, by rising place."""
+    protect, keep = reduction["protect"], reduction["keep"]
+    first = torch.arange(protect, device=seen["hidden"].device).expand(len(seen["hidden"]), -1)
+    if reduction["select"] == "rows":
+        columns = reduction["columns"]
+        sums = _scores(reduction, seen)[:, protect:].unflatten(1, (-1, columns)).sum(-1)
+        rows = sums.topk((keep - protect) // columns, dim=-1).indices.sort(dim=-1).values
+        inside = torch.arange(columns, device=rows.device) + protect
+        return torch.cat([first, (rows[..., None] * columns + inside).flatten(1)], dim=1)
+    features = seen["hidden"] if reduction["score"] == "hidden_state" else seen["keys"].mean(2)
+    unit = features[:, protect:] / features[:, protect:].norm(dim=-1, keepdim=True)
+    apart, itself = 1 - unit @ unit.transpose(1, 2), torch.eye(unit.shape[1], dtype=torch.bool, device=unit.device)
+    chosen, samples = [apart.masked_fill(itself, 4.0).amin(-1).argmax(-1)], torch.arange(len(unit))
+    apart = apart.masked_fill(itself, -4.0)
+    least = apart[samples, chosen[0]]
+    for _ in range(keep - protect - 1):
+        chosen.append(least.argmax(-1))
+        least = least.minimum(apart[samples, chosen[-1]])
+    return torch.cat([first, torch.stack(chosen, dim=1).sort(dim=-1).values + protect], dim=1)
+
+
+def _raised(reduction: dict[str, Any], scores: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+    """Return scores raised by 2 at the patches of highest marks and at what touches them above, below and beside."""
+    protect, columns = reduction["protect"], reduction["columns"]
+    best = marks[:, protect:].topk(reduction["anchors"], dim=-1).indices[..., None]
+    places = torch.arange(scores.shape[1] - protect, device=scores.device)
+    apart = (places // columns - best // columns).abs() + (places % columns - best % columns).abs()
+    near = torch.nn.functional.pad((apart <= 1).any(1), (protect, 0))
+    return scores + 2 * near.to(scores.dtype)
+
+
+def _anchored(reduction: dict[str, Any], scores: torch.Tensor, unit: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the highest tokens as they are, and evenly spaced ones of the others, with the rest merged into them."""
+    keep, anchors = reduction["keep"], reduction["anchors"]
+    rest = _going(scores, unit, scores.shape[1] - keep + anchors, reduction)
+    step = max(rest.shape[1] // anchors, 1)
+    at = torch.arange(rest.shape[1], device=x.device)
+    chosen = (at % step == 0) & (at < anchors * step)
+    centres, gone = rest[:, chosen], rest[:, ~chosen]
+    kept = torch.cat([_others(rest, keep - anchors), centres], dim=1).sort(dim=-1).values
+    nearest = (_take(unit, gone) @ _take(unit, centres).transpose(1, 2)).argmax(-1)
+    into = (kept[:, None] < centres.gather(1, nearest)[..., None]).sum(-1)
+    return _merged(x, torch.ones_like(x[..., :1]), kept, gone, into)[0]
 
 
 def _columns(attention: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

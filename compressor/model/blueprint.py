@@ -41,6 +41,8 @@ class Reduction:
         temperature: of the shares in which tokens are handed on (`transform`).
         columns: patches side by side in the image (`propagate`).
         classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
+        also: at the site `output`: earlier blocks whose attention it reads, too.
+        anchors: how many tokens others are merged into (`topk_anchors`), or go on with their neighbours (`neighbours`).
         site: `block`, between attention and FFN; or `output`, behind the last block (`compressor.model.token_output`).
         share: of a text: thousandths of its tokens that go on, so that each text's count comes from its own length
             (`compressor.model.token_texts`); `keep` is then 0. 0: the counts are `keep`.
@@ -64,9 +66,15 @@ class Reduction:
     columns: int = 0
     classes: int = 0
     site: str = "block"
+    also: tuple[int, ...] = ()
+    anchors: int = 0
     share: int = 0
     beyond: int = 0
     closing: int = 0
+
+    def __post_init__(self) -> None:
+        """Take the blocks of `also` in the form that JSON gives them, too."""
+        object.__setattr__(self, "also", tuple(self.also))
 
     def stated(self) -> dict[str, Any]:
         """Return what config.json states of it: all but the stack, and what only some methods need where they do."""
@@ -145,7 +153,7 @@ class Blueprint:
     def shown_at(self, block: int) -> bool:
         """Tell whether a block leaves what it has seen for the reduction behind the last block."""
         found = self.output_reduction
-        return found is not None and found.block == block
+        return found is not None and block in (found.block, *found.also)
 
     def bias_at(self, block: int) -> bool:
         """Tell whether a block's attention weighs tokens by what they stand for: a reduction before it says so."""

@@ -79,7 +79,8 @@ class ReducedBlock(nn.Module):
         self.first = not any(blueprint.reduced_at(before) for before in range(index))
         self.text = family.inputs == "tokens"
         self.restores = blueprint.restores_at(index)
-        self._family, self.tracks, self._head_dim = family, tracks, blueprint.shapes.head_dim
+        self._family, self._index, self._head_dim = family, index, blueprint.shapes.head_dim
+        self.tracks = tracks
         if self.reduction is not None:
             check_known(self.reduction)
 
@@ -106,7 +107,7 @@ class ReducedBlock(nn.Module):
             assert track is not None, "a block before this one has left it"
         stream, seen = self._attend(hidden_states, track, args, kwargs)
         if self.shown_for is not None and not alone:
-            self.tracks.seen[self.shown_for.block] = seen
+            self.tracks.seen[self._index] = seen
         stream, _, track = self._go_on(hidden_states, stream, seen, track, choice)
         out = ffn_half(self, self._family, stream)
         if alone:

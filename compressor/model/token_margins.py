@@ -8,6 +8,7 @@ from torch import Tensor
 from compressor.model.blueprint import Reduction
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
 from compressor.model.token_select import gathered, nearest_partners
+from compressor.model.token_spread import distance_gaps, with_neighbours
 
 
 def margins(reduction: Reduction, seen: Seen) -> Tensor:
@@ -31,12 +32,32 @@ def margins(reduction: Reduction, seen: Seen) -> Tensor:
         # those that are most like another go
         found[:, ::2][:, start:] = _apart(-likeness[:, start:], gone)
         return found
+    if reduction.select == "most_distant":
+        gaps = distance_gaps(FEATURES[reduction.score](seen), reduction.keep, protect)
+        return _of_all(gaps, tokens, protect)
     scores = SCORES[reduction.score](seen, JOINS[reduction.heads])[:, protect:]
-    if reduction.select == "topk_alike":
+    if reduction.select == "topk_anchors":
+        return _of_all(_apart(scores, gone + reduction.anchors).amin(-1), tokens, protect)
+    if reduction.select == "rows":
+        sums = scores.unflatten(1, (-1, reduction.columns)).sum(-1)
+        found = _apart(sums, gone // reduction.columns).repeat_interleave(reduction.columns, dim=1)
+    elif reduction.select == "neighbours":
+        marks = SCORES[reduction.score](seen.earlier[0], JOINS[reduction.heads])
+        raised = with_neighbours(scores, marks[:, protect:], reduction.anchors, 0, reduction.columns)
+        least = _apart(marks[:, protect:], tokens - protect - reduction.anchors).amin(-1, keepdim=True)
+        found = torch.minimum(_apart(raised, gone), least)
+    elif reduction.select == "topk_alike":
         found = _apart_alike(scores, mean_key(seen)[:, protect:], gone, reduction.similar)
     else:
         found = _apart(scores, gone)
     return torch.cat([torch.full((batch, protect), torch.inf), found], dim=1)
+
+
+def _of_all(margin: Tensor, tokens: int, protect: int) -> Tensor:
+    """Return [batch, tokens] where each that could go has the margin of its sample, [batch]: one tie moves them all."""
+    found = margin.unsqueeze(1).expand(-1, tokens).clone()
+    found[:, :protect] = torch.inf
+    return found
 
 
 def _apart(scores: Tensor, gone: int) -> Tensor:

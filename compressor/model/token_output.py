@@ -34,11 +34,12 @@ class OutputReduction(nn.Module):
 
         Where the blocks do not run with the model, as in the block walk, all tokens go on.
         """
-        seen = self.tracks.seen.pop(self.reduction.block, None)
-        if seen is None:
+        blocks = (*self.reduction.also, self.reduction.block)
+        if not all(block in self.tracks.seen for block in blocks):
             return hidden
+        *earlier, seen = (self.tracks.seen.pop(block) for block in blocks)
         track = TokenTrack.start(hidden)
-        seen = replace(seen, hidden=hidden)
+        seen = replace(seen, hidden=hidden, earlier=tuple(earlier))
         choice = choose(self.reduction, seen, track)
         if self.tracks.tell is not None:
             self.tracks.tell(self.reduction, choice, seen)

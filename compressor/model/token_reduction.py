@@ -21,6 +21,7 @@ from compressor.model.token_select import (
     nearest,
     others,
 )
+from compressor.model.token_spread import best_rows, most_distant, with_anchors, with_neighbours
 from compressor.model.token_texts import (
     joined,
     kept_count,
@@ -34,7 +35,7 @@ from compressor.model.token_texts import (
     taken_up,
 )
 
-SELECTS = ("bipartite", "topk", "topk_alike", "all")
+SELECTS = ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
 """Names of selections, as recipes and config.json write them."""
 
 
@@ -89,7 +90,8 @@ class TokenTrack:
 
 def check_known(reduction: Reduction) -> None:
     """Raise ModelError where a reduction names what there is not."""
-    scores = FEATURES if reduction.select == "bipartite" else {} if reduction.select == "all" else SCORES
+    by_features = reduction.select in ("bipartite", "most_distant")
+    scores = FEATURES if by_features else {} if reduction.select == "all" else SCORES
     known = {"select": SELECTS, "score": scores or (reduction.score,), "dropped": COMBINATIONS, "heads": JOINS}
     for key, names in known.items():
         name = getattr(reduction, key)
@@ -111,8 +113,17 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
         places = torch.arange(tokens, device=seen.keys.device).expand(batch, -1)
         return Choice(places, places[:, :0])
     protect = reduction.protect
+    if reduction.select == "most_distant":
+        return of_kept(most_distant(FEATURES[reduction.score](seen), reduction.keep, protect), tokens)
     scores = SCORES[reduction.score](seen, JOINS[reduction.heads])
     stay = reduction.keep - (reduction.dropped == "fuse")
+    if reduction.select == "rows":
+        return of_kept(best_rows(scores, stay, protect, reduction.columns), tokens)
+    if reduction.select == "topk_anchors":
+        return with_anchors(scores, mean_key(seen), stay, reduction.anchors, protect)
+    if reduction.select == "neighbours":
+        marks = SCORES[reduction.score](seen.earlier[0], JOINS[reduction.heads])
+        scores = with_neighbours(scores, marks, reduction.anchors, protect, reduction.columns)
     if reduction.select == "topk_alike":
         gone = lowest_and_alike(scores, mean_key(seen), tokens - stay, reduction.similar, protect)
     else:
@@ -130,6 +141,11 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
     if reduction.dropped == "transform":
         return Choice(kept, gone, weights=shares(mean_key(seen), kept, reduction.temperature, protect))
     return Choice(kept, gone)
+
+
+def of_kept(kept: Tensor, tokens: int) -> Choice:
+    """Return the choice of which the tokens that stay are known, by rising place, [batch, kept]."""
+    return Choice(kept, others(kept, tokens - kept.shape[1]))
 
 
 def choose_in_texts(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:

@@ -28,6 +28,7 @@ class Seen:
         attention: probabilities [batch, heads, queries, keys]; None where the block has not looked.
         importance: attention received in this and earlier blocks [batch, tokens]; None where it is not summed up.
         hidden: the last block's output [batch, tokens, width]; None for a reduction inside a block.
+        earlier: what the blocks that `Reduction.also` names have seen; none for a reduction inside a block.
         mask: of texts: False at padding, bool [batch, tokens]; None where nothing is padded.
     """
 
@@ -37,6 +38,7 @@ class Seen:
     attention: Tensor | None = None
     importance: Tensor | None = None
     hidden: Tensor | None = None
+    earlier: tuple[Seen, ...] = ()
     mask: Tensor | None = None
 
 
@@ -115,6 +117,36 @@ def column_sums(attention: Tensor, mask: Tensor | None) -> Tensor:
     return (mask.to(attention.dtype)[:, None, None] @ attention).squeeze(2)
 
 
+def cls_attn_layers(seen: Seen, join: Join) -> Tensor:
+    """Return the mean of `cls_attn` over this and the earlier blocks: [batch, tokens] (VTC-CLS, arXiv 2412.05819)."""
+    layers = [cls_attn(block, join) for block in (*seen.earlier, seen)]
+    return torch.stack(layers).mean(0)
+
+
+def flowcut(seen: Seen, join: Join) -> Tensor:
+    """Return the information flow through each token, summed up over blocks: [batch, tokens].
+
+    FlowCut (arXiv 2505.19536): in a block, attention of the class token plus how much its value is like the token's
+    (softmax of products), times the size of the token's value (sum of magnitudes); a block's scores count as much as
+    those of all blocks before it.
+    """
+    total: Tensor | None = None
+    for block in (*seen.earlier, seen):
+        assert block.values is not None, "a block whose reduction reads values keeps them"
+        values = block.values.flatten(2)
+        alike = (values @ values[:, :1].transpose(1, 2)).squeeze(2).softmax(-1)
+        score = (cls_attn(block, join) + alike) * values.abs().sum(-1)
+        total = score if total is None else (total + score) / 2
+    assert total is not None
+    return total
+
+
+def hidden_state(seen: Seen) -> Tensor:
+    """Return the last block's output: [batch, tokens, width]."""
+    assert seen.hidden is not None, "at the site `output`"
+    return seen.hidden
+
+
 def wpr(seen: Seen, join: Join) -> Tensor:
     """Return the weighted page rank on the attention graph, joined over heads: [batch, tokens].
 
@@ -168,10 +200,16 @@ def _attention(seen: Seen) -> Tensor:
     return seen.attention
 
 
-FEATURES: Mapping[str, Callable[[Seen], Tensor]] = {"mean_key": mean_key, "random": random_features}
+FEATURES: Mapping[str, Callable[[Seen], Tensor]] = {
+    "mean_key": mean_key,
+    "random": random_features,
+    "hidden_state": hidden_state,
+}
 """Names of features, as recipes and config.json write them."""
 SCORES: Mapping[str, Callable[[Seen, Join], Tensor]] = {
     "cls_attn": cls_attn,
+    "cls_attn_layers": cls_attn_layers,
+    "flowcut": flowcut,
     "received": received,
     "wpr": wpr,
     "diag_x_col": diag_x_col,
@@ -180,5 +218,5 @@ SCORES: Mapping[str, Callable[[Seen, Join], Tensor]] = {
     "random": random_score,
 }
 """Names of scores, as recipes and config.json write them."""
-ATTENTIVE = ("cls_attn", "received", "wpr", "diag_x_col", "cascade", "value_norm")
+ATTENTIVE = ("cls_attn", "cls_attn_layers", "flowcut", "received", "wpr", "diag_x_col", "cascade", "value_norm")
 """Scores for which a block must show its attention's probabilities or values."""

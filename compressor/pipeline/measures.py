@@ -72,16 +72,19 @@ def not_measured(recipe: Recipe, task: str, metrics: tuple[str, ...], what: str)
 
 
 def unkept(recipe: Recipe, last: Blueprint) -> Iterator[Problem]:
-    """Yield what a recipe asks of kept tokens where the model after all passes, `last`, keeps all."""
-    if last.reductions:
+    """Yield what a recipe asks of kept image tokens where the model after all passes, `last`, keeps all or has none."""
+    texts = any(reduction.share for reduction in last.reductions)
+    if last.reductions and not texts:
         return
+    images = "is for images; those that go here are tokens of texts. Remove it"
     asked = {("export", "kept_mask"): recipe.export.kept_mask, ("report", "images"): recipe.report.images}
     for path, wanted in asked.items():
         if wanted:
             message = "tells which tokens are kept, and none of the passes lets any go; add a token pass, or remove it"
-            yield recipe.problem(path, message)
+            yield recipe.problem(path, images if texts else message)
     if "kept_tokens" in recipe.verify:
-        yield recipe.problem(("verify", "kept_tokens"), "is measured where a pass lets tokens go, and none does")
+        message = images if texts else "is measured where a pass lets tokens go, and none does"
+        yield recipe.problem(("verify", "kept_tokens"), message)
 
 
 def _kind_of(request: DataRequest, source: ModelFolder) -> str:

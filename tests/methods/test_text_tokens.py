@@ -181,7 +181,7 @@ def test_no_gain_is_an_error(pico: Pico) -> None:
         planned(open_model(pico("bert", num_hidden_layers=3)), "received", {"keep": 0.9999, "layers": (1,)})
 
 
-@pytest.mark.parametrize("name", ["gptq", "int8-static", "width"])
+@pytest.mark.parametrize("name", ["gptq", "int8-static", pytest.param("width", marks=pytest.mark.exhaustive)])
 def test_passes_behind_it_are_calibrated_on_the_tokens_that_are_left(pico: Pico, tmp_path: Path, name: str) -> None:
     """Padding does not count: the same weights whatever stands at padding, and the dense stream is the model's own."""
     source = open_model(pico("bert", num_hidden_layers=3))

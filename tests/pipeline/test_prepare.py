@@ -151,6 +151,15 @@ def test_what_is_never_measured(
     assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
 
 
+def test_kept_tokens_are_those_of_images(pico: Pico, shelf: Path) -> None:
+    rest = "evaluation: {data: plain.txt}\nexport: {kept_mask: true}\nverify: {kept_tokens: {max: 0.7}}"
+    found = problems(read(["received: {keep: 0.5}"], rest, shelf), pico("bert"))
+    assert [problem.partition(";")[0] for problem in found] == [
+        "line 6: export.kept_mask: is for images",
+        "line 7: verify.kept_tokens: is for images",
+    ]
+
+
 @pytest.mark.parametrize(
     ("family", "task", "rest"),
     [

@@ -15,12 +15,16 @@ from pydantic import Field, model_validator
 
 from compressor.errors import ModelError, UsageError
 from compressor.passes.base import Needs, Options, PassFamily, Target
-from compressor.passes.tokens._schedule import Share
+from compressor.passes.tokens._schedule import Block, Share
 
 if TYPE_CHECKING:
     from compressor.model.blueprint import Blueprint
     from compressor.model.folder import ModelFolder
     from compressor.walk import BlockView, Change
+
+
+_TOUCHING = 5
+"""An anchor and what touches it above, below and beside."""
 
 
 class CountOptions(Options):
@@ -48,12 +52,41 @@ class LayerOptions(CountOptions):
 class VisualTokenOptions(LayerOptions):
     """Options of `visual-tokens`."""
 
-    score: Literal["cls_attn", "received", "wpr", "diag_x_col", "value_norm", "random"] = Field(
-        "cls_attn", description="What tokens are told apart by."
-    )
+    score: Literal[
+        "cls_attn",
+        "cls_attn_layers",
+        "flowcut",
+        "received",
+        "wpr",
+        "diag_x_col",
+        "value_norm",
+        "random",
+        "hidden_state",
+    ] = Field("cls_attn", description="What tokens are told apart by; hidden_state goes with most_distant alone.")
     heads: Literal["mean", "max", "rms", "informative"] = Field(
         "mean", description="What makes one score of those of all heads; informative: of heads of middling variance."
     )
+    select: Literal["topk", "rows", "neighbours", "topk_anchors", "most_distant"] = Field(
+        "topk",
+        description="topk: the highest scores; rows: the rows of highest sums; neighbours: the highest of an earlier"
+        " block and what touches them, then the highest; topk_anchors: the highest, and tokens that the rest is merged"
+        " into; most_distant: those farthest from each other.",
+    )
+    earlier: tuple[Block, ...] | Literal["all"] = Field(
+        (), description="Blocks before `layer` that cls_attn_layers, flowcut and neighbours read too, or all."
+    )
+    anchors: float = Field(
+        0.15, gt=0, lt=1, description="topk_anchors and neighbours: the share of the tokens that are anchors."
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if (self.score == "hidden_state") != (self.select == "most_distant"):
+            raise ValueError("score hidden_state goes with select most_distant, and only that")
+        reads = self.score in ("cls_attn_layers", "flowcut") or self.select == "neighbours"
+        if reads != bool(self.earlier):
+            raise ValueError("earlier goes with score cls_attn_layers or flowcut, or select neighbours, which need it")
+        return self
 
 
 class VisualTokens:
@@ -93,16 +126,21 @@ class VisualTokens:
         rows, columns = image_grid(source)
         block, kept = self._block(len(source.shapes.layers)), self._kept(rows * columns)
         leading, options = source.family.leading_tokens, self.options
+        if options.select == "rows":
+            kept = max(kept // columns, 1) * columns
         found = Reduction(
             block,
             kept + leading,
             options.score,
-            "topk",
-            "drop",
+            options.select,
+            "merge" if options.select == "topk_anchors" else "drop",
             "none",
             leading,
             heads=options.heads,
+            columns=columns if options.select in ("rows", "neighbours") else 0,
             site="output",
+            also=self._earlier(source.family.name, block),
+            anchors=self._anchors(kept),
         )
         self._planned = replace(source.blueprint, reductions=(found,))
         return self._planned
@@ -114,6 +152,23 @@ class VisualTokens:
                 f"{self.name}.layer: block {layer} of an encoder of which {blocks} run", hint=f"Allowed: 1 to {blocks}."
             )
         return layer - 1
+
+    def _earlier(self, family: str, block: int) -> tuple[int, ...]:
+        wanted = self.options.earlier
+        if wanted == "all":
+            return tuple(range(block))
+        if wanted and (list(wanted) != sorted(set(wanted)) or wanted[-1] > block):
+            raise UsageError(
+                f"{self.name}.earlier: {list(wanted)} for block {block + 1} (family {family})",
+                hint=f"Blocks before that one, each once, in rising order: 1 to {block}.",
+            )
+        return tuple(layer - 1 for layer in wanted)
+
+    def _anchors(self, kept: int) -> int:
+        select, share = self.options.select, self.options.anchors
+        if select == "topk_anchors":
+            return min(max(round(share * kept), 1), kept - 1) if kept > 1 else 1
+        return max(int(share * kept / _TOUCHING), 1) if select == "neighbours" else 0
 
     def _kept(self, patches: int) -> int:
         options = self.options
