@@ -71,20 +71,20 @@ def not_measured(recipe: Recipe, task: str, metrics: tuple[str, ...], what: str)
             yield recipe.problem(("verify", name), f"is not measured for {what}; allowed: {', '.join(allowed)}")
 
 
-def unkept(recipe: Recipe, last: Blueprint) -> Iterator[Problem]:
-    """Yield what a recipe asks of kept image tokens where the model after all passes, `last`, keeps all or has none."""
-    texts = any(reduction.share for reduction in last.reductions)
-    if last.reductions and not texts:
+def unkept(recipe: Recipe, source: ModelFolder, last: Blueprint) -> Iterator[Problem]:
+    """Yield what a recipe asks of kept image tokens where the model `source` is, after all passes, one that keeps all.
+
+    `last` is its blueprint then.
+    """
+    if last.reductions and source.family.inputs == "pixels":
         return
-    images = "is for images; those that go here are tokens of texts. Remove it"
     asked = {("export", "kept_mask"): recipe.export.kept_mask, ("report", "images"): recipe.report.images}
     for path, wanted in asked.items():
         if wanted:
-            message = "tells which tokens are kept, and none of the passes lets any go; add a token pass, or remove it"
-            yield recipe.problem(path, images if texts else message)
+            message = "tells which image tokens are kept, and no pass lets any go; add a token pass, or remove it"
+            yield recipe.problem(path, message)
     if "kept_tokens" in recipe.verify:
-        message = images if texts else "is measured where a pass lets tokens go, and none does"
-        yield recipe.problem(("verify", "kept_tokens"), message)
+        yield recipe.problem(("verify", "kept_tokens"), "is measured where a pass lets image tokens go, and none does")
 
 
 def _kind_of(request: DataRequest, source: ModelFolder) -> str:

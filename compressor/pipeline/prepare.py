@@ -126,7 +126,11 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     calibration = request_of(section, "calibration", recipe, source) if section is not None else None
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
     problems += unmeasurable(recipe, source, evaluation)
-    problems += unkept(recipe, models[-1].blueprint) if not found else []
+    problems += unkept(recipe, source, models[-1].blueprint) if not found else []
+    for value, variant in recipe.variants:
+        others = tuple(known[entry.name](entry.options) for entry in variant.passes)
+        for problem in [*disagreements(variant, others), *_planned(variant, source, others, target)[1]]:
+            problems.append(recipe.problem(("sweep", recipe.sweep.name), f"{value}: {problem.message}"))
     if problems:
         raise RecipeError(problems, source=recipe.source)
     blueprints = tuple(model.blueprint for model in models)

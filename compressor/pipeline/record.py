@@ -100,7 +100,12 @@ def count_costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost
 
 
 def run_report(
-    prepared: Prepared | Whole, costs: tuple[Cost, Cost], entries: list[dict[str, Any]], verdict: Verdict, clock: Clock
+    prepared: Prepared | Whole,
+    costs: tuple[Cost, Cost],
+    entries: list[dict[str, Any]],
+    verdict: Verdict,
+    clock: Clock,
+    sweep: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the report of a run, version 1.
 
@@ -110,6 +115,7 @@ def run_report(
         entries: what each pass did.
         verdict: of the verification.
         clock: what the stages took.
+        sweep: the points of the recipe's sweep, where it has one.
 
     Raises:
         VerificationError: the parts do not make a valid report.
@@ -130,6 +136,7 @@ def run_report(
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
         greedy=verdict.greedy,
         kept_tokens=verdict.kept_tokens,
+        sweep=sweep,
     )
     return {**report, "notes": list(prepared.doubts)}
 

@@ -37,6 +37,7 @@ from compressor.pipeline.record import (
 )
 from compressor.pipeline.sealed import ALL, Made, graph_names, own_graph, seal_one, seal_whole, summed, whole_job
 from compressor.pipeline.source import checked_source, checked_whole, recorded, source_checks
+from compressor.pipeline.sweep import swept
 from compressor.pipeline.together import verify_whole
 from compressor.pipeline.towers import taken_out
 from compressor.pipeline.whole import Whole, prepare_any
@@ -111,11 +112,12 @@ def run(
 
 
 def _stages(prepared: Prepared) -> int:
-    """Return how many stages follow before verification: the source gate, calibration, the passes, two exports."""
+    """Return how many stages follow beside verification: source gate, calibration, passes, two exports, the sweep's."""
     calibrates = bool(prepared.passes) and prepared.uses_calibration
+    points = len(prepared.recipe.others) * (calibrates + len(prepared.passes) + 2)
     compares = prepared.recipe.export.format != "safetensors"
     gated = why_skipped(prepared.source) is None
-    return gated + calibrates + len(prepared.passes) + compares + 1
+    return gated + calibrates + len(prepared.passes) + compares + 1 + points
 
 
 def _make(prepared: Prepared, hashes: dict[str, str], work: Path, graph: str, progress: Progress, clock: Clock) -> Made:
@@ -161,16 +163,38 @@ def _finish(
         gate += [replace(c, name=f"{part}.{c.name}" if part else c.name)
                 for part, one in made.items() for c in source_checks(one.source)]  # fmt: skip
         verdict = replace(verdict, checks=(*gate, *verdict.checks))
+    sweep = None if isinstance(bound, Whole) else _swept(bound, made[ALL], verdict, work, progress, clock)
     place = _place(out, verdict)
     costs = summed([one.costs for one in made.values()])
     entries = [of_part(entry, part) if part else entry for part, one in made.items() for entry in one.entries]
-    report = run_report(bound, costs, entries, verdict, clock)
+    report = run_report(bound, costs, entries, verdict, clock, sweep)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(bound))
     if signer is not None and verdict.passed:
         sign(artifact, signer)
     put_in_place(artifact, place)
     remove_work(work)
     return {**report, "artifact": str(place)}
+
+
+def _swept(
+    bound: Prepared, made: Made, verdict: Verdict, work: Path, progress: Progress, clock: Clock
+) -> dict[str, Any] | None:
+    """Return the sweep of a recipe for the report."""
+    hashes = made.facts["inputs"]
+
+    def make(prepared: Prepared, folder: Path) -> Made:
+        compressed, entries = _run_passes(prepared, hashes, None, folder, progress, clock)
+        exported, facts = _export(prepared, compressed, entries, folder, ONNX_MODEL, progress)
+        facts |= {key: made.facts[key] for key in ("inputs", "source")}
+        costs = count_costs(prepared, compressed)
+        return Made(prepared, made.source, compressed, costs, entries, made.dense, exported, facts)
+
+    def judge(job: Job) -> Verdict:
+        progress.stage("verify", total=VERIFY_STEPS)
+        with clock.stage("verify"):
+            return run_fresh(job, advance=progress.advance)
+
+    return swept(bound.recipe, made, verdict, work, make, judge)
 
 
 def _run_passes(

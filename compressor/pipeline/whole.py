@@ -153,6 +153,9 @@ def _problems(
     if recipe.export.format == "ort":
         message = "ort is not written for a model of several parts; allowed: onnx, safetensors, or set model.part"
         yield recipe.problem(("export", "format"), message)
+    for path, asked in ((("report", "images"), recipe.report.images), (("sweep",), recipe.sweep)):
+        if asked:
+            yield recipe.problem(path, "is not there for a model of several parts; remove it, or set model.part")
     known = methods()
     for part, items in entries.items():
         for entry in items:
@@ -185,8 +188,10 @@ def _inputs(tower: Tower) -> str:
 
 def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...]) -> Recipe:
     """Return the recipe for one part: its passes and its data, and no bounds, which are on the whole."""
+    images = part == _IMAGES
     return replace(
         recipe,
+        export=recipe.export.model_copy(update={} if images else {"kept_mask": False}),
         model=recipe.model.model_copy(update={"part": part, "task": AUTO}),
         passes=entries,
         calibration=_section_for(recipe.calibration, part),

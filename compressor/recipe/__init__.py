@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from compressor.recipe._sections import (
     VerifySection,
     bounds_of,
 )
+from compressor.recipe._sweep import Sweep, read_sweep
 from compressor.recipe._writing import write
 from compressor.recipe._yaml import MAX_BYTES, Document, KeyPath, Refused, key_name, read, shown
 from compressor.recipe.metrics import BOUNDS, GATES, METRICS, Bounded, Gate
@@ -52,6 +53,7 @@ __all__ = [
     "PassFacts",
     "Recipe",
     "ReportSection",
+    "Sweep",
     "disagreements",
     "json_schema",
     "load_bounds",
@@ -102,6 +104,7 @@ class Recipe:
         export: form of the artifact.
         verify: bounds by name; without limits for a gate that is switched off.
         report: what the report shows beside figures.
+        sweep: an option that is measured at other values as well; None for none.
         text: the file, verbatim, without overrides.
         source: what messages call the recipe.
         folder: where relative data paths are looked for first; None for a text that came from no file.
@@ -122,6 +125,7 @@ class Recipe:
     source: str
     folder: Path | None = None
     overrides: tuple[str, ...] = ()
+    sweep: Sweep | None = None
     document: Document = field(default_factory=Document, repr=False, compare=False)
     changes: Overrides = field(default_factory=lambda: Overrides(()), repr=False, compare=False)
 
@@ -152,6 +156,23 @@ class Recipe:
         """Threads that the passes compute with."""
         return self.calibration.threads if self.calibration is not None else 1
 
+    @property
+    def variants(self) -> list[tuple[Any, Recipe]]:
+        """The recipe with each value of its sweep, in place of its own, and without a sweep."""
+        if (sweep := self.sweep) is None:
+            return []
+        kept, changed = replace(self, sweep=None), self.passes[sweep.place]
+        before, after = self.passes[: sweep.place], self.passes[sweep.place + 1 :]
+        return [
+            (value, replace(kept, passes=(*before, replace(changed, options=options), *after)))
+            for value, options in sweep.options
+        ]
+
+    @property
+    def others(self) -> list[tuple[Any, Recipe]]:
+        """Those of `variants` that say something else than the recipe itself."""
+        return [(value, variant) for value, variant in self.variants if variant.passes != self.passes]
+
     def resolved(self) -> dict[str, Any]:
         """Return every value that is in effect, defaults and overrides included, as JSON values."""
         return {
@@ -163,6 +184,7 @@ class Recipe:
             "passes": [{entry.name: entry.to_json()} for entry in self.passes],
             "export": self.export.model_dump(mode="json"),
             "verify": {name: limits or False for name, limits in self.bounds.items()},
+            "sweep": self.sweep.to_json() if self.sweep is not None else None,
             "report": self.report.model_dump(mode="json"),
         }
 
@@ -194,6 +216,10 @@ def parse_recipe(
     found += _with_passes_allowed(problems)
     entries, problems = _passes(value, options, document)
     found += problems
+    sweep = None
+    if not found and isinstance(head, Head):
+        sweep, problems = read_sweep(head.sweep, entries, options, document)
+        found += problems
     if found or changes.problems or not isinstance(head, Head):
         attributed = [changes.attribute(problem) for problem in _once(found)]
         raise RecipeError([*attributed, *changes.problems], source=source)
@@ -210,6 +236,7 @@ def parse_recipe(
         source=source,
         folder=folder,
         overrides=tuple(overrides),
+        sweep=sweep,
         document=document,
         changes=changes,
     )

@@ -39,7 +39,7 @@ def json_schema(options: Mapping[str, type[BaseModel]], summaries: Mapping[str, 
     properties = head["properties"]
     for key in ("model", "export", "verify", "report"):  # left empty they are as absent
         properties[key]["anyOf"] = [{"$ref": properties[key].pop("$ref")}, {"type": "null"}]
-    tail = {key: properties.pop(key) for key in ("export", "verify", "report")}
+    tail = {key: properties.pop(key) for key in ("export", "verify", "sweep", "report")}
     properties["passes"] = {
         "description": "Methods to apply, in order, each a mapping of its name to its options; [] for none.",
         "type": "array",

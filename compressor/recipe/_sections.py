@@ -323,6 +323,9 @@ def bounds_of(section: BaseModel | None) -> dict[str, Bound]:
     return {name: bound or NO_BOUND for name, bound in stated.items() if bound is not None and bound is not True}
 
 
+_Values = Annotated[list[Any], Field(min_length=1, max_length=16)]
+
+
 class Head(Section):
     """A recipe: which model, what to do to it, and what the result must be worth. `passes` is checked by itself."""
 
@@ -344,6 +347,11 @@ class Head(Section):
     )
     verify: Annotated[VerifySection, BeforeValidator(_present)] = Field(  # type: ignore[valid-type]
         default_factory=VerifySection, description="Bounds that the artifact must meet (exit code 4 if not)."
+    )
+    sweep: Annotated[dict[str, _Values], Field(min_length=1, max_length=1)] | None = Field(
+        default=None,
+        description="Values at which the model is measured as well, for a curve in the report: METHOD.KEY of a pass and"
+        " its values, such as evit.keep: [0.9, 0.8, 0.6]. The artifact is the one that `passes` says.",
     )
     report: Annotated[ReportSection, BeforeValidator(_present)] = Field(
         default_factory=ReportSection, description="What report.json and the page show on request."

@@ -32,6 +32,12 @@ def metric_names(report: Report) -> list[str]:
     return [*(n for n in METRICS if n in present), *dict.fromkeys(n for n in present if n not in METRICS)]
 
 
+def sweep_metrics(report: Report) -> list[str]:
+    """Return the metrics that at least one point of a sweep has, in their order."""
+    points = report.sweep.points if report.sweep is not None else []
+    return [name for name in metric_names(report) if any(point.metrics.get(name) is not None for point in points)]
+
+
 def metric_value(name: str, value: float | None, *, unit: bool = True) -> str:
     """Return the value of a metric, with its unit unless a heading says it."""
     facts = metric(name)

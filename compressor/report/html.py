@@ -12,6 +12,7 @@ from typing import Any
 from compressor.report import _format as show
 from compressor.report import _sections as sections
 from compressor.report._checks import meaning, plain
+from compressor.report._curves import MARGIN, sweep_curves, sweep_phase, sweep_rows
 from compressor.report._kept import kept_rows
 from compressor.report._plots import HEIGHT, percent
 from compressor.report._templates import environment
@@ -35,6 +36,9 @@ def html_report(report: Mapping[str, Any]) -> str:
         alone={key: show.ratio(quotient(1.0, getattr(facts.ratios, key))) for key in ("flops", "bytes")},
         figures=sections.figures(facts),
         kept=kept_rows(facts),
+        curves=sweep_curves(facts),
+        points=sweep_rows(facts),
+        phase=sweep_phase(facts),
         stages=sections.stages(facts),
         cost=sections.cost(facts),
         environment=show.environment(facts),
@@ -55,4 +59,4 @@ def _harmless(value: Any) -> Any:
 
 
 _PAGE = environment(_harmless, autoescape=True, percent=percent)
-_PAGE.globals.update(height=HEIGHT, meaning=lambda name: plain(meaning(name)), quotient=quotient)
+_PAGE.globals.update(height=HEIGHT, margin=MARGIN, meaning=lambda name: plain(meaning(name)), quotient=quotient)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from compressor.errors import CompressorError, VerificationError
 from compressor.report.kept_schema import KeptTokens, Part
+from compressor.report.sweep_schema import Sweep
 
 VERSION = 1
 
@@ -180,6 +181,7 @@ class Report(Part):
     Attributes:
         greedy: of a model that generates text, how it goes on from some prompts.
         kept_tokens: of a model in which image tokens go, which of them are left.
+        sweep: what other values of an option would have given.
         notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
     """
@@ -198,6 +200,7 @@ class Report(Part):
     notes: list[str] = Field(default_factory=list)
     greedy: list[Continuation] = Field(default_factory=list)
     kept_tokens: KeptTokens | None = None
+    sweep: Sweep | None = None
     artifact: Path | None = None
 
     @model_validator(mode="after")
@@ -294,6 +297,7 @@ def build_report(
     environment: Mapping[str, Any] | None = None,
     greedy: Sequence[Mapping[str, Any]] = (),
     kept_tokens: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put a version 1 report together: the ratios and the verdict follow from the rest.
 
@@ -310,6 +314,7 @@ def build_report(
         environment: versions, processor, threads.
         greedy: how both models go on from some prompts (see `Continuation`).
         kept_tokens: which image tokens are left (see `KeptTokens`); none are known where it is empty.
+        sweep: what other values of an option give (see `Sweep`); None where the recipe has no sweep.
 
     Raises:
         VerificationError: the parts do not make a valid report.
@@ -334,6 +339,7 @@ def build_report(
             "environment": environment or {},
             "greedy": greedy,
             **({"kept_tokens": kept_tokens} if kept_tokens else {}),
+            **({"sweep": sweep} if sweep else {}),
         }
     )
     check_report(report)

@@ -138,9 +138,9 @@ def shelf(tmp_path: Path) -> Path:
             "line 5: evaluation.metrics[0]: perplexity is not measured for image-classification on labelled samples"]),
         ("vit", "auto", "{data: nowhere}\nexport: {kept_mask: true}\nreport: {images: 2}\n"
          "verify: {kept_tokens: {max: 0.7}}", [
-            "line 6: export.kept_mask: tells which tokens are kept, and none of the passes lets any go; add a token",
-            "line 7: report.images: tells which tokens are kept",
-            "line 8: verify.kept_tokens: is measured where a pass lets tokens go, and none does"]),
+            "line 6: export.kept_mask: tells which image tokens are kept, and no pass lets any go; add a token pass",
+            "line 7: report.images: tells which image tokens are kept",
+            "line 8: verify.kept_tokens: is measured where a pass lets image tokens go, and none does"]),
     ],
 )  # fmt: skip
 def test_what_is_never_measured(

@@ -52,6 +52,7 @@ def test_top_level(toys):
         "passes",
         "export",
         "verify",
+        "sweep",
         "report",
     ]
     assert schema["required"] == ["version", "name", "passes"]

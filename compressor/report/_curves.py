@@ -1,0 +1,145 @@
+"""Curves of quality over cost: what other values of an option would have given, and which of them are worth a choice.
+
+A point is on the front if no other one is at least as good at no more cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compressor.report import _format as show
+from compressor.report._plots import HEIGHT
+from compressor.report.schema import Report
+from compressor.report.sweep_schema import SweepPoint
+
+MARGIN = 0.06
+"""Of the width, beside the outermost points."""
+_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One point of a curve.
+
+    Attributes:
+        x: in shares of the width.
+        y: pixels from the top.
+        title: its figures in words.
+        label: beside it; empty for none.
+        kind: `front`, `behind` or `dense`.
+        chosen: whether it is the artifact.
+    """
+
+    x: float
+    y: float
+    title: str
+    label: str
+    kind: str
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A plot of one metric over cost.
+
+    Attributes:
+        metric: what is drawn upwards.
+        cost: what is drawn to the right.
+        ends: figures at the top, at the bottom, at the left and at the right.
+        dots: all points.
+        front: lines (x, y, x, y) between those on the front, as dots have them.
+        rises: whether more is better.
+    """
+
+    metric: str
+    cost: str
+    ends: tuple[str, str, str, str]
+    dots: list[Dot]
+    front: list[tuple[float, float, float, float]]
+    rises: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the point, and whether it is on the front of the first curve."""
+
+    point: SweepPoint
+    front: bool
+
+
+def on_front(costs: Sequence[float], losses: Sequence[float]) -> list[bool]:
+    """Return which points no other one beats: none has a lower cost and loss, one of the two being equal at most."""
+    points = list(zip(costs, losses, strict=True))
+    return [not any(a <= cost and b <= loss and (a, b) != (cost, loss) for a, b in points) for cost, loss in points]
+
+
+def sweep_phase(report: Report) -> str | None:
+    """Return the phase over whose time a sweep is drawn: the first that all its points have; None for FLOPs."""
+    points = report.sweep.points if report.sweep is not None else []
+    timed = [phase for phase in report.dense.latency_ms if all(point.latency_ms.get(phase) for point in points)]
+    return timed[0] if timed else None
+
+
+def sweep_curves(report: Report) -> list[Curve]:
+    """Return the curves of a sweep: of the task's own metric, and of one that compares with the dense model."""
+    if report.sweep is None:
+        return []
+    points, phase = report.sweep.points, sweep_phase(report)
+    known = [name for name in show.metric_names(report) if all(point.metrics.get(name) is not None for point in points)]
+    known = [name for name in known if name != "kept_tokens"]
+    chosen = [
+        *[name for name in known if show.metric(name).ideal is None][:1],
+        *[name for name in known if show.metric(name).ideal is not None][:1],
+    ]
+    return [_curve(report, points, name, phase) for name in chosen[:_SHOWN]]
+
+
+def sweep_rows(report: Report) -> list[Row]:
+    """Return the points of a sweep, the dearest first."""
+    curves = sweep_curves(report)
+    if report.sweep is None:
+        return []
+    kinds = [dot.kind for dot in curves[0].dots[1:]] if curves else ["behind"] * len(report.sweep.points)
+    rows = [Row(point, kind == "front") for point, kind in zip(report.sweep.points, kinds, strict=True)]
+    return sorted(rows, key=lambda row: -(row.point.flops or 0.0))
+
+
+def _curve(report: Report, points: Sequence[SweepPoint], name: str, phase: str | None) -> Curve:
+    facts = show.metric(name)
+    dense = report.dense.metrics.get(name)
+    dense = dense if dense is not None else facts.ideal
+    values = [dense or 0.0, *(point.metrics[name] or 0.0 for point in points)]
+    if phase is None:
+        costs = [1.0, *(point.flops or 0.0 for point in points)]
+    else:
+        costs = [report.dense.latency_ms[phase] or 0.0, *(point.latency_ms[phase] or 0.0 for point in points)]
+    sign = -1 if facts.better == "higher" else 1
+    front = on_front(costs, [sign * value for value in values])
+    form = show.milliseconds if phase is not None else show.ratio
+    names = ["dense", *(str(point.value) for point in points)]
+    low, high, left, right = min(values), max(values), min(costs), max(costs)
+    dots = [
+        Dot(
+            MARGIN + (1 - 2 * MARGIN) * _share(cost, left, right),
+            HEIGHT * (1 - _share(value, low, high)),
+            f"{label}: {show.metric_value(name, value)} at {form(cost)}",
+            label,
+            "dense" if index == 0 else "front" if front[index] else "behind",
+            index > 0 and points[index - 1].chosen,
+        )
+        for index, (label, value, cost) in enumerate(zip(names, values, costs, strict=True))
+    ]
+    best = sorted((dot for dot, there in zip(dots, front, strict=True) if there), key=lambda dot: dot.x)
+    return Curve(
+        facts.label,
+        f"{phase}, batch 1" if phase is not None else "FLOPs over dense",
+        (show.metric_value(name, high), show.metric_value(name, low), form(left), form(right)),
+        dots,
+        [(a.x, a.y, b.x, b.y) for a, b in zip(best, best[1:], strict=False)],
+        facts.better == "higher",
+    )
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5
