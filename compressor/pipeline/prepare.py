@@ -127,15 +127,22 @@ def prepare(recipe: Recipe, model: str | None) -> Prepared:
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, source) if recipe.evaluation is not None else None
     problems += unmeasurable(recipe, source, evaluation)
     problems += unkept(recipe, source, models[-1].blueprint) if not found else []
-    for value, variant in recipe.variants:
-        others = tuple(known[entry.name](entry.options) for entry in variant.passes)
-        for problem in [*disagreements(variant, others), *_planned(variant, source, others, target)[1]]:
-            problems.append(recipe.problem(("sweep", recipe.sweep.name), f"{value}: {problem.message}"))
+    problems += _unsweepable(recipe, source, target)
     if problems:
         raise RecipeError(problems, source=recipe.source)
     blueprints = tuple(model.blueprint for model in models)
     prepared = Prepared(recipe, name, source, passes, blueprints, target, calibration, evaluation)
     return replace(prepared, doubts=tuple(doubts(recipe, name, calibrated=prepared.uses_calibration)))
+
+
+def _unsweepable(recipe: Recipe, source: ModelFolder, target: Target) -> Iterator[Problem]:
+    """Yield which values of a recipe's sweep do not fit the model."""
+    if (sweep := recipe.sweep) is None:
+        return
+    for value, variant in recipe.variants:
+        passes = tuple(methods()[entry.name](entry.options) for entry in variant.passes)
+        for problem in [*disagreements(variant, passes), *_planned(variant, source, passes, target)[1]]:
+            yield recipe.problem(("sweep", sweep.name), f"{value}: {problem.message}")
 
 
 def _of_several(recipe: Recipe) -> Iterator[Problem]:
