@@ -76,15 +76,18 @@ def unkept(recipe: Recipe, source: ModelFolder, last: Blueprint) -> Iterator[Pro
 
     `last` is its blueprint then.
     """
-    if last.reductions and source.family.inputs == "pixels":
+    images = source.family.inputs == "pixels"
+    if last.reductions and images:
         return
+    of_texts = "is for images; the tokens of this model are those of texts. Remove it"
     asked = {("export", "kept_mask"): recipe.export.kept_mask, ("report", "images"): recipe.report.images}
     for path, wanted in asked.items():
         if wanted:
             message = "tells which image tokens are kept, and no pass lets any go; add a token pass, or remove it"
-            yield recipe.problem(path, message)
+            yield recipe.problem(path, message if images else of_texts)
     if "kept_tokens" in recipe.verify:
-        yield recipe.problem(("verify", "kept_tokens"), "is measured where a pass lets image tokens go, and none does")
+        message = "is measured where a pass lets image tokens go, and none does"
+        yield recipe.problem(("verify", "kept_tokens"), message if images else of_texts)
 
 
 def _kind_of(request: DataRequest, source: ModelFolder) -> str:
