@@ -7,15 +7,17 @@ BIN := $(VENV)/bin
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?= $(WORKERS) -m "not exhaustive"
 OUT ?= demo-artifact
+LLAVA ?= demo-llava
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-test demo demo-model test test-all check fuzz bench clean
+.PHONY: help setup setup-test demo demo-model demo-llava test test-all check fuzz bench clean
 
 help:
 	@echo 'make setup       make $(VENV) and install compressor into it'
 	@echo 'make demo        compress, export and verify the embedded model; leaves $(OUT)/'
 	@echo 'make demo-model  train the embedded model again (about ten minutes, one CPU thread)'
+	@echo 'make demo-llava  train a small LLaVA model on generated pictures and questions; leaves $(LLAVA)/'
 	@echo 'make test        install the test extras and run the tests, on one model family of each kind'
 	@echo 'make test-all    the same on all families and variants'
 	@echo 'make check       ruff, mypy --strict, layer order, tests: what a change must pass'
@@ -45,6 +47,9 @@ demo: setup
 
 demo-model: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m compressor.demo.train
+
+demo-llava: setup
+	OMP_NUM_THREADS=2 $(BIN)/python -m compressor.demo.train_llava --out $(LLAVA)
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)

@@ -16,6 +16,7 @@ from compressor.machine.memory import trim_heap
 from compressor.model.blueprint import Blueprint
 from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
+from compressor.model.image_places import state_places
 from compressor.passes.base import Findings, Pass, Settles, Surveys, Target
 from compressor.storage.grids import section
 from compressor.storage.tensors import Checkpoint
@@ -106,7 +107,9 @@ def apply_pass(
     folder = shards.finish(config, [OUTSIDE, *(block_key(i) for i in range(walk.count))])
     del walk
     trim_heap()  # so that an export or the next pass does not start with free pages of this one
-    return open_model(folder, task=source.task), changes
+    model = open_model(folder, task=source.task)
+    state_places(model)
+    return model, changes
 
 
 def _surveyed(method: Surveys, walk: Walk, planned: Blueprint, shards: ShardWriter) -> Findings:

@@ -19,6 +19,8 @@ from compressor.architectures import OWN_TYPE
 from compressor.data.preprocessors import TOKENIZER, library_calls, load_processor, load_tokenizer, try_tokenizer
 from compressor.errors import DataError, ModelError
 from compressor.measure.runner import first_line, read_config
+from compressor.model.folder import open_model
+from compressor.model.image_places import PROCESSOR, told_alike
 from compressor.model.source import OWN_CLASS
 from compressor.storage.companions import COMPANIONS, companion_files
 from compressor.storage.json_files import read_json
@@ -276,10 +278,12 @@ def check_same(folder: Path, dense: Path) -> list[Check]:
     """Compare the other files with those of the dense model, config.json up to the keys that passes change.
 
     Raises:
-        ModelError: the dense model's config.json cannot be read.
+        ModelError: the dense model's config.json cannot be read, or settings of either's processor.
     """
     names = {*COMPANIONS, *companion_files(dense)}
     wrong = sorted(name for name in names if _digest(folder / name) != _digest(dense / name))
+    if PROCESSOR in wrong and told_alike(folder, dense, open_model(folder)):
+        wrong.remove(PROCESSOR)
     reason = f"not the dense model's: {', '.join(wrong)}"
     checks = [yes("companions.same", not wrong, reason)]
     try:

@@ -24,7 +24,9 @@ from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.streamed import StreamedRunner
 from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
+from compressor.model.image_places import image_features, told_alike
 from compressor.passes import methods
+from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from compressor.verification.source import DIFFERENCE, compare
 
@@ -156,6 +158,27 @@ def test_the_modelling_file_computes_the_same(pico: Pico, tmp_path: Path, name: 
     with torch.no_grad():
         wanted, found = (m(pixel_values=PIXELS).last_hidden_state for m in (ours.load(), theirs))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "count"), [("fastervlm", 6), ("tome", 10)])
+def test_a_prompt_has_as_many_places_as_there_are_features(pico: Pico, tmp_path: Path, name: str, count: int) -> None:
+    whole = pico("llava")
+    folders = [tmp_path / part for part in ("alone", "passed")]
+    folders[0].mkdir()
+    export_safetensors(open_model(whole, part="vision"), folders[0])
+    source, method = open_model(folders[0]), methods()[name]
+    options = {"tokens": count} if name == "fastervlm" else {"r": 2}
+    setting = Setting(work=folders[1], fingerprint="places", cache_bytes=1 << 20)
+    model, _ = apply_pass(method(method.Options(**options)), source, Batches(lambda: iter(()), 0), setting)
+    assert image_features(model) == count
+    assert told_alike(model.path, source.path, model) and not told_alike(source.path, source.path, model)
+    shutil.copyfile(whole / "tokenizer.json", model.path / "tokenizer.json")
+    shutil.copyfile(whole / "tokenizer_config.json", model.path / "tokenizer_config.json")
+    processor = transformers.AutoProcessor.from_pretrained(model.path)
+    given = processor(images=PIXELS.new_zeros(32, 32, 3).byte().numpy(), text="<image>", return_tensors="pt")
+    with torch.no_grad():
+        features = model.load()(pixel_values=given["pixel_values"]).last_hidden_state
+    assert int((given["input_ids"] == 320).sum()) == count == features.shape[1]
 
 
 @pytest.mark.parametrize(
