@@ -110,12 +110,12 @@ class _ReducedBlock(_Block):
         paths: dict[str, Any],
         head_dim: int,
         reduction: dict[str, Any] | None,
-        traits: tuple[bool, bool, bool, bool],
+        traits: tuple[bool, bool, bool, bool, bool],
         tracks: list[Any],
     ) -> None:
         super().__init__(block, paths)
         self._head_dim, self._reduction, self._tracks = head_dim, reduction, tracks
-        self._first, self._biased, self._sums, self._restores = traits
+        self._first, self._biased, self._sums, self._returns, self._restores = traits
         self._post = paths["residual"] == "post"
         self.shows: dict[str, torch.Tensor] | None = None
 
@@ -123,7 +123,7 @@ class _ReducedBlock(_Block):
         # before the first such block of a text encoder, what its model was called with: the mask
         track = self._tracks[-1] if self._tracks else None
         if self._first:
-            track = _begun(hidden_states, track, self._post)
+            track = _begun(hidden_states, track, self._post, self._returns)
         assert isinstance(track, dict)
         bias = track["sizes"].log().squeeze(2) if self._biased else torch.zeros_like(track["sizes"][..., 0])
         if "mask" in track:
@@ -239,14 +239,16 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     for entry in stack["tokens"]:
         if any(entry[key] not in known for key, known in _KNOWN.items()):
             raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
-    first = True
+    first, returns = True, any(entry.get("returns") for entry in inside)
+    full = returns or (bool(reductions) and post)
     for index in range(len(blocks)):
         before = [entry for block, entry in reductions.items() if block < index]
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
         sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
         shown = any(index in (entry["block"], *entry.get("also", ())) for entry in outputs)
-        if biased or sums or shown or index in reductions or (before and post):
-            traits = (first, biased, sums, bool(reductions) and post and index == len(blocks) - 1)
+        restores = full and index == len(blocks) - 1
+        if biased or sums or shown or restores or index in reductions or (before and post):
+            traits = (first, biased, sums, returns, restores)
             blocks[index] = _ReducedBlock(
                 blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks
             )

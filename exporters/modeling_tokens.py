@@ -151,8 +151,10 @@ def _reduced(
     features = seen["keys"].mean(2)
     if reduction["select"] == "bipartite":
         features = features if reduction["score"] == "mean_key" else _hashed(seen["keys"])
-        x, sizes = _merged(x, sizes, *_paired(features, keep, protect))
-        return x, {**waiting, "sizes": sizes}
+        pairs = _paired(features, keep, protect)
+        home = _moved(track, x.shape[1], *pairs)
+        x, sizes = _merged(x, sizes, *pairs)
+        return x, {**waiting, **home, "sizes": sizes}
     if reduction["select"] in ("most_distant", "rows"):
         return _take(x, _spread(reduction, seen)), {}
     unit, scores = features / features.norm(dim=-1, keepdim=True), _scores(reduction, seen)
@@ -172,7 +174,9 @@ def _reduced(
             gone = gone.gather(1, best)
         likeness = _take(unit, gone) @ _take(unit, kept).transpose(1, 2)
         likeness[:, :, :protect] = -torch.inf
-        x, after["sizes"] = _merged(x, sizes, kept, gone, likeness.argmax(-1))
+        into = likeness.argmax(-1)
+        after |= _moved(track, x.shape[1], kept, gone, into)
+        x, after["sizes"] = _merged(x, sizes, kept, gone, into)
         return x, after
     if dropped == "propagate":
         rows = _take(track["graph"], kept)
@@ -189,6 +193,7 @@ def _reduced(
     lost = scores.gather(1, gone)
     fused = (lost / lost.sum(-1, keepdim=True))[:, None] @ _take(x, gone), _take(sizes, gone).sum(1, keepdim=True)
     before = track.get("cache", (x[:, :0], sizes[:, :0]))
+    after |= _moved(track, x.shape[1], kept, gone, torch.full_like(gone, stay if dropped == "fuse" else -1))
     x = _take(x, kept)
     if dropped == "fuse":
         x, after["sizes"] = torch.cat([x, fused[0]], dim=1), torch.cat([after["sizes"], fused[1]], dim=1)
@@ -243,14 +248,27 @@ def _anchored(reduction: dict[str, Any], scores: torch.Tensor, unit: torch.Tenso
     return _merged(x, torch.ones_like(x[..., :1]), kept, gone, into)[0]
 
 
+def _moved(
+    track: dict[str, Any], tokens: int, kept: torch.Tensor, gone: torch.Tensor, into: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return where the first tokens are now stood for, where they are to come back."""
+    if "home" not in track:
+        return {}
+    home, places = track["home"], torch.full((len(kept), tokens), -1, device=kept.device)
+    places.scatter_(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept)).scatter_(1, gone, into)
+    return {"home": places.gather(1, home.clamp(min=0)).masked_fill(home < 0, -1)}
+
+
 def _columns(attention: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Return what all tokens but padding pay to each token, [batch, heads, keys]."""
     return attention.sum(2) if mask is None else (mask.to(attention.dtype)[:, None, None] @ attention)[:, :, 0]
 
 
-def _begun(hidden: torch.Tensor, mask: torch.Tensor | None, text: bool) -> dict[str, Any]:
+def _begun(hidden: torch.Tensor, mask: torch.Tensor | None, text: bool, returns: bool) -> dict[str, Any]:
     """Return what is known of tokens before any has gone; `mask` as the model is called with."""
     track: dict[str, Any] = {"sizes": hidden.new_ones(*hidden.shape[:2], 1)}
+    if returns:
+        track["home"] = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
     if text:
         real = torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask.bool()
         home = torch.arange(hidden.shape[1], device=hidden.device).where(real, -1)
@@ -307,8 +325,8 @@ def _likest(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _restored(hidden: torch.Tensor, track: dict[str, Any]) -> torch.Tensor:
-    """Return hidden states of whole texts: each token's are those of the one that stands for it, or else the mean."""
-    weights = track["sizes"] * track["mask"][..., None].to(hidden.dtype)
+    """Return hidden states of all first tokens: those of the one that stands for it, or else the mean."""
+    weights = track["sizes"] * (track["mask"][..., None].to(hidden.dtype) if "mask" in track else 1)
     mean = (hidden * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
     home = track["home"]
     return torch.where(home[..., None] < 0, mean, _take(hidden, home.clamp(min=0)))

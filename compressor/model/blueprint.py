@@ -48,6 +48,7 @@ class Reduction:
             (`compressor.model.token_texts`); `keep` is then 0. 0: the counts are `keep`.
         beyond: of a text: its first so many tokens do not count for `share`, so that a short text loses none.
         closing: of a text: how many tokens at its end never go ([SEP]).
+        returns: of an image: tokens that go come back behind the last block, each as the one that stands for it then.
     """
 
     block: int
@@ -71,6 +72,7 @@ class Reduction:
     share: int = 0
     beyond: int = 0
     closing: int = 0
+    returns: bool = False
 
     def __post_init__(self) -> None:
         """Take the blocks of `also` in the form that JSON gives them, too."""
@@ -168,11 +170,11 @@ class Blueprint:
         """Tell whether a block is one of ours for the sake of tokens."""
         inside = self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block)
         behind = any(reduction.share and reduction.block < block for reduction in self.reductions)
-        return inside or behind or self.shown_at(block)
+        return inside or behind or self.shown_at(block) or self.restores_at(block)
 
     def restores_at(self, block: int) -> bool:
-        """Tell whether behind a block every token of a text stands again, as the one that stands for it."""
-        return block == len(self.shapes.layers) - 1 and any(reduction.share for reduction in self.reductions)
+        """Tell whether behind a block every token stands again, as the one that stands for it."""
+        return block == len(self.shapes.layers) - 1 and any(r.share or r.returns for r in self.reductions)
 
 
 def read_blueprint(config: Any, family: Family) -> Blueprint:

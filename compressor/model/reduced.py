@@ -79,6 +79,7 @@ class ReducedBlock(nn.Module):
         self.first = not any(blueprint.reduced_at(before) for before in range(index))
         self.text = family.inputs == "tokens"
         self.restores = blueprint.restores_at(index)
+        self.returns = any(reduction.returns for reduction in blueprint.reductions)
         self._family, self._index, self._head_dim = family, index, blueprint.shapes.head_dim
         self.tracks = tracks
         if self.reduction is not None:
@@ -117,7 +118,7 @@ class ReducedBlock(nn.Module):
 
     def start(self, hidden: Tensor, mask: Tensor | None) -> TokenTrack:
         """Return the track of tokens [batch, tokens, width] before any has gone; `mask` as the model is called with."""
-        return TokenTrack.start(hidden, text=self.text, mask=mask)
+        return TokenTrack.start(hidden, text=self.text, mask=mask, returns=self.returns)
 
     def look(
         self, hidden_states: Tensor, *args: Any, track: TokenTrack, **kwargs: Any

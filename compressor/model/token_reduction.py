@@ -20,6 +20,7 @@ from compressor.model.token_select import (
     lowest_and_alike,
     nearest,
     others,
+    standing,
 )
 from compressor.model.token_spread import best_rows, most_distant, with_anchors, with_neighbours
 from compressor.model.token_texts import (
@@ -50,7 +51,8 @@ class TokenTrack:
         cache: tokens that wait to come back, [batch, n, width], and their sizes, [batch, n, 1]; None: there are none.
         mask: of texts: False at padding, bool [batch, tokens]; None of images.
         lengths: of texts: their tokens before the first reduction, [batch, 1]; None of images.
-        home: of texts: where each of these is now stood for, [batch, text]; −1: nowhere. None of images.
+        home: where each token before the first reduction is now stood for, [batch, first tokens]; −1: nowhere. None of
+            images whose tokens do not come back.
     """
 
     sizes: Tensor
@@ -62,17 +64,21 @@ class TokenTrack:
     home: Tensor | None = None
 
     @classmethod
-    def start(cls, hidden: Tensor, *, text: bool = False, mask: Tensor | None = None) -> TokenTrack:
+    def start(
+        cls, hidden: Tensor, *, text: bool = False, mask: Tensor | None = None, returns: bool = False
+    ) -> TokenTrack:
         """Return the track of tokens [batch, tokens, width] of which none has gone.
 
         Args:
             hidden: the stream.
             text: whether they are those of texts.
             mask: of texts: 0 at padding, [batch, tokens]; None where nothing is padded.
+            returns: whether those of images come back behind the last block.
         """
         sizes = torch.ones_like(hidden[..., :1])
         if not text:
-            return cls(sizes)
+            places = torch.arange(hidden.shape[1], device=hidden.device)
+            return cls(sizes, home=places.expand(hidden.shape[0], -1) if returns else None)
         real = torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask.bool()
         places = torch.arange(hidden.shape[1], device=hidden.device)
         home = torch.where(real, places, -1)
@@ -81,11 +87,13 @@ class TokenTrack:
     def restored(self, hidden: Tensor) -> Tensor:
         """Return hidden states [batch, tokens, width] behind the last block as the head reads them.
 
-        Those of texts have every token again (`compressor.model.token_texts.restored`).
+        Those of texts, and of images whose tokens come back, have every token again
+        (`compressor.model.token_texts.restored`).
         """
-        if self.home is None or self.mask is None:
+        if self.home is None:
             return hidden
-        return restored(hidden, self.home, self.mask, self.sizes)
+        mask = torch.ones_like(self.sizes[..., 0], dtype=torch.bool) if self.mask is None else self.mask
+        return restored(hidden, self.home, mask, self.sizes)
 
 
 def check_known(reduction: Reduction) -> None:
@@ -203,7 +211,11 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
         importance = importance.gather(1, choice.kept)
     if track.graph is not None and reduction.dropped == "propagate":
         graph = gathered(gathered(track.graph, choice.kept).transpose(1, 2), choice.kept)
-    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache)
+    home = track.home
+    if home is not None:
+        fused = choice.kept.shape[1] if reduction.dropped == "fuse" else None
+        home = moved(home, replace(choice, places=standing(choice, stream.shape[1], fused)))
+    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache, home=home)
 
 
 def reduce_texts(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:

@@ -139,6 +139,23 @@ def nearest(features: Tensor, kept: Tensor, gone: Tensor, protect: int) -> Tenso
     return (likeness + barrier(kept.shape[1], protect, features)).argmax(-1)
 
 
+def standing(choice: Choice, tokens: int, fused: int | None = None) -> Tensor:
+    """Return for every token the place of the one that stands for it after a choice, −1 where none does.
+
+    Args:
+        choice: of [batch, tokens].
+        tokens: before it.
+        fused: place of the one token that stands for all that go; None where there is none.
+
+    Returns:
+        [batch, tokens].
+    """
+    kept = torch.arange(choice.kept.shape[1], device=choice.kept.device).expand_as(choice.kept)
+    places = torch.full_like(choice.kept[:, :1], -1 if fused is None else fused).repeat(1, tokens)
+    places = places.scatter(1, choice.kept, kept)
+    return places if choice.into is None else places.scatter(1, choice.gone, choice.into)
+
+
 def gathered(values: Tensor, places: Tensor) -> Tensor:
     """Return values [batch, tokens, width] at places [batch, n] of their own sample: [batch, n, width].
 

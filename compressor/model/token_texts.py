@@ -146,7 +146,7 @@ def moved(home: Tensor, choice: Choice) -> Tensor:
 
 
 def restored(hidden: Tensor, home: Tensor, mask: Tensor, sizes: Tensor) -> Tensor:
-    """Return hidden states of whole texts [batch, text, width]: of each token, those of the one that stands for it.
+    """Return hidden states of all first tokens [batch, text, width]: of each, those of the one that stands for it.
 
     Tokens that nothing stands for have the mean of those that are left. So the mean over a text is that of the tokens
     that are left, weighted by how many each stands for, and their greatest value stays the greatest.

@@ -59,6 +59,12 @@ class ScheduleOptions(Options):
         description="Behind the attention of the last block, only tokens that the head reads go on: changes no output.",
     )
 
+    full_length: bool = Field(
+        False,
+        description="Of an image, behind the last block every token stands in its place again, as the one that stands"
+        " for it: for features of every patch. Texts always have it.",
+    )
+
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         amounts = {name: getattr(self, name) for name in ("keep", "shares", "tokens", "r", "counts", "flops")}

@@ -64,6 +64,8 @@ def _check(name: str, options: TokenOptions, family: str) -> None:
             )
     if options.head_only:
         raise UsageError(f"{name}.head_only: it is for image classifiers (family {family})", hint="Leave it out.")
+    if options.full_length:
+        raise UsageError(f"{name}.full_length: texts have their full length anyway", hint="Leave it out.")
     for key, covered in _COVERED.items():
         if (value := getattr(options, key)) not in covered:
             raise UsageError(

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
+_COME_BACK = ("merge", "fuse", "drop")
+"""What becomes of tokens that may come back: what else there is leaves none that stands for one of them."""
+
 
 class TokenReduction:
     """See the module."""
@@ -70,6 +73,7 @@ class TokenReduction:
                 f"{self.name}.head_only: the outputs of this model depend on its patches",
                 hint="It is for classifiers whose head reads the class token alone (ViT, DeiT). Leave it out.",
             )
+        self._check_full_length()
         rows, columns = image_grid(source)
         room = self._room(source, rows * columns)
         if self.options.flops is not None:
@@ -87,6 +91,15 @@ class TokenReduction:
             raise ModelError(f"{self.name}: an image has {room.patches} patch tokens, and none of them is to go")
         self._planned = replace(source.blueprint, reductions=self._reductions(source, counts))
         return self._planned
+
+    def _check_full_length(self) -> None:
+        options = self.options
+        if options.full_length and (options.head_only or options.dropped not in _COME_BACK):
+            reason = "head_only lets" if options.head_only else f"dropped {options.dropped} leaves"
+            raise UsageError(
+                f"{self.name}.full_length: {reason} nothing that could stand in the place of a token",
+                hint=f"It goes with dropped {', '.join(_COME_BACK)}, such as tome, evit or received.",
+            )
 
     def _room(self, source: ModelFolder, patches: int) -> Room:
         count = len(source.shapes.layers)
@@ -163,6 +176,7 @@ class TokenReduction:
                     temperature=options.temperature if dropped == "transform" else 0.0,
                     columns=columns if dropped == "propagate" else 0,
                     classes=leading - registers if registers and options.score == "cls_attn" else 0,
+                    returns=options.full_length,
                 )
             )
             tokens = left

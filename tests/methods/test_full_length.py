@@ -1,0 +1,116 @@
+"""`full_length`: image tokens that go come back behind the last block, each as the one that stands for it then."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.data.kinds import Batches
+from compressor.errors import UsageError
+from compressor.exporters.onnx import OnnxOptions, export_onnx
+from compressor.exporters.remote_code import remote_code
+from compressor.measure.onnx_runner import OnnxRunner
+from compressor.model.config import config_for
+from compressor.model.folder import ModelFolder, open_model
+from compressor.model.reduced import told
+from compressor.walk import Walk
+from tests.methods.test_tokens import loaded, pixels, planned
+
+Pico = Callable[..., Path]
+METHODS: dict[str, dict[str, Any]] = {
+    "tome": {"r": 3, "layers": [1, 2]},
+    "evit": {"keep": 0.6, "layers": [1, 2]},
+    "diffrate": {"r": 4, "layers": [2], "merged": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def source(pico: Pico) -> ModelFolder:
+    """A model that hands on the features of every patch, with registers, and a block behind the last reduction."""
+    return open_model(pico("dinov2_with_registers"))
+
+
+def features(module: Any, images: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(module(pixel_values=images).last_hidden_state)
+
+
+def stand_ins(module: Any, images: torch.Tensor, first: int) -> list[list[int]]:
+    """Return, for every sample and first token, the place of the one that stands for it, found choice by choice."""
+    homes = [[{token} for token in range(first)] for _ in images]
+    fused: list[bool] = []
+
+    def hear(reduction: Any, choice: Any, _: Any) -> None:
+        for row, groups in enumerate(homes):
+            after = [set(groups[place]) for place in choice.kept[row].tolist()]
+            if reduction.dropped == "fuse":
+                after.append(set().union(*(groups[place] for place in choice.gone[row].tolist())))
+            elif choice.into is not None:
+                for place, into in zip(choice.gone[row].tolist(), choice.into[row].tolist(), strict=True):
+                    after[into] |= groups[place]
+            homes[row] = after
+        fused.append(True)
+
+    with told(module, hear):
+        features(module, images)
+    assert fused
+    return [[next((i for i, g in enumerate(gs) if t in g), -1) for t in range(first)] for gs in homes]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_token_stands_again_as_the_one_that_stands_for_it(source: ModelFolder, name: str) -> None:
+    short, full = (
+        loaded(source, planned(source, name, {**METHODS[name], **more})) for more in ({}, {"full_length": True})
+    )
+    images = pixels(source, 2)
+    dense, few, all_of_them = (features(module, images) for module in (source.load(), short, full))
+    assert few.shape[1] < dense.shape[1] and all_of_them.shape == dense.shape
+    homes = stand_ins(short, images, dense.shape[1])
+    lost = 0
+    for row, places in enumerate(homes):
+        for token, place in enumerate(places):
+            if place >= 0:
+                np.testing.assert_allclose(all_of_them[row, token], few[row, place], atol=1e-6)
+            lost += place < 0
+    assert (lost > 0) == (name == "diffrate"), "what is dropped has the mean of the others"
+
+
+def test_graph_modelling_file_and_walk_give_the_same(source: ModelFolder, tmp_path: Path) -> None:
+    folder = planned(source, "tome", {**METHODS["tome"], "full_length": True})
+    module, images = loaded(source, folder), pixels(source, 3)
+    wanted = features(module, images)
+    export_onnx(folder, tmp_path, OnnxOptions())
+    np.testing.assert_allclose(OnnxRunner(tmp_path).forward({"pixel_values": images.numpy()}), wanted, atol=1e-4)
+
+    batches = Batches(lambda: [{"pixel_values": images.numpy()}], 1)
+    walk = Walk(folder, batches, work=tmp_path / "walk", cache_bytes=1 << 28)
+    with torch.no_grad():
+        for _ in walk.survey("walk", keep=True):
+            continue
+        ended = module.layernorm(walk.streams.ends[0].restored(walk.dense[0]))
+    np.testing.assert_allclose(ended, wanted, atol=1e-5)
+
+    text, config = remote_code(folder, config_for(source, folder.blueprint, None))
+    code = types.ModuleType("modeling_compressed")
+    exec(compile(text, "modeling_compressed.py", "exec"), code.__dict__)
+    model = getattr(code, config["architectures"][0])(code.CompressedConfig.from_dict(config)).eval()
+    model.load_state_dict(source.load().state_dict())
+    np.testing.assert_allclose(features(model, images), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("clca", {"keep": 0.7}, "dropped cache leaves nothing"),
+        ("token-transforming", {"keep": 0.7}, "dropped transform leaves nothing"),
+    ],
+)
+def test_what_leaves_no_stand_in_is_refused(source: ModelFolder, name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        planned(source, name, {**options, "full_length": True})
