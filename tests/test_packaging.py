@@ -63,7 +63,7 @@ def test_third_party_imports_are_declared(repository: Path, project: dict) -> No
     assert missing == set()
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "demo-model", "test", "check", "bench", "clean"])
+@pytest.mark.parametrize("target", ["setup", "demo", "demo-model", "demo-llava", "test", "check", "bench", "clean"])
 def test_make_knows_its_targets(repository: Path, target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

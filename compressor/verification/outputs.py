@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compressor.architectures.tasks import TASKS
 from compressor.measure.runner import Array, Runner, read_config
 from compressor.measure.statistics import F64, spearman
+from compressor.model.folder import open_model
 from compressor.verification.cases import COLUMNS, Case
 from compressor.verification.verdict import Check, bounded
 
@@ -73,6 +74,19 @@ def check_cosines(cosines: Mapping[Case, F64], least: tuple[float, float], why: 
         low = float(np.quantile(np.concatenate(full), _LOW, method="lower"))
         checks.append(bounded(f"{group}.cosine_low", low, least=least[1], why=why))
     return checks
+
+
+def hands_some_on(runner: Runner) -> bool:
+    """Tell whether a model hands on tokens of an image that it has chosen: their mean is what is compared.
+
+    Where inputs of products are rounded, a token near a tie gives way to another, and all rows between the two move by
+    one place. That each row is right is compared without rounding (`parity.exact`), and so is the choice.
+
+    Raises:
+        ModelError: config.json does not describe a model.
+    """
+    model = open_model(runner.folder)
+    return model.family.selector is not None and bool(model.blueprint.reductions)
 
 
 def row_cosines(a: Array, b: Array) -> F64:

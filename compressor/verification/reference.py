@@ -33,6 +33,7 @@ from compressor.verification.outputs import (
     SAMPLES,
     check_cosines,
     check_spread,
+    hands_some_on,
     has_label_sets,
     has_one_output,
     row_cosines,
@@ -237,7 +238,10 @@ def _check_case(
     if alone or several:
         compared[case.name] = found.values, wanted.values
     if not alone and tolerance.cosine is not None:
-        cosines[case] = row_cosines(found.values, wanted.values)
+        sides = (found.values, wanted.values)
+        if hands_some_on(runner):
+            sides = tuple(values.reshape(case.batch, -1, values.shape[-1]).mean(axis=1) for values in sides)
+        cosines[case] = row_cosines(*sides)
     tie = 2 * (tolerance.absolute or 0.0) * scale
     if several:
         winners.append(same_labels(found.values, wanted.values, tie))

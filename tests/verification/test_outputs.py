@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from compressor.data.kinds import Inputs
 from compressor.measure.runner import Array
 from compressor.measure.torch_runner import TorchRunner
+from compressor.model.config import config_for
+from compressor.model.folder import open_model
+from compressor.passes import methods
+from compressor.passes.base import Target
 from compressor.verification.cases import Case
 from compressor.verification.outputs import ORDERINGS, check_cosines, check_spread, same_labels
 from compressor.verification.reference import check_reference, write_reference
@@ -105,3 +112,28 @@ def test_real_samples_are_one_of_the_probes(pico: Callable[..., Path], tmp_path:
     write_reference(runner, tmp_path / "reference.safetensors", samples=samples)
     names = {check.name for check in check_reference(runner, tmp_path / "reference.safetensors") if check.passed}
     assert "parity.samples.max_abs" in names
+
+
+class Moved(TorchRunner):
+    """Gives the rows of a model's outputs one place further, as where one token near a tie gives way to another."""
+
+    def forward(self, inputs: Inputs) -> Array:
+        return np.roll(super().forward(inputs), 1, axis=1) * np.float32(self.factor)
+
+    factor = 1.0
+
+
+def test_tokens_that_are_handed_on_are_compared_by_their_mean_where_inputs_are_rounded(
+    pico: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, method = open_model(pico("llava_vision")), methods()["fastervlm"]
+    model = source.with_blueprint(method(method.Options(tokens=6)).plan(source, Target()))
+    (tmp_path / "config.json").write_text(json.dumps(config_for(model, model.blueprint)))
+    shutil.copyfile(source.path / "model.safetensors", tmp_path / "model.safetensors")
+    shutil.copyfile(source.path / "preprocessor_config.json", tmp_path / "preprocessor_config.json")
+    reference, runner = tmp_path / "reference.safetensors", Moved(tmp_path)
+    write_reference(TorchRunner(tmp_path), reference)
+    assert all(check.passed for check in check_reference(runner, reference, "int8-dynamic"))
+    assert not any(check.passed for check in check_reference(runner, reference, "float32") if "max_abs" in check.name)
+    runner.factor = -1.0
+    assert not any(check.passed for check in check_reference(runner, reference, "int8-dynamic"))
