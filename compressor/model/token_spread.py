@@ -16,7 +16,7 @@ _FAR = 4.0
 def most_distant(features: Tensor, keep: int, protect: int) -> Tensor:
     """Return the places of tokens that are far from each other, by rising place: [batch, keep].
 
-    DivPrune (arXiv 2503.02175, section 3.3): greedily, the largest least distance, 1 − cosine. The first token is the
+    DivPrune (arXiv 2503.02175): greedily, the largest least distance, 1 − cosine. The first token is the
     one whose nearest other token is farthest; each next one has the farthest nearest token among those chosen.
 
     Args:
@@ -59,7 +59,7 @@ def _least_distances(patches: Tensor, count: int) -> Iterator[Tensor]:
 def best_rows(scores: Tensor, keep: int, protect: int, columns: int) -> Tensor:
     """Return the places of the tokens of those rows of patches whose scores have the highest sums: [batch, keep].
 
-    FoPru's row strategy (arXiv 2411.14164, section 3.3).
+    FoPru's row strategy (arXiv 2411.14164).
 
     Args:
         scores: [batch, tokens].
@@ -100,7 +100,7 @@ def with_neighbours(scores: Tensor, marks: Tensor, anchors: int, protect: int, c
 def with_anchors(scores: Tensor, features: Tensor, keep: int, anchors: int, protect: int) -> Choice:
     """Let the highest scores go on as they are, and the others join the nearest of evenly spaced ones among them.
 
-    VisionZip (arXiv 2412.04467, section 3.2): dominant tokens, and contextual tokens that the rest is merged into, by
+    VisionZip (arXiv 2412.04467): dominant tokens, and contextual tokens that the rest is merged into, by
     the cosine of their features.
 
     Args:

@@ -1,6 +1,6 @@
 """DivPrune: the language model gets the image tokens that are farthest from each other (arXiv 2503.02175).
 
-Greedily, by the largest least distance (section 3.3), where a distance is 1 − the cosine of two tokens: first the token
+Greedily, by the largest least distance, where a distance is 1 − the cosine of two tokens: first the token
 whose nearest other is farthest, then always the one whose nearest among those chosen is farthest. No attention is read.
 The paper compares tokens behind the projector; here they are compared before it, so that it has less to do.
 """

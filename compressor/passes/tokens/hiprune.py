@@ -18,7 +18,7 @@ from compressor.passes.tokens.visual_tokens import LayerOptions, VisualTokens
 class HipruneOptions(LayerOptions):
     """Options of `hiprune`."""
 
-    earlier: tuple[Block] = Field(description="The middle block, counted from 1; 9 of 24 in CLIP's large tower.")
+    earlier: tuple[Block] = Field(description="The middle block, counted from 1, such as 9 of 24.")
     anchors: float = Field(0.1, gt=0, lt=1, description="The share of the tokens that go on for an anchor's sake.")
 
 

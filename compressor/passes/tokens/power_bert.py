@@ -2,8 +2,8 @@
 
 Between attention and FFN of every block, a word vector's significance is all the attention that it receives: its column
 of the attention matrix, summed over the rows of the text and over heads (section 3.2); padding gives none and has none.
-As many go on as the retention configuration says, [CLS] always (section 3.3). The paper learns that configuration and
-fine-tunes the model with it (section 3.4); here it is given, as `shares` of a text's tokens or as one ratio `keep` from
+As many go on as the retention configuration says, [CLS] always. The paper learns that configuration and
+fine-tunes the model with it; here it is given, as `shares` of a text's tokens or as one ratio `keep` from
 block to block, and no weight changes. [SEP] goes on too: much attention rests on it.
 """
 
