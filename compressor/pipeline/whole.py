@@ -94,8 +94,8 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
         except RecipeError as error:
             problems += error.problems
     problems += _not_stock(recipe, parts)
-    if not any(prepared.blueprints[-1].reductions for prepared in parts.values()):
-        problems += [found for prepared in parts.values() for found in unkept(recipe, prepared.blueprints[-1])]
+    if _IMAGES in parts and not any(prepared.blueprints[-1].reductions for prepared in parts.values()):
+        problems += unkept(recipe, parts[_IMAGES].source, parts[_IMAGES].blueprints[-1])
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)), source=recipe.source)
     images, calibration, prompts = sources[_IMAGES], None, None
