@@ -50,7 +50,9 @@ def unmeasurable(recipe: Recipe, source: ModelFolder, request: DataRequest | Non
     yield from not_measured(recipe, source.task, metrics, what)
 
 
-def not_measured(recipe: Recipe, task: str, metrics: tuple[str, ...], what: str) -> Iterator[Problem]:
+def not_measured(
+    recipe: Recipe, task: str, metrics: tuple[str, ...], what: str, of_parts: tuple[str, ...] = ()
+) -> Iterator[Problem]:
     """Yield the metrics and bounds of a recipe that are not among what is measured.
 
     Args:
@@ -58,13 +60,15 @@ def not_measured(recipe: Recipe, task: str, metrics: tuple[str, ...], what: str)
         task: of its model.
         metrics: what its evaluation data give.
         what: what is measured, for a message.
+        of_parts: metrics of each part of the model, which gates are on.
     """
     for index, metric in enumerate(recipe.evaluation.metrics if recipe.evaluation is not None else ()):
         if metric not in metrics:
             message = f"{metric} is not measured for {what}; allowed: {', '.join(metrics)}"
             yield recipe.problem(("evaluation", "metrics", index), message)
     values: dict[str, Bounded | Gate] = {**BOUNDS, **GATES}
-    allowed = [name for name, value in values.items() if _given(value, task, metrics)]
+    allowed = [name for name, value in values.items()
+               if _given(value, task, (*metrics, *of_parts) if isinstance(value, Gate) else metrics)]  # fmt: skip
     for name in recipe.verify:
         # Without evaluation data the recipe itself is wrong, which is said of it elsewhere.
         if name not in allowed and (recipe.evaluation is not None or not values[name].metric):

@@ -116,7 +116,12 @@ def whole_job(whole: Whole, made: Mapping[str, Made], artifact: Path) -> WholeJo
     """Return what is to be verified of an artifact of several graphs."""
     section = whole.recipe.evaluation
     parts = {
-        part: PartJob(one.prepared.method_names, one.prepared.evaluation, (one.costs[0].flops, one.costs[1].flops))
+        part: PartJob(
+            one.prepared.method_names,
+            one.prepared.evaluation,
+            (one.costs[0].flops, one.costs[1].flops),
+            one.prepared.recipe.report.images if one.compressed.blueprint.reductions else None,
+        )
         for part, one in made.items()
     }
     return WholeJob(

@@ -23,6 +23,7 @@ from compressor.verification.verdict import Bounds, failed, yes
 
 _FORWARD = "forward"
 _COSINE = "cosine"
+_KEPT = "kept_tokens"
 _SUMMED = ("bytes", "parameters", "flops")
 Advance = Callable[[str], None]
 
@@ -35,11 +36,13 @@ class PartJob:
         passes: methods that were applied to it.
         data: on which its embeddings are compared with the dense model's; None leaves that out.
         flops: theoretical operations of dense and ours; None when unknown.
+        images: see `Job`.
     """
 
     passes: tuple[str, ...] = ()
     data: DataRequest | None = None
     flops: tuple[int, int] | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def _job(job: WholeJob, part: str, place: Path) -> Job:
         data=facts.data,
         passes=facts.passes,
         flops=facts.flops,
+        images=facts.images,
         threads=job.threads,
         timing=job.timing,
     )
@@ -157,7 +161,7 @@ def _judged(
     ours["bytes"] = file_bytes(job.artifact)
     ratios: dict[str, Any] = {key: ours[key] / dense[key] for key in _SUMMED if ours[key] and dense[key]}
     ratios |= {"speedup": timing.get("speedup", {}), "speedup_interval": timing.get("intervals", {})}
-    values = {**derived(together.ours, together.dense), **_costs(ours, ratios, timing)}
+    values = {**derived(together.ours, together.dense), **_costs(ours, ratios, timing), **_kept(verdicts)}
     bounds, away = job.bounds, elsewhere(manifest)
     if away is not None:
         bounds, more = without_speed(bounds, away, gains=False)
@@ -168,15 +172,23 @@ def _judged(
     wanted = set(job.metrics)
     for side in (ours, dense):
         side["metrics"] = {k: v for k, v in side.get("metrics", {}).items() if not wanted or k in wanted}
+    ours["metrics"] |= _kept(verdicts)
     return Verdict(
         checks=tuple(checks),
         dense=dense if job.dense is not None else {},
         compressed=ours,
         ratios=ratios if job.dense is not None else {},
         timing=timing,
+        kept_tokens=next((verdict.kept_tokens for verdict in verdicts.values() if verdict.kept_tokens), {}),
         seconds=sum(verdict.seconds for verdict in verdicts.values()),
         peak_memory_bytes=max(verdict.peak_memory_bytes for verdict in verdicts.values()),
     )
+
+
+def _kept(verdicts: Mapping[str, Verdict]) -> dict[str, float]:
+    """Return the share of tokens that is kept, of the part in which some go."""
+    found = (verdict.compressed.get("metrics", {}) for verdict in verdicts.values())
+    return next(({_KEPT: values[_KEPT]} for values in found if _KEPT in values), {})
 
 
 def _side(side: str, together: Together, verdicts: Mapping[str, Verdict], timing: Mapping[str, Any]) -> dict[str, Any]:

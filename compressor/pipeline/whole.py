@@ -19,7 +19,7 @@ from compressor.model.parts import joined_by, parts_of
 from compressor.model.source import resolve_path
 from compressor.passes import methods
 from compressor.passes.base import Target
-from compressor.pipeline.measures import not_measured
+from compressor.pipeline.measures import not_measured, unkept
 from compressor.pipeline.prepare import Prepared, after_pass, located_model, prepare, request_of
 from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe, disagreements
 
@@ -90,10 +90,12 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     parts: dict[str, Prepared] = {}
     for part in towers:
         try:
-            parts[part] = prepare(_recipe_for(recipe, part, entries[part]), name)
+            parts[part] = prepare(_recipe_for(recipe, part, entries), name)
         except RecipeError as error:
             problems += error.problems
     problems += _not_stock(recipe, parts)
+    if not any(prepared.blueprints[-1].reductions for prepared in parts.values()):
+        problems += [found for prepared in parts.values() for found in unkept(recipe, prepared.blueprints[-1])]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)), source=recipe.source)
     images, calibration, prompts = sources[_IMAGES], None, None
@@ -169,7 +171,8 @@ def _problems(
         yield recipe.problem(("evaluation", "data"), message)
     (offered,) = TASKS[joined.task].metrics.values()
     yield from disagreements(recipe, ())
-    yield from not_measured(recipe, joined.task, offered if recipe.evaluation is not None else (), joined.task)
+    found = (offered, ("cosine",)) if recipe.evaluation is not None else ((), ())
+    yield from not_measured(recipe, joined.task, found[0], joined.task, found[1])
 
 
 def _not_stock(recipe: Recipe, parts: Mapping[str, Prepared]) -> Iterator[Problem]:
@@ -186,14 +189,19 @@ def _inputs(tower: Tower) -> str:
     return family_named(tower.model_type).inputs
 
 
-def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...]) -> Recipe:
-    """Return the recipe for one part: its passes and its data, and no bounds, which are on the whole."""
-    images = part == _IMAGES
+def _recipe_for(recipe: Recipe, part: str, entries: Mapping[str, tuple[PassEntry, ...]]) -> Recipe:
+    """Return the recipe for one part: its passes and its data, and no bounds, which are on the whole.
+
+    What it says of kept tokens is for the parts that let some go, where there is one.
+    """
+    reduced = [name for name, items in entries.items() if any(methods()[e.name].family == "tokens" for e in items)]
+    silent = bool(reduced) and part not in reduced
     return replace(
         recipe,
-        export=recipe.export.model_copy(update={} if images else {"kept_mask": False}),
         model=recipe.model.model_copy(update={"part": part, "task": AUTO}),
-        passes=entries,
+        passes=entries[part],
+        export=recipe.export.model_copy(update={"kept_mask": False}) if silent else recipe.export,
+        report=recipe.report.model_copy(update={"images": 0}) if silent else recipe.report,
         calibration=_section_for(recipe.calibration, part),
         evaluation=_section_for(recipe.evaluation, part),
         verify={},

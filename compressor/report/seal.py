@@ -207,8 +207,10 @@ def _other_bounds(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     for name, limits in wanted.items():
         if not isinstance(limits, dict):  # a gate that is switched off
             continue
-        bound = checks[name].bound if name in checks else None
-        if name not in checks:
+        # A gate may be held to each part of a model, with its name in front.
+        held = checks.get(name) or next((check for key, check in checks.items() if key.endswith(f".{name}")), None)
+        bound = held.bound if held is not None else None
+        if held is None:
             found.append(f"{name} is bounded by the recipe, and not among the checks")
         elif bound is not None and any(getattr(bound, key, None) != limit for key, limit in limits.items()):
             found.append(f"{name}: {REPORT} has another bound than the recipe, {limits}")

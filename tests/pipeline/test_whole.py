@@ -162,6 +162,7 @@ def test_other_numbers_that_join_the_parts_and_a_missing_graph_are_found(victim:
         ({"export": {"format": "ort"}}, "export.format: ort is not written for a model of several parts"),
         ({"model": {"task": "text-generation"}}, "model.task: text-generation is not what the whole model is for"),
         ({"evaluation": None, "verify": {"top1": {"min": 0.9}}}, "verify.top1: is measured on evaluation data"),
+        ({"verify": {"kept_tokens": {"max": 0.9}}}, "verify.kept_tokens: is measured where a pass lets tokens go"),
         ({"verify": {"cosine": {"min": 0.9}}}, "verify.cosine: is not measured for zero-shot-image-classification"),
     ],
 )  # fmt: skip
@@ -183,7 +184,9 @@ def test_what_is_for_several_parts_is_refused_elsewhere(pico: Pico, data: Path) 
 def test_a_pass_goes_to_the_parts_that_it_is_for(pico: Pico, data: Path) -> None:
     passes = [{"tome": {"r": 1}}, {"magnitude": {"sparsity": 0.3, "part": "text"}}, {"int8-dynamic": {}}]
     calibration = {"data": "pics", "prompts": "prompts.csv", "samples": 4}
-    recipe, model = recipe_for(data, passes=passes, calibration=calibration), two_towers(pico, "clip")
+    asked = {"export": {"kept_mask": True}, "verify": {"kept_tokens": {"max": 0.99}, "quality.cosine": {"min": 0.5}}}
+    recipe = recipe_for(data, passes=passes, calibration=calibration, **asked)
+    model = two_towers(pico, "clip")
     bound = prepare_any(recipe, str(model))
     assert isinstance(bound, Whole)
     assert {part: prepared.method_names for part, prepared in bound.parts.items()} == {
