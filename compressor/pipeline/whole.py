@@ -90,12 +90,12 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     parts: dict[str, Prepared] = {}
     for part in towers:
         try:
-            parts[part] = prepare(_recipe_for(recipe, part, entries), name)
+            parts[part] = prepare(_recipe_for(recipe, part, entries[part]), name)
         except RecipeError as error:
             problems += error.problems
     problems += _not_stock(recipe, parts)
-    if _IMAGES in parts and not any(prepared.blueprints[-1].reductions for prepared in parts.values()):
-        problems += unkept(recipe, parts[_IMAGES].source, parts[_IMAGES].blueprints[-1])
+    if _IMAGES in parts:  # of the others' tokens, recipes say nothing
+        problems += unkept(recipe, sources[_IMAGES], parts[_IMAGES].blueprints[-1])
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)), source=recipe.source)
     images, calibration, prompts = sources[_IMAGES], None, None
@@ -152,6 +152,9 @@ def _problems(
     if recipe.model.task not in (AUTO, joined.task):
         message = f"{recipe.model.task} is not what the whole model is for; allowed: auto, {joined.task}"
         yield recipe.problem(("model", "task"), message)
+    if recipe.sweep is not None:
+        message = "is not measured for a model of several parts; remove it, or set model.part"
+        yield recipe.problem(("sweep", recipe.sweep.name), message)
     if recipe.export.format == "ort":
         message = "ort is not written for a model of several parts; allowed: onnx, safetensors, or set model.part"
         yield recipe.problem(("export", "format"), message)
@@ -189,19 +192,18 @@ def _inputs(tower: Tower) -> str:
     return family_named(tower.model_type).inputs
 
 
-def _recipe_for(recipe: Recipe, part: str, entries: Mapping[str, tuple[PassEntry, ...]]) -> Recipe:
+def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...]) -> Recipe:
     """Return the recipe for one part: its passes and its data, and no bounds, which are on the whole.
 
-    What it says of kept tokens is for the parts that let some go, where there is one.
+    What it says of kept tokens is for the images.
     """
-    reduced = [name for name, items in entries.items() if any(methods()[e.name].family == "tokens" for e in items)]
-    silent = bool(reduced) and part not in reduced
+    images = part == _IMAGES
     return replace(
         recipe,
+        export=recipe.export if images else recipe.export.model_copy(update={"kept_mask": False}),
+        report=recipe.report if images else recipe.report.model_copy(update={"images": 0}),
         model=recipe.model.model_copy(update={"part": part, "task": AUTO}),
-        passes=entries[part],
-        export=recipe.export.model_copy(update={"kept_mask": False}) if silent else recipe.export,
-        report=recipe.report.model_copy(update={"images": 0}) if silent else recipe.report,
+        passes=entries,
         calibration=_section_for(recipe.calibration, part),
         evaluation=_section_for(recipe.evaluation, part),
         verify={},
