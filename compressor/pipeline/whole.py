@@ -152,9 +152,6 @@ def _problems(
     if recipe.model.task not in (AUTO, joined.task):
         message = f"{recipe.model.task} is not what the whole model is for; allowed: auto, {joined.task}"
         yield recipe.problem(("model", "task"), message)
-    if recipe.sweep is not None:
-        message = "is not measured for a model of several parts; remove it, or set model.part"
-        yield recipe.problem(("sweep", recipe.sweep.name), message)
     if recipe.export.format == "ort":
         message = "ort is not written for a model of several parts; allowed: onnx, safetensors, or set model.part"
         yield recipe.problem(("export", "format"), message)

@@ -162,7 +162,7 @@ def test_other_numbers_that_join_the_parts_and_a_missing_graph_are_found(victim:
         ({"export": {"format": "ort"}}, "export.format: ort is not written for a model of several parts"),
         ({"model": {"task": "text-generation"}}, "model.task: text-generation is not what the whole model is for"),
         ({"evaluation": None, "verify": {"top1": {"min": 0.9}}}, "verify.top1: is measured on evaluation data"),
-        ({"passes": [{"tome": {"r": 1}}], "sweep": {"tome.r": [1, 2]}}, "is not measured for a model of several parts"),
+        ({"passes": [{"tome": {"r": 1}}], "sweep": {"tome.r": [1, 2]}}, "sweep: is not there for a model"),
         ({"verify": {"kept_tokens": {"max": 0.9}}}, "verify.kept_tokens: is measured where a pass lets"),
         ({"verify": {"cosine": {"min": 0.9}}}, "verify.cosine: is not measured for zero-shot-image-classification"),
     ],
