@@ -8,6 +8,7 @@ trace anew (`tests/exporters/conftest.py`).
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ def kept(trace: Trace) -> Trace:
             return _copy(_kept[key])
         made = trace(model, *found, **options)
         _kept[key] = _copy(made)
+        gc.freeze()  # or every collection of a walk would look through all traces
         return made
 
     return trace_once

@@ -81,9 +81,10 @@ def test_verify_with_a_recipe_that_cannot_be_read(cli, artifact, verdicts, tmp_p
 def test_verify_counts_operations_where_both_models_can_be_read(cli, artifact, verdicts, tmp_path, monkeypatch):
     (tmp_path / "dense").mkdir()
     config = SimpleNamespace(max_position_embeddings=8)
-    monkeypatch.setattr(
-        "compressor.pipeline.judge.open_model", lambda folder: SimpleNamespace(name=folder.name, config=config)
-    )
+    for module in ("judge", "stated"):
+        monkeypatch.setattr(
+            f"compressor.pipeline.{module}.open_model", lambda folder: SimpleNamespace(name=folder.name, config=config)
+        )
     counts = {"dense": 100, "artifact": 80}
     monkeypatch.setattr("compressor.pipeline.judge.count_flops", lambda model, length: counts[model.name] * length)
     assert cli("verify", artifact, "--against", "dense", "-q").exit_code == 0

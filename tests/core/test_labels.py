@@ -13,7 +13,7 @@ import pytest
 from compressor.architectures.tasks import Head
 from compressor.data.kinds import SentenceData, SetData, ValueData
 from compressor.data.reading import DataRequest, load_data
-from compressor.data.tables import Sentences, read_labels, read_sentences
+from compressor.data.tables import Sentences, read_labels, read_prompts, read_sentences
 from compressor.errors import DataError
 
 TOXIC = Head("label sets", ("toxic", "Threat to life", "insult"))
@@ -124,12 +124,18 @@ def test_data_on_which_nothing_can_be_measured(
 
 def test_the_tables_of_the_page_on_data_are_read(repository: Path, tmp_path: Path) -> None:
     page = (repository / "docs" / "data.md").read_text(encoding="utf-8")
-    encoder, reranker, classes, number, lists, flags, images = re.findall(r"^```csv\n(.*?)^```$", page, re.M | re.S)
+    prompts, encoder, reranker, classes, number, lists, flags, images = re.findall(
+        r"^```csv\n(.*?)^```$", page, re.M | re.S
+    )
     threats = Head("label sets", ("toxic", "threat", "insult"))
 
     def sentences(content: str, head: Head | None) -> Sentences:
         return read_sentences(table(tmp_path, content), "k", head)
 
+    assert read_prompts(table(tmp_path, prompts), "k")[1:] == [
+        ("cat", "a drawing of a cat"),
+        ("dog", "a photo of a dog"),
+    ]
     assert sentences(encoder, None).numbers == [3.8, 0.1]
     assert [len(pair) for pair in sentences(reranker, SCORE).texts] == [2, 2]
     assert sentences(classes, CLASSES).numbers == [1, 0]

@@ -241,7 +241,7 @@ def test_nan_in_weights(pico: Pico, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "nosuchtype"])
 def test_uncovered_family_lists_what_is_covered(pico: Pico, tmp_path: Path, name: str) -> None:
-    covered = ", ".join(sorted([*COVERED, "clip", "siglip"]))
+    covered = ", ".join(sorted([*COVERED, "clip", "llava", "siglip"]))
     with pytest.raises(ModelError, match=f"'{name}'.*covered are: {covered}\n") as caught:
         open_model(broken(pico, tmp_path, model_type=name))
     assert "compressor/architectures" in str(caught.value)

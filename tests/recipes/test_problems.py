@@ -31,7 +31,7 @@ verify:
   cosin: {min: 0.5}
   kl: 3
 """
-    allowed = "version, name, model, calibration, evaluation, passes, export, verify"
+    allowed = "version, name, model, calibration, evaluation, passes, export, verify, sweep, report"
     options = "sparsity, importance, target, layers, symmetric, solver"
     data = (
         "Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with labels.csv, or "

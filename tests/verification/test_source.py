@@ -212,7 +212,7 @@ def test_too_little_memory(pico: Pico, monkeypatch: pytest.MonkeyPatch, tmp_path
         json.dumps({"path": str(pico("llama")), "task": "auto", "part": None, "trust_remote_code": False})
     )
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", fail)
-    code = asking.answer(request, answer, source._carry_out, source._known)
+    code = asking.answer(request, answer, source._carry_out, source.known)
     assert code == ResourceError.exit_code
     assert json.loads(answer.read_text())["error"]["exit_code"] == ResourceError.exit_code
 
