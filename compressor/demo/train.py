@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.demo import MODEL_DIR, TRAIN_TEXT, VALID_TEXT
 from compressor.demo.grammar import END, document
+from compressor.demo.rates import warm_cosine
 
 PACKAGED_TRAIN, PACKAGED_VALID = 300_000, 150_000
 """Characters of the packaged texts; the training text goes on where the packaged part ends."""
@@ -48,10 +49,7 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """Learning rate at a step, counted from zero."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warm_cosine(step, self.steps, self.peak, self.warmup)
 
 
 def build_tokenizer(text: str, vocabulary: int) -> Tokenizer:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from compressor.demo.pictures import COLOURS, DIGITS, PATCH, SIDE, WORDS, Picture, pictures
+from compressor.demo.rates import warm_cosine
 
 PAD, END, IMAGE, ANSWER = "<pad>", "<end>", "<image>", "answer :"
 VOCABULARY = (PAD, END, IMAGE, "answer", ":", *WORDS)
@@ -59,10 +59,7 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """Learning rate at a step, counted from zero."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warm_cosine(step, self.steps, self.peak, self.warmup)
 
 
 def build_tokenizer() -> Tokenizer:
