@@ -31,7 +31,10 @@ from compressor.model.folder import open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 
-METHODS = ("fastervlm", "random-visual-tokens", "divprune", "visionzip")
+METHODS = (
+    *("fastervlm", "random-visual-tokens", "divprune", "visionzip"),
+    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+)
 SHARES = (0.5, 0.25, 0.11)
 PROMPT = "<image> {question} answer :"
 
