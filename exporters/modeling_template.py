@@ -22,7 +22,7 @@ _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
     + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
-    + ("regions", "k_center", "clusters"),
+    + ("regions", "k_center", "clusters", "coverage"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
 }
 
@@ -176,11 +176,10 @@ class _OutputReduction(nn.Module):
         """Note the pixels that the model is called with: a hook to be called before it."""
         self._pixels = kwargs.get("pixel_values", args[0] if args else None)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
         *earlier, last = self._seen
-        return _handed_on(
-            self._reduction, {**last, "hidden": hidden, "earlier": earlier, "pixels": self._pixels}, hidden
-        )
+        given = {"hidden": hidden, "earlier": earlier, "pixels": self._pixels, "text": text}
+        return _handed_on(self._reduction, {**last, **given}, hidden)
 
 
 class _GatedLinear(nn.Linear):
@@ -266,7 +265,8 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     for entry in outputs:
         seen = [blocks[block].shows for block in (*entry.get("also", ()), entry["block"])]
         selector = _OutputReduction(entry, seen)
-        setattr(model, section["paths"]["selector"], selector)
+        place = "feature_selector" if entry["select"] == "coverage" else "selector"
+        setattr(model, section["paths"][place], selector)
         model.register_forward_pre_hook(selector.see, with_kwargs=True)
     if reductions and post:
 

@@ -44,6 +44,7 @@ def paths_of(family: Family) -> dict[str, Any]:
         "ffn_writer": ffn.writer,
         "ffn_scale": ffn.scale,
         "selector": family.selector,
+        "feature_selector": family.feature_selector,
     }
 
 

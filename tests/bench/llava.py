@@ -33,7 +33,7 @@ from compressor.passes.apply import Setting, apply_pass
 
 METHODS = (
     *("fastervlm", "random-visual-tokens", "divprune", "visionzip"),
-    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable", "mmtok"),
 )
 SHARES = (0.5, 0.25, 0.11)
 PROMPT = "<image> {question} answer :"
@@ -53,11 +53,15 @@ class Joined:
     language: OnnxRunner
     image_token: int
 
-    def inputs(self, pixels: NDArray[Any], ids: Ids) -> Inputs:
-        """Return what the decoder reads for an image [1, channels, height, width] and tokens [1, T], one of it."""
-        features = self.vision.forward({"pixel_values": pixels})
+    def inputs(self, pixels: NDArray[Any], ids: Ids, answer: int = 0) -> Inputs:
+        """Return what the decoder reads for an image [1, channels, height, width] and tokens [1, T], one of it.
+
+        The last `answer` tokens are no part of the question, which the image may be seen for.
+        """
         (place,) = np.flatnonzero(ids[0] == self.image_token)
         before, behind = ids[:, :place], ids[:, place + 1 :]
+        question = self.language.embed(np.concatenate([before, behind[:, : behind.shape[1] - answer]], axis=1))
+        features = self.vision.forward({"pixel_values": pixels, "text_features": question})
         places = np.full((1, features.shape[1]), self.image_token)
         parts = [self.language.embed(before), features, self.language.embed(behind)]
         return {
@@ -65,9 +69,9 @@ class Joined:
             "inputs_embeds": np.concatenate(parts, axis=1),
         }
 
-    def logits(self, pixels: NDArray[Any], ids: Ids) -> NDArray[np.float32]:
-        """Return the logits [tokens, vocabulary] of all tokens."""
-        return self.language.forward(self.inputs(pixels, ids))[0]
+    def logits(self, pixels: NDArray[Any], ids: Ids, answer: int = 0) -> NDArray[np.float32]:
+        """Return the logits [tokens, vocabulary] of all tokens, the last `answer` of which are that."""
+        return self.language.forward(self.inputs(pixels, ids, answer))[0]
 
     def generate(self, pixels: NDArray[Any], ids: Ids, count: int) -> Ids:
         """Return the greedy continuation [1, count]."""
@@ -129,7 +133,7 @@ def read_questions(model: Path, file: Path) -> Iterator[Question]:
 def answers(model: Joined, questions: Sequence[Question]) -> list[NDArray[np.float64]]:
     """Return the log-probabilities [answer, vocabulary] of each token of the right answers."""
     return [
-        log_softmax(model.logits(asked.pixels, asked.ids)[-asked.answer - 1 : -1]).astype(np.float64)
+        log_softmax(model.logits(asked.pixels, asked.ids, asked.answer)[-asked.answer - 1 : -1]).astype(np.float64)
         for asked in questions
     ]
 
