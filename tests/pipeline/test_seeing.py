@@ -122,7 +122,10 @@ def test_what_an_artifact_lacks_and_another_image_token_are_found(finished: Fini
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"evaluation": {"data": "questions.jsonl", "prompts": "p.csv"}}, "evaluation.prompts: is for models that compare"),
+        (
+            {"evaluation": {"data": "questions.jsonl", "prompts": "p.csv"}},
+            "evaluation.prompts: is for models that compare",
+        ),
         ({"passes": [{"slicegpt": {"reduction": 0.2, "part": "language"}}]}, "slicegpt: rotates the stream"),
         ({"passes": [{"rsq": {"part": "language"}}]}, "rsq: rotates the stream of the part language.*rotate: false"),
         ({"export": {"format": "ort"}}, "export.format: ort is not written for a model of several parts"),
