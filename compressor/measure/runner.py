@@ -90,9 +90,13 @@ def complete(inputs: Inputs, wanted: set[str], past: int = 0) -> Inputs:
 def question_width(config: Mapping[str, Any]) -> int:
     """Return the width of the `text_features` that a model reads beside its image, by config.json; 0: it reads none."""
     section = config.get("compression")
-    stacks = section.get("stacks", {}) if isinstance(section, Mapping) else {}
-    entries = [entry for stack in stacks.values() for entry in stack.get("tokens", ())]
-    return int(config["projection_size"]) if any(entry["select"] == "coverage" for entry in entries) else 0
+    stacks = section.get("stacks") if isinstance(section, dict) else None
+    parts = (
+        [part.get("tokens") for part in stacks.values() if isinstance(part, dict)] if isinstance(stacks, dict) else []
+    )
+    entries = [entry for part in parts if isinstance(part, list) for entry in part if isinstance(entry, dict)]
+    width = config.get("projection_size")
+    return width if isinstance(width, int) and any(entry.get("select") == "coverage" for entry in entries) else 0
 
 
 def greedy(runner: Runner, ids: Ids, new_tokens: int) -> Ids:
