@@ -27,11 +27,12 @@ from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.runner import read_config
 from compressor.measure.scores import log_softmax
-from compressor.model.folder import open_model
+from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.tokens.llm_tokens import LlmTokens
 
-METHODS = ("fastervlm", "random-visual-tokens", "divprune", "visionzip")
+METHODS = ("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fastv", "random-llm-tokens")
 SHARES = (0.5, 0.25, 0.11)
 PROMPT = "<image> {question} answer :"
 
@@ -62,6 +63,16 @@ class Joined:
             "inputs_embeds": np.concatenate(parts, axis=1),
         }
 
+    def of_answer(self, pixels: NDArray[Any], ids: Ids, answer: int) -> NDArray[np.float32]:
+        """Return the logits [answer, vocabulary] of the last `answer` tokens of a text, whose prompt is one call."""
+        prompt = self.inputs(pixels, ids[:, :-answer])
+        mask = np.ones((1, prompt["input_ids"].shape[1] + answer - 1), np.int64)
+        logits, past = self.language.extend({**prompt, "attention_mask": mask[:, : mask.shape[1] - answer + 1]})
+        if answer == 1:
+            return logits[0, -1:]
+        rest, _ = self.language.extend({"input_ids": ids[:, -answer:-1], "attention_mask": mask}, past)
+        return np.concatenate([logits[0, -1:], rest[0]])
+
     def logits(self, pixels: NDArray[Any], ids: Ids) -> NDArray[np.float32]:
         """Return the logits [tokens, vocabulary] of all tokens."""
         return self.language.forward(self.inputs(pixels, ids))[0]
@@ -84,21 +95,26 @@ def open_vision(model: Path, work: Path, method: str | None = None, **options: A
     for folder in (tower, graph):
         folder.mkdir(parents=True)
     export_safetensors(open_model(model, part="vision"), tower)
-    part = open_model(tower)
-    if method is not None:
-        known = methods()[method]
-        setting = Setting(work=work / "pass", fingerprint="bench", cache_bytes=1 << 28)
-        part, _ = apply_pass(known(known.Options(**options)), part, Batches(lambda: iter(()), 0), setting)
-    export_onnx(part, graph)
+    export_onnx(_after(open_model(tower), work, method, options), graph)
     return OnnxRunner(graph)
 
 
-def open_language(model: Path, work: Path) -> OnnxRunner:
-    """Export the language part of a LLaVA model as two graphs."""
-    work.mkdir(parents=True)
+def open_language(model: Path, work: Path, method: str | None = None, **options: Any) -> OnnxRunner:
+    """Export the language part of a LLaVA model as two graphs, after a pass that needs no data if one is named."""
+    graph = work / "graph"
+    graph.mkdir(parents=True)
     names = OnnxOptions(name="decoder_model_merged.onnx", embeddings="embed_tokens.onnx")
-    export_onnx(open_model(model, part="language"), work, names)
-    return OnnxRunner(work)
+    export_onnx(_after(open_model(model, part="language"), work, method, options), graph, names)
+    return OnnxRunner(graph)
+
+
+def _after(part: ModelFolder, work: Path, method: str | None, options: Mapping[str, Any]) -> ModelFolder:
+    """Return a part of a model after a pass that needs no data."""
+    if method is None:
+        return part
+    known = methods()[method]
+    setting = Setting(work=work / "pass", fingerprint="bench", cache_bytes=1 << 28)
+    return apply_pass(known(known.Options(**options)), part, Batches(lambda: iter(()), 0), setting)[0]
 
 
 @dataclass(frozen=True)
@@ -126,8 +142,7 @@ def read_questions(model: Path, file: Path) -> Iterator[Question]:
 def answers(model: Joined, questions: Sequence[Question]) -> list[NDArray[np.float64]]:
     """Return the log-probabilities [answer, vocabulary] of each token of the right answers."""
     return [
-        log_softmax(model.logits(asked.pixels, asked.ids)[-asked.answer - 1 : -1]).astype(np.float64)
-        for asked in questions
+        log_softmax(model.of_answer(asked.pixels, asked.ids, asked.answer)).astype(np.float64) for asked in questions
     ]
 
 
@@ -150,14 +165,22 @@ def figures(
 
 
 def measured(model: Path, file: Path, work: Path, cases: Sequence[tuple[str, float]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the figures of the model with all tokens, then those of each method and share of the tokens."""
+    """Yield the figures of the model with all tokens, then those of each method and share of the tokens.
+
+    Methods inside the language model let tokens go behind its first layer.
+    """
     questions = list(read_questions(model, file))
     language, token = open_language(model, work / "language"), int(read_config(model)["image_token_index"])
-    dense = answers(Joined(open_vision(model, work / "dense"), language, token), questions)
+    vision = open_vision(model, work / "dense")
+    dense = answers(Joined(vision, language, token), questions)
     yield {"method": "dense", "keep": 1.0, **figures(dense, dense, questions)}
     for method, keep in cases:
-        vision = open_vision(model, work / f"{method}-{keep}", method, keep=keep)
-        found = answers(Joined(vision, language, token), questions)
+        place = work / f"{method}-{keep}"
+        if LlmTokens in (methods()[method], getattr(methods()[method], "of", None)):
+            joined = Joined(vision, open_language(model, place, method, keep=keep, layers=[1]), token)
+        else:
+            joined = Joined(open_vision(model, place, method, keep=keep), language, token)
+        found = answers(joined, questions)
         yield {"method": method, "keep": keep, **figures(found, dense, questions)}
 
 
