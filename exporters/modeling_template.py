@@ -32,7 +32,7 @@ _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
     + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
-    + ("regions", "k_center", "clusters", "coverage"),
+    + ("regions", "k_center", "clusters", "coverage", "directions"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
 }
 

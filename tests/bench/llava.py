@@ -32,7 +32,7 @@ from compressor.passes.tokens.llm_tokens import LlmTokens
 
 METHODS = (
     *("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fopru", "vtc-cls", "hiprune", "flowcut"),
-    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable", "mmtok"),
+    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable", "prunesid", "mmtok"),
     *("fastv", "random-llm-tokens"),
 )
 SHARES = (0.5, 0.25, 0.11)
