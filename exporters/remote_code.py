@@ -15,7 +15,8 @@ from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS
 
 MODULE = "modeling_compressed"
-_TOKENS = "from compressor.exporters.modeling_tokens import "
+_PARTS = ("modeling_tokens", "modeling_ends", "modeling_llm")
+_FROM = "from compressor.exporters.modeling_"
 _HERE = "# --- from here on, a part of the modelling file ---"
 _END = "# --- up to here ---"
 
@@ -56,14 +57,13 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
 
 
 def _template() -> str:
-    """Return the text of the modelling file before names are filled in: both templates in one."""
+    """Return the text of the modelling file before names are filled in: the templates in one."""
     here = Path(__file__).resolve().parent
-    text, tokens = (
-        (here / name).read_text(encoding="utf-8") for name in ("modeling_template.py", "modeling_tokens.py")
-    )
-    before, line, after = text.partition(_TOKENS)
-    assert line, "the template says where the part for tokens comes to stand"
-    return "\n".join([before, tokens.partition(_HERE)[2].strip(), "", after.partition("\n")[2]])
+    text, *parts = ((here / f"{name}.py").read_text(encoding="utf-8") for name in ("modeling_template", *_PARTS))
+    before, line, after = text.partition(_FROM)
+    assert line, "the template says where its parts come to stand"
+    after = after.rpartition(_FROM)[2].partition("\n\n")[2]
+    return "\n".join([before, "\n\n\n".join(part.partition(_HERE)[2].strip() for part in parts), "", after])
 
 
 def _with_own_class(text: str, model: str, config: str) -> str:

@@ -42,6 +42,8 @@ class Needs:
         foreseen: whether the widths of all layers and the grids of all weights follow from the options and the config.
         dtype: torch name of the type that the artifact's weights get; None leaves it to the recipe.
         formats: what the recipe may export.
+        turns_stream: whether it may give the residual stream another basis, so that what enters it from outside of the
+            model, such as image features, no longer fits.
     """
 
     calibration: Literal["none", "takes", "must"] = "none"
@@ -51,6 +53,7 @@ class Needs:
     foreseen: bool = True
     dtype: str | None = None
     formats: tuple[str, ...] = FORMATS
+    turns_stream: bool = False
 
 
 @dataclass(frozen=True)

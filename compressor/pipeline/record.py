@@ -95,10 +95,9 @@ def quantization_step(entries: list[dict[str, Any]]) -> float | None:
 
 def count_costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
     """Return the theoretical costs of the dense and of the compressed model, each as it is stored."""
-    length = prepared.length
     graph = prepared.recipe.export.format != "safetensors"
-    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0), graph=graph)
-    return dense, count_cost(compressed, length, artifact_dtype(prepared), graph=graph)
+    dense = count_cost(prepared.source, prepared.length, artifact_dtype(prepared, after=0), graph=graph)
+    return dense, count_cost(compressed, prepared.length_after, artifact_dtype(prepared), graph=graph)
 
 
 def run_report(
@@ -138,6 +137,7 @@ def run_report(
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
         greedy=verdict.greedy,
         kept_tokens=verdict.kept_tokens,
+        kinds=verdict.kinds,
         sweep=sweep,
     )
     return {**report, "notes": list(prepared.doubts)}

@@ -193,12 +193,27 @@ class Continuation(Part):
     differs_at: int | None = None
 
 
+class QuestionKind(Part):
+    """How well questions of one kind about images are answered.
+
+    Attributes:
+        questions: how many there are.
+        ours: share of right answers.
+        dense: the same of the dense model.
+    """
+
+    questions: int
+    ours: float
+    dense: float | None = None
+
+
 class Report(Part):
     """The whole of `report.json`.
 
     Attributes:
         greedy: of a model that generates text, how it goes on from some prompts.
         kept_tokens: of a model in which image tokens go, which of them are left.
+        kinds: of a model that is asked questions about images, how well those of each kind are answered.
         sweep: what other values of an option would have given.
         notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
@@ -218,6 +233,7 @@ class Report(Part):
     notes: list[str] = Field(default_factory=list)
     greedy: list[Continuation] = Field(default_factory=list)
     kept_tokens: KeptTokens | None = None
+    kinds: dict[str, QuestionKind] = Field(default_factory=dict)
     sweep: Sweep | None = None
     artifact: Path | None = None
 
@@ -315,6 +331,7 @@ def build_report(
     environment: Mapping[str, Any] | None = None,
     greedy: Sequence[Mapping[str, Any]] = (),
     kept_tokens: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put a version 1 report together: the ratios and the verdict follow from the rest.
@@ -332,6 +349,7 @@ def build_report(
         environment: versions, processor, threads.
         greedy: how both models go on from some prompts (see `Continuation`).
         kept_tokens: which image tokens are left (see `KeptTokens`); none are known where it is empty.
+        kinds: how well each kind of question about images is answered (see `QuestionKind`); none where it is empty.
         sweep: what other values of an option give (see `Sweep`); None where the recipe has no sweep.
 
     Raises:
@@ -357,6 +375,7 @@ def build_report(
             "environment": environment or {},
             "greedy": greedy,
             **({"kept_tokens": kept_tokens} if kept_tokens else {}),
+            **({"kinds": kinds} if kinds else {}),
             **({"sweep": sweep} if sweep else {}),
         }
     )
