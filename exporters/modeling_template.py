@@ -25,15 +25,15 @@ from compressor.exporters.modeling_llm import (
     _kept_of_prompt,
     _prompt_attention,
 )
-from compressor.exporters.modeling_tokens import _begun, _columns, _graph, _reduced, _reduced_texts, _restored
+from compressor.exporters.modeling_tokens import _begun, _graph, _reduced, _reduced_texts, _restored, _summed
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
-    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn"),
+    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
     + ("regions", "k_center", "clusters", "coverage"),
-    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
+    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit"),
 }
 
 
@@ -122,7 +122,7 @@ class _ReducedBlock(_Block):
         paths: dict[str, Any],
         head_dim: int,
         reduction: dict[str, Any] | None,
-        traits: tuple[bool, bool, bool, bool, bool],
+        traits: tuple[bool, bool, dict[str, Any] | None, bool, bool],
         tracks: list[Any],
     ) -> None:
         super().__init__(block, paths)
@@ -145,8 +145,9 @@ class _ReducedBlock(_Block):
         seen |= {"mask": track["mask"]} if "mask" in track else {}
         if self.shows is not None:
             self.shows.update(seen)
-        if self._sums:
-            seen["importance"] = _columns(seen["attention"], seen.get("mask")).sum(1) + track.get("importance", 0)
+        if self._sums is not None:
+            received = _summed(self._sums, seen["attention"], seen.get("mask"))
+            seen["importance"] = received + track.get("importance", 0)
             track = {**track, "importance": seen["importance"]}
         shortcut = getattr(self, "attention_shortcut", None)
         stream = (hidden_states if shortcut is None else shortcut(hidden_states)) + attended
@@ -317,10 +318,11 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     for index in range(len(blocks)):
         before = [entry for block, entry in reductions.items() if block < index]
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
-        sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
+        reading = [entry for block, entry in reductions.items() if block >= index]
+        sums = next((entry for entry in reading if entry["score"] in ("cascade", "cls_sum")), None)
         shown = any(index in (entry["block"], *entry.get("also", ())) for entry in outputs)
         restores = full and index == len(blocks) - 1
-        if biased or sums or shown or restores or index in reductions or (before and post):
+        if biased or sums is not None or shown or restores or index in reductions or (before and post):
             traits = (first, biased, sums, returns, restores)
             blocks[index] = _ReducedBlock(
                 blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks

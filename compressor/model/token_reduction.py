@@ -10,7 +10,7 @@ from torch import Tensor
 from compressor.errors import ModelError
 from compressor.model.blueprint import Reduction
 from compressor.model.token_ends import ENDS
-from compressor.model.token_merge import COMBINATIONS, Pair, drop, fused_token
+from compressor.model.token_merge import COMBINATIONS, Pair, drop, fused_token, keeping_norm
 from compressor.model.token_regions import QUOTAS
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
 from compressor.model.token_select import (
@@ -55,6 +55,8 @@ class TokenTrack:
         lengths: of texts: their tokens before the first reduction, [batch, 1]; None of images.
         home: where each token before the first reduction is now stood for, [batch, first tokens]; −1: nowhere. None of
             images whose tokens do not come back.
+        exits: what the tokens that have left early were when they left, [batch, first tokens, width]; 0 at others. None
+            where none has.
     """
 
     sizes: Tensor
@@ -64,6 +66,7 @@ class TokenTrack:
     mask: Tensor | None = None
     lengths: Tensor | None = None
     home: Tensor | None = None
+    exits: Tensor | None = None
 
     @classmethod
     def start(
@@ -94,6 +97,9 @@ class TokenTrack:
         """
         if self.home is None:
             return hidden
+        if self.exits is not None:
+            there = gathered(hidden, self.home.clamp(min=0))
+            return torch.where(self.home.unsqueeze(2) < 0, self.exits, there)
         mask = torch.ones_like(self.sizes[..., 0], dtype=torch.bool) if self.mask is None else self.mask
         return restored(hidden, self.home, mask, self.sizes)
 
@@ -191,7 +197,11 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
     """Return the stream between attention and FFN, [batch, kept, width], and the track after a choice."""
     if reduction.share:
         return reduce_texts(reduction, choice, stream, track)
-    x, sizes = COMBINATIONS[reduction.dropped](choice, stream, track.sizes)
+    combine = COMBINATIONS[reduction.dropped]
+    if reduction.keep_norm:
+        x, sizes = keeping_norm(combine, choice, stream, track.sizes)
+    else:
+        x, sizes = combine(choice, stream, track.sizes)
     cache = track.cache
     if reduction.dropped == "cache":
         lost = fused_token(choice, stream, track.sizes)
@@ -205,11 +215,28 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
         importance = importance.gather(1, choice.kept)
     if track.graph is not None and reduction.dropped == "propagate":
         graph = gathered(gathered(track.graph, choice.kept).transpose(1, 2), choice.kept)
-    home = track.home
+    home, exits = track.home, track.exits
     if home is not None:
         fused = choice.kept.shape[1] if reduction.dropped == "fuse" else None
         home = moved(home, replace(choice, places=standing(choice, stream.shape[1], fused)))
-    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache, home=home)
+        if reduction.dropped == "exit":
+            assert track.home is not None
+            exits = left_early(stream, track.home, home, exits)
+    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache, home=home, exits=exits)
+
+
+def left_early(stream: Tensor, before: Tensor, now: Tensor, exits: Tensor | None) -> Tensor:
+    """Return what all tokens that have left early were when they left, [batch, first tokens, width].
+
+    Args:
+        stream: tokens of which some leave, [batch, tokens, width].
+        before: where in `stream` each of the first tokens is, [batch, first tokens]; −1: it has left before.
+        now: where it is behind the reduction.
+        exits: those that have left before; None: none has.
+    """
+    leaving = ((before >= 0) & (now < 0)).unsqueeze(2)
+    states = gathered(stream, before.clamp(min=0))
+    return torch.where(leaving, states, torch.zeros_like(states) if exits is None else exits)
 
 
 def reduce_texts(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:

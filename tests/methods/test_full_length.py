@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "evit": {"keep": 0.6, "layers": [1, 2]},
     "diffrate": {"r": 4, "layers": [2], "merged": 0.5},
 }
+EARLY: dict[str, Any] = {"keep": 0.6, "layers": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,40 @@ def test_every_token_stands_again_as_the_one_that_stands_for_it(source: ModelFol
     assert (lost > 0) == (name == "diffrate"), "what is dropped has the mean of the others"
 
 
-def test_graph_modelling_file_and_walk_give_the_same(source: ModelFolder, tmp_path: Path) -> None:
-    folder = planned(source, "tome", {**METHODS["tome"], "full_length": True})
+def test_tokens_that_leave_early_come_back_as_they_left(source: ModelFolder) -> None:
+    """In float64, block by block and image by image, against the stream that enters each FFN."""
+    folder = planned(source, "dtop", EARLY)
+    module, images = loaded(source, folder).double(), pixels(source, 2).double()
+    choices: list[Any] = []
+    entering: list[torch.Tensor] = []
+    for block in module.encoder.layer:
+        block.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    with told(module, lambda _, choice, seen: choices.append(choice)):
+        found = features(module, images)
+    first, count = entering[0].shape[1], len(images)
+    wanted, places = np.zeros((count, first, found.shape[-1])), [list(range(first)) for _ in images]
+    for index, (block, x) in enumerate(zip(module.encoder.layer, entering, strict=True)):
+        normed = block.norm1(x)
+        scale = block.layer_scale1.lambda1 if hasattr(block, "layer_scale1") else 1.0
+        middle = (x + block.attention(normed)[0] * scale).detach().numpy()
+        for row, choice in enumerate(zip(choices[index].kept, choices[index].gone, strict=True) if index < 2 else ()):
+            kept, gone = (part.tolist() for part in choice)
+            for place in gone:
+                wanted[row, places[row][place]] = middle[row, place]
+            places[row] = [places[row][place] for place in kept]
+    assert all(len(left) < first for left in places)
+    ended = module.layernorm(torch.from_numpy(wanted)).detach().numpy()
+    for row, left in enumerate(places):
+        gone = [token for token in range(first) if token not in left]
+        np.testing.assert_allclose(found[row, gone], ended[row, gone], atol=1e-9)
+        assert np.abs(found[row, left] - ended[row, left]).min() > 1e-6, "those that stayed went through all blocks"
+
+
+@pytest.mark.parametrize(("name", "options"), [("tome", {**METHODS["tome"], "full_length": True}), ("dtop", EARLY)])
+def test_graph_modelling_file_and_walk_give_the_same(
+    source: ModelFolder, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    folder = planned(source, name, options)
     module, images = loaded(source, folder), pixels(source, 3)
     wanted = features(module, images)
     export_onnx(folder, tmp_path, OnnxOptions())
@@ -109,6 +142,7 @@ def test_graph_modelling_file_and_walk_give_the_same(source: ModelFolder, tmp_pa
     [
         ("clca", {"keep": 0.7}, "dropped cache leaves nothing"),
         ("token-transforming", {"keep": 0.7}, "dropped transform leaves nothing"),
+        ("dtop", {"keep": 0.7, "head_only": True}, "head_only"),
     ],
 )
 def test_what_leaves_no_stand_in_is_refused(source: ModelFolder, name: str, options: dict[str, Any], said: str) -> None:
