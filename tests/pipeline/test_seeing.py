@@ -52,7 +52,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(pico: Pico, tmp_path_factory: pytest.TempPathFactory, data: Path) -> Finished:
     """A LLaVA model, its artifact and its report."""
     model, out = small_llava(pico), tmp_path_factory.mktemp("seeing") / "artifact"
-    return model, out, run(recipe_for(data), model=str(model), out=out, progress=NullProgress())
+    recipe = recipe_for(data, report={"images": 1})
+    return model, out, run(recipe, model=str(model), out=out, progress=NullProgress())
 
 
 def test_one_artifact_of_three_graphs(finished: Finished) -> None:
@@ -72,6 +73,7 @@ def test_one_artifact_of_three_graphs(finished: Finished) -> None:
         ("fastervlm", "vision"),
         ("gptq", "language"),
     ]
+    assert len(report["kept_tokens"]["images"]) == 1, "drawn for the image part"
     assert report["ratios"]["flops"] < 0.9, "ten of sixteen image tokens leave a prompt of 48"
 
 
