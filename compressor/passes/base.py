@@ -153,6 +153,35 @@ class Explains(Protocol):
     def notes(self) -> Sequence[str]: ...  # noqa: D102
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One of the things that a pass has tried before it decided.
+
+    Attributes:
+        flops: share of the operations that it looks at which this leaves.
+        divergence: from the dense model, KL of the outputs on calibration data in nats.
+        name: what people call it; empty for one of many.
+        chosen: whether the pass does it.
+    """
+
+    flops: float
+    divergence: float
+    name: str = ""
+    chosen: bool = False
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A pass that tries ways of doing what it does.
+
+    Attributes:
+        trials: all of them, for the report; known once the blocks are changed, none where there was nothing to search.
+    """
+
+    @property
+    def trials(self) -> Sequence[Trial]: ...  # noqa: D102
+
+
 class Method(Protocol):
     """What a method's file defines as `METHOD`: a class, or a `compressor.passes.preset.Preset`.
 

@@ -73,6 +73,22 @@ class Check(Part):
         return data
 
 
+class Trial(Part):
+    """One of the things that a pass has tried before it decided.
+
+    Attributes:
+        flops: share of the blocks' operations that it leaves.
+        divergence: from the dense model, KL of the outputs on calibration data in nats.
+        name: what people call it; empty for one of many.
+        chosen: whether the pass does it.
+    """
+
+    flops: float
+    divergence: float
+    name: str = ""
+    chosen: bool = False
+
+
 class PassEntry(Part):
     """One pass of the recipe and what it did.
 
@@ -87,6 +103,7 @@ class PassEntry(Part):
             they are those of the report's `dense`.
         layers: what changed in each: `index`, and `<dimension>_before` and `<dimension>_after` for each dimension.
         notes: what the pass decided by itself, and why.
+        trials: what it has tried for that.
         part: the part of the model that it was applied to, of a model of several.
     """
 
@@ -100,6 +117,7 @@ class PassEntry(Part):
     quality_dense: dict[str, float | None] = Field(default_factory=dict)
     layers: list[dict[str, Any]] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    trials: list[Trial] = Field(default_factory=list)
 
     @property
     def label(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,10 @@ from compressor.model.parts import image_token_of
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 
-METHODS = ("fastervlm", "random-visual-tokens", "divprune", "visionzip")
+METHODS = (
+    *("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fopru", "vtc-cls", "hiprune", "flowcut"),
+    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+)
 SHARES = (0.5, 0.25, 0.11)
 PROMPT = "<image> {question} answer :"
 
@@ -85,9 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.llava", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("questions", type=Path)
+    parser.add_argument("--only", default="", help="methods whose names match a regular expression")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="llava-bench-") as work:
-        cases = [(method, keep) for keep in SHARES for method in METHODS]
+        cases = [(method, keep) for keep in SHARES for method in METHODS if re.search(given.only, method)]
         for line in measured(given.model, given.questions, Path(work), cases):
             print(json.dumps(line), flush=True)
     return 0
