@@ -55,6 +55,21 @@ class SeeingModel:
         """Return the logits [features + T - 1, vocabulary] of a prompt with an image."""
         return np.asarray(self.language.forward(self.inputs(features, ids))[0])
 
+    def answer_logits(self, features: Array, prompt: Ids, answer: Ids) -> Array:
+        """Return the logits [answer, vocabulary] from which each token of an answer is predicted.
+
+        The prompt is a call by itself, as it is when the model answers: tokens that become fewer inside the language
+        model are chosen by its last token.
+        """
+        step = self.inputs(features, prompt)
+        length = step["input_ids"].shape[1]
+        first, past = self.language.extend({**step, "attention_mask": np.ones((1, length), np.int64)})
+        if len(answer) == 1:
+            return np.asarray(first[0, -1:])
+        mask = np.ones((1, length + len(answer) - 1), np.int64)
+        rest, _ = self.language.extend({"input_ids": answer[None, :-1], "attention_mask": mask}, past)
+        return np.concatenate([first[0, -1:], rest[0]])
+
     def generate(self, features: Array, ids: Ids, count: int) -> Ids:
         """Return the greedy continuation [count] of a prompt with an image."""
         step, made = self.inputs(features, ids), list[int]()
@@ -205,7 +220,8 @@ def _add(
 
 def _answer_logits(model: SeeingModel, features: Array, prompt: Sequence[int], answer: Sequence[int]) -> Array:
     """Return the logits [answer, vocabulary] from which each token of an answer is predicted."""
-    return model.logits(features, np.asarray([*prompt, *answer], dtype=np.int64))[-len(answer) - 1 : -1]
+    ids = (np.asarray(part, dtype=np.int64) for part in (prompt, answer))
+    return model.answer_logits(features, *ids)
 
 
 def _same(longest: int, asked: Question, ours: tuple[SeeingModel, Array], dense: tuple[SeeingModel, Array]) -> bool:

@@ -24,14 +24,16 @@ from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.answers import SeeingModel, measure_answers
 from compressor.measure.onnx_runner import OnnxRunner
-from compressor.model.folder import open_model
+from compressor.model.folder import ModelFolder, open_model
 from compressor.model.parts import image_token_of
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.tokens.llm_tokens import LlmTokens
 
 METHODS = (
     *("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fopru", "vtc-cls", "hiprune", "flowcut"),
     *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+    *("fastv", "random-llm-tokens"),
 )
 SHARES = (0.5, 0.25, 0.11)
 PROMPT = "<image> {question} answer :"
@@ -43,21 +45,26 @@ def open_vision(model: Path, work: Path, method: str | None = None, **options: A
     for folder in (tower, graph):
         folder.mkdir(parents=True)
     export_safetensors(open_model(model, part="vision"), tower)
-    part = open_model(tower)
-    if method is not None:
-        known = methods()[method]
-        setting = Setting(work=work / "pass", fingerprint="bench", cache_bytes=1 << 28)
-        part, _ = apply_pass(known(known.Options(**options)), part, Batches(lambda: iter(()), 0), setting)
-    export_onnx(part, graph)
+    export_onnx(_after(open_model(tower), work, method, options), graph)
     return OnnxRunner(graph)
 
 
-def open_language(model: Path, work: Path) -> OnnxRunner:
-    """Export the language part of a LLaVA model as two graphs."""
-    work.mkdir(parents=True)
+def open_language(model: Path, work: Path, method: str | None = None, **options: Any) -> OnnxRunner:
+    """Export the language part of a LLaVA model as two graphs, after a pass that needs no data if one is named."""
+    graph = work / "graph"
+    graph.mkdir(parents=True)
     names = OnnxOptions(name="decoder_model_merged.onnx", embeddings="embed_tokens.onnx")
-    export_onnx(open_model(model, part="language"), work, names)
-    return OnnxRunner(work)
+    export_onnx(_after(open_model(model, part="language"), work, method, options), graph, names)
+    return OnnxRunner(graph)
+
+
+def _after(part: ModelFolder, work: Path, method: str | None, options: Mapping[str, Any]) -> ModelFolder:
+    """Return a part of a model after a pass that needs no data."""
+    if method is None:
+        return part
+    known = methods()[method]
+    setting = Setting(work=work / "pass", fingerprint="bench", cache_bytes=1 << 28)
+    return apply_pass(known(known.Options(**options)), part, Batches(lambda: iter(()), 0), setting)[0]
 
 
 def read_questions(model: SeeingModel, file: Path) -> AnswerData:
@@ -73,15 +80,23 @@ def figures(ours: SeeingModel, dense: SeeingModel, questions: AnswerData) -> dic
 
 
 def measured(model: Path, file: Path, work: Path, cases: Sequence[tuple[str, float]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the figures of the model with all tokens, then those of each method and share of the tokens."""
+    """Yield the figures of the model with all tokens, then those of each method and share of the tokens.
+
+    Methods inside the language model let tokens go behind its first layer.
+    """
     language, token = open_language(model, work / "language"), image_token_of(model)
     assert token is not None, "of a LLaVA model"
-    dense = SeeingModel(open_vision(model, work / "dense"), language, token)
+    vision = open_vision(model, work / "dense")
+    dense = SeeingModel(vision, language, token)
     questions = read_questions(dense, file)
     yield {"method": "dense", "keep": 1.0, **figures(dense, dense, questions)}
     for method, keep in cases:
-        vision = open_vision(model, work / f"{method}-{keep}", method, keep=keep)
-        yield {"method": method, "keep": keep, **figures(SeeingModel(vision, language, token), dense, questions)}
+        place, known = work / f"{method}-{keep}", methods()[method]
+        if LlmTokens in (known, getattr(known, "of", None)):
+            ours = SeeingModel(vision, open_language(model, place, method, keep=keep, layers=[1]), token)
+        else:
+            ours = SeeingModel(open_vision(model, place, method, keep=keep), language, token)
+        yield {"method": method, "keep": keep, **figures(ours, dense, questions)}
 
 
 def main(arguments: list[str] | None = None) -> int:
