@@ -55,7 +55,7 @@ class SeeingModel:
 
     def inputs(self, features: Array, ids: Ids) -> Inputs:
         """Return what the language model reads for the features of one image [features, width] and tokens [T]."""
-        (place,) = np.flatnonzero(ids == self.image_token)
+        place = int(np.flatnonzero(ids == self.image_token)[0])  # an answer may hold that token as well
         before, behind = ids[None, :place], ids[None, place + 1 :]
         places = np.full((1, len(features)), self.image_token)
         parts = [self.language.embed(before), features[None], self.language.embed(behind)]
