@@ -44,6 +44,7 @@ class Tracks:
         self.mask: Tensor | None = None
         self.past = 0
         self.prompt: Any = None
+        self.pixels: Tensor | None = None
 
     def hear(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Note the mask and the cache that the model below its head is called with: a hook to be called before it.
@@ -53,6 +54,10 @@ class Tracks:
         self.mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         cache = kwargs.get("past_key_values")
         self.past = 0 if cache is None else int(cache.get_seq_length())
+
+    def see(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the pixels that the model is called with: a hook to be called before it."""
+        self.pixels = kwargs.get("pixel_values", args[0] if args else None)
 
 
 class ReducedBlock(nn.Module):
