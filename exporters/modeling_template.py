@@ -247,8 +247,8 @@ def _change_prompts(base: nn.Module, section: dict[str, Any], inside: list[dict[
     first = min(block for entry in inside for block in (entry["block"], *entry.get("also", ())))
     for index in range(first, len(blocks)):  # type: ignore[arg-type]
         blocks[index] = _PromptBlock(blocks[index], section, index, inside, call)  # type: ignore[index,operator]
-    blocks[first].first = True  # type: ignore[index,union-attr]
-    blocks[-1].last = True  # type: ignore[index,union-attr]
+    blocks[first].first = True  # type: ignore[index]
+    blocks[-1].last = True  # type: ignore[index]
 
 
 class _GatedLinear(nn.Linear):

@@ -7,6 +7,7 @@ again, as the nearest one before it that is left, so that outputs have one row f
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from compressor.model.llm_scores import (
     with_spaced,
 )
 from compressor.model.reduced import Tracks
+from compressor.model.token_reduction import TokenTrack
 from compressor.model.token_select import Choice, gathered
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -76,7 +78,7 @@ class LlmBlock(nn.Module):
         self,
         hidden_states: Tensor,
         *,
-        track: PromptTrack | None = None,
+        track: TokenTrack | None = None,
         choice: Choice | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -91,7 +93,7 @@ class LlmBlock(nn.Module):
         alone = track is not None
         if track is None:
             track = self._begun(hidden_states) if self.first else self.tracks.last
-            assert isinstance(track, PromptTrack), "a block before this one has left it"
+        assert isinstance(track, PromptTrack), "begun by a block of this kind"
         middle, seen = self._attend(hidden_states, track, kwargs, look=not alone)
         out = ffn_half(self, self._family, middle)
         if alone:
@@ -111,8 +113,9 @@ class LlmBlock(nn.Module):
         """Return the track of tokens [batch, tokens, width] before any has gone; `mask` as the model is called with."""
         return PromptTrack.begin(hidden, mask=mask)
 
-    def look(self, hidden_states: Tensor, *, track: PromptTrack, **kwargs: Any) -> tuple[Choice | None, PromptTrack]:
+    def look(self, hidden_states: Tensor, *, track: TokenTrack, **kwargs: Any) -> tuple[Choice | None, PromptTrack]:
         """Return which tokens of a call stay, None where all do, and the track behind the block."""
+        assert isinstance(track, PromptTrack), "begun by a block of this kind"
         if self.reduction is None and not self.adds:
             return None, track
         middle, seen = self._attend(hidden_states, track, kwargs, look=True)
@@ -142,9 +145,12 @@ class LlmBlock(nn.Module):
         if reduction is None or seen is None:
             return None
         seen = replace(seen, transitions=track.transitions)
-        scores, going = LLM_SCORES[reduction.score](seen), seen.left - reduction.keep
-        if reduction.mass:
-            going = (seen.left - enough(seen, scores, reduction.mass)).clamp(max=going)
+        scores = LLM_SCORES[reduction.score](seen)
+        going: int | Tensor = seen.left - reduction.keep
+        if reduction.mass and scores.is_meta:  # nothing is known of them; equal ones need the most tokens
+            going = seen.left - max(math.ceil(reduction.mass * seen.left), reduction.keep)
+        elif reduction.mass:
+            going = seen.left - enough(seen, scores, reduction.mass).clamp(min=reduction.keep)
         if reduction.spaced:
             scores = with_spaced(scores, seen.places, seen.left, reduction.spaced)
         scores = image_alone(seen, scores).expand(track.sizes.shape[0], -1)
@@ -152,8 +158,9 @@ class LlmBlock(nn.Module):
         return Choice(kept, kept[:, :0])
 
     def _prompt(self, track: PromptTrack) -> Prompt:
-        if self.tracks.prompt is not None:
-            return self.tracks.prompt
+        traced: Prompt | None = self.tracks.prompt
+        if traced is not None:
+            return traced
         assert track.home is not None, "begun with it"
         return PromptCall(track.past, track.home.shape[1], self.tracks.mask if track.mask is None else track.mask)
 
@@ -182,7 +189,8 @@ class LlmBlock(nn.Module):
         asking, found = ASKING.get(reduction.score), None
         if asking is not None:
             turned = reduction.score != "unturned_attn"
-            found = self._attention(*projected, given, last=asking == "last", turned=turned)
+            query, key = projected
+            found = self._attention(query, key, given, last=asking == "last", turned=turned)
         return middle, PromptSeen(places, self.left, found)
 
     def _given(self, track: PromptTrack, kwargs: Any, cache: Cache | None) -> dict[str, Any]:
@@ -224,7 +232,7 @@ class LlmBlock(nn.Module):
             past = scores.shape[-1] - tokens
             seen = torch.arange(scores.shape[-1], device=scores.device) <= now.unsqueeze(1) + past
             scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)
-        return scores.softmax(-1)[..., scores.shape[-1] - tokens :]
+        return torch.as_tensor(scores.softmax(-1)[..., scores.shape[-1] - tokens :])
 
     def _by_head(self, projected: Tensor, module: nn.Module, norm: str) -> Tensor:
         """Return [batch, heads, tokens, head width] of [batch, tokens, width], normed where the family norms heads."""

@@ -20,6 +20,7 @@ from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.runner import Runner
 from compressor.measure.torch_runner import TorchRunner
+from compressor.model.cost import count_flops
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
@@ -149,6 +150,7 @@ def test_each_preset_keeps_what_its_paper_says_in_both_forms(
     stock = transformers.AutoModelForCausalLM.from_pretrained(pico("llama", num_hidden_layers=LAYERS))
     _, counts, score = PAPERS[name]
     made = reduced(name)
+    assert count_flops(made.model, 30) < count_flops(open_model(pico("llama", num_hidden_layers=LAYERS)), 30)
     wanted, left = computed(stock, IDS[0].tolist(), START, COUNT, counts, score)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(made.folder, trust_remote_code=True).eval()
     for model in (made.model.load(), theirs):
