@@ -82,8 +82,8 @@ def computed(
                     "changes": changes,
                     "layer": number,
                 }
-                scores, count = score(shown), counts[number]
-                left = count(scores) if callable(count) else count
+                scores, wanted = score(shown), counts[number]
+                left = wanted(scores) if callable(wanted) else wanted
                 best = image[np.argsort(-scores, kind="stable")[:left]]
                 stay = np.sort(np.concatenate([best, np.setdiff1d(np.arange(len(places)), image)]))
                 out, places, changes = out[stay], places[stay], changes[:, stay]
