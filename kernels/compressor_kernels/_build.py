@@ -15,7 +15,7 @@ from compressor_kernels._errors import BuildError
 SOURCE = Path(__file__).parent / "csrc"
 """The folder of the C sources; it is part of the wheel."""
 
-_COMMON = ("-std=c11", "-fPIC", "-fvisibility=hidden")
+_COMMON = ("-std=c11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 

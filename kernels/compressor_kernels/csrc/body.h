@@ -22,13 +22,17 @@
 #define GROUP (VL * 8)
 #define GROUP_BLOCKS (VL / 4)
 
+/* Where in a list the row is that comes `some` after row at + r, or the last one. */
+static inline int64_t later(int64_t at, int some, int r, int64_t count) {
+  return at + some + r < count ? at + some + r : count - 1;
+}
+
 /* Rows `at`.. of a list, and those that come next, whose memory is asked for ahead of time. */
 #define TAKE_ROWS(TYPE, R, AT)                                                           \
   const TYPE *row[ROWS], *ahead[ROWS];                                                   \
   UNROLLED for (int r = 0; r < (R); r++) {                                               \
-    const int64_t later = (AT) + (R) + r < count ? (AT) + (R) + r : count - 1;           \
     row[r] = (const TYPE *)w->data + rows[(AT) + r] * w->pitch;                          \
-    ahead[r] = (const TYPE *)w->data + rows[later] * w->pitch;                           \
+    ahead[r] = (const TYPE *)w->data + rows[later((AT), (R), r, count)] * w->pitch;      \
   }
 
 #define NAME(x) x##_f32

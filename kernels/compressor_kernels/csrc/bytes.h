@@ -4,14 +4,16 @@
 typedef struct {
   const float *scale;
   const uint8_t *zero;
+  const float *ahead; /* the scales of the row that comes later */
   int64_t step, zero_step;
 } grid;
 
-static inline grid grid_of(const ck_matrix *w, int64_t row) {
+static inline grid grid_of(const ck_matrix *w, int64_t row, int64_t later) {
   grid g;
   g.step = w->blocks > 1;
   g.zero_step = w->one_zero ? 0 : g.step;
   g.scale = w->scale + row * w->blocks;
+  g.ahead = w->scale + later * w->blocks;
   g.zero = w->one_zero ? w->zero : w->zero + row * w->blocks;
   return g;
 }
@@ -20,7 +22,7 @@ static ALWAYS void add_some_u8(int R, const ck_matrix *w, const int32_t *rows, c
                                int64_t count, int64_t from, int64_t to, float *y) {
   TAKE_ROWS(uint8_t, R, at)
   grid g[ROWS];
-  UNROLLED for (int r = 0; r < R; r++) g[r] = grid_of(w, rows[at + r]);
+  UNROLLED for (int r = 0; r < R; r++) g[r] = grid_of(w, rows[at + r], rows[later(at, R, r, count)]);
   int64_t n = from;
   for (; n + STEP <= to; n += STEP) {
     const int64_t block = n / CK_BLOCK;
@@ -30,6 +32,7 @@ static ALWAYS void add_some_u8(int R, const ck_matrix *w, const int32_t *rows, c
       const vf c = vf_set1(coef[at + r] * g[r].scale[block * g[r].step]);
       const vi zero = vi_set1(g[r].zero[block * g[r].zero_step]);
       PREFETCH(ahead[r] + n);
+      PREFETCH(g[r].ahead + block * g[r].step);
       UNROLLED for (int p = 0; p < PARTS; p++) sum[p] = vf_fma(vf_from_u8(row[r] + n + p * VL, zero), c, sum[p]);
     }
     UNROLLED for (int p = 0; p < PARTS; p++) vf_store(y + n + p * VL, sum[p]);
@@ -56,7 +59,7 @@ static ALWAYS void meet_some_u8(int R, const ck_matrix *w, const int32_t *rows, 
   grid g[ROWS];
   vf sum[ROWS];
   UNROLLED for (int r = 0; r < R; r++) {
-    g[r] = grid_of(w, rows[at + r]);
+    g[r] = grid_of(w, rows[at + r], rows[later(at, R, r, count)]);
     sum[r] = vf_zero();
   }
   int64_t k = 0;
@@ -66,6 +69,7 @@ static ALWAYS void meet_some_u8(int R, const ck_matrix *w, const int32_t *rows, 
       const vi zero = vi_set1(g[r].zero[block * g[r].zero_step]);
       vf part = vf_mul(vf_from_u8(row[r] + k, zero), vf_load(x + k));
       PREFETCH(ahead[r] + k);
+      PREFETCH(g[r].ahead + block * g[r].step);
       UNROLLED for (int p = 1; p < PARTS; p++) {
         part = vf_fma(vf_from_u8(row[r] + k + p * VL, zero), vf_load(x + k + p * VL), part);
       }
@@ -89,7 +93,7 @@ static void meet_rows_u8(const ck_matrix *w, const int32_t *rows, int64_t count,
 /* out = w[row, from..to) as floats; `from` is a multiple of CK_BLOCK. */
 static void expand_u8(const ck_matrix *w, int64_t row, int64_t from, int64_t to, float *out) {
   const uint8_t *codes = (const uint8_t *)w->data + row * w->pitch;
-  const grid g = grid_of(w, row);
+  const grid g = grid_of(w, row, row);
   for (int64_t n = from; n < to; n += CK_BLOCK) {
     const int64_t block = n / CK_BLOCK, end = n + CK_BLOCK < to ? n + CK_BLOCK : to;
     const float scale = g.scale[block * g.step];

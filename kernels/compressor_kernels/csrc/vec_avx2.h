@@ -25,13 +25,16 @@ static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m25
 static inline vf vf_from_u8(const uint8_t *p, vi zero) {
   return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), zero));
 }
-/* Four bits of each word, from bit 4 * i on. */
-static inline vf vf_nibble(vi words, int i) {
-  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(words, 4 * i), _mm256_set1_epi32(15)));
+/* Code i of the eight in each word: as it stands there, code * 16^i, but the last one as it is. No shifts are needed,
+ * and powers of two cost no precision. */
+static inline vf vf_code(vi words, int i) {
+  if (i == 7) return _mm256_cvtepi32_ps(_mm256_srli_epi32(words, 28));
+  return _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(15 << 4 * i)));
 }
 /* Each of VL / 4 values, four times. */
 static inline vf vf_spread(const float *p) {
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(p)), _mm_broadcast_ss(p + 1), 1);
+  const __m256i each = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
+  return _mm256_permutevar_ps(_mm256_castpd_ps(_mm256_broadcast_sd((const double *)p)), each);
 }
 static inline float vf_sum(vf a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

@@ -25,10 +25,11 @@ static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline vf vf_from_u8(const uint8_t *p, vi zero) {
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), zero));
 }
-/* Four bits of each word, from bit 4 * i on. The table look-up reads no more than the low four bits of an index. */
-static inline vf vf_nibble(vi words, int i) {
-  const __m512 values = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  return _mm512_permutexvar_ps(_mm512_srli_epi32(words, (unsigned)(4 * i)), values);
+/* Code i of the eight in each word: as it stands there, code * 16^i, but the last one as it is. No shifts are needed,
+ * and powers of two cost no precision. */
+static inline vf vf_code(vi words, int i) {
+  if (i == 7) return _mm512_cvtepi32_ps(_mm512_srli_epi32(words, 28));
+  return _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(15 << 4 * i)));
 }
 /* Each of VL / 4 values, four times. */
 static inline vf vf_spread(const float *p) {

@@ -28,9 +28,11 @@ static inline vf vf_from_u8(const uint8_t *p, vi zero) {
   uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes)));
   return vcvtq_f32_s32(vreinterpretq_s32_u32(vsubq_u32(vmovl_u16(vget_low_u16(wide)), zero)));
 }
-/* Four bits of each word, from bit 4 * i on. */
-static inline vf vf_nibble(vi words, int i) {
-  return vcvtq_f32_u32(vandq_u32(vshlq_u32(words, vdupq_n_s32(-4 * i)), vdupq_n_u32(15)));
+/* Code i of the eight in each word: as it stands there, code * 16^i, but the last one as it is. No shifts are needed,
+ * and powers of two cost no precision. */
+static inline vf vf_code(vi words, int i) {
+  if (i == 7) return vcvtq_f32_u32(vshrq_n_u32(words, 28));
+  return vcvtq_f32_u32(vandq_u32(words, vdupq_n_u32(15u << 4 * i)));
 }
 /* Each of VL / 4 values, four times. */
 static inline vf vf_spread(const float *p) { return vld1q_dup_f32(p); }

@@ -1,19 +1,27 @@
-/* Vectors of 4 floats in plain C. GCC and Clang have vectors in the language; others unroll the loops by themselves. */
+/* Vectors in plain C: of 4 floats, or as wide as the compiler was told that the processor is (-march=native). GCC and
+ * Clang have vectors in the language; others unroll the loops by themselves. */
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
+#define VL 16
+#elif defined(__AVX2__)
+#define VL 8
+#else
 #define VL 4
+#endif
+#define EACH for (int j = 0; j < VL; j++)
 
 #if defined(__GNUC__) && !defined(CK_PLAIN_C)
 
-typedef float vf __attribute__((vector_size(16)));
-typedef int32_t vi __attribute__((vector_size(16)));
-typedef uint32_t vw __attribute__((vector_size(16)));
-typedef uint16_t vh __attribute__((vector_size(8)));
-typedef uint8_t vb __attribute__((vector_size(4)));
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint32_t vw __attribute__((vector_size(4 * VL)));
+typedef uint16_t vh __attribute__((vector_size(2 * VL)));
+typedef uint8_t vb __attribute__((vector_size(VL)));
 
-static inline vf vf_set1(float a) { return (vf){a, a, a, a}; }
-static inline vf vf_zero(void) { return vf_set1(0); }
+static inline vf vf_zero(void) { return (vf){0}; }
+static inline vf vf_set1(float a) { return a - vf_zero(); }
 static inline vf vf_load(const float *p) {
   vf a;
   memcpy(&a, p, sizeof a);
@@ -36,7 +44,7 @@ static inline vf vf_from_f16(const uint16_t *p) {
   return (vf)((vw)scaled | special | ((h & 0x8000u) << 16));
 }
 static inline vf vf_from_bf16(const uint16_t *p) { return (vf)(vw_from_u16(p) << 16); }
-static inline vi vi_set1(int a) { return (vi){a, a, a, a}; }
+static inline vi vi_set1(int a) { return a - (vi){0}; }
 static inline vi vi_load(const void *p) {
   vi a;
   memcpy(&a, p, sizeof a);
@@ -47,11 +55,23 @@ static inline vf vf_from_u8(const uint8_t *p, vi zero) {
   memcpy(&b, p, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, vi) - zero, vf);
 }
-static inline vf vf_nibble(vi words, int i) {
-  return __builtin_convertvector((vi)(((vw)words >> (4 * i)) & 15u), vf);
+/* Code i of the eight in each word: as it stands there, code * 16^i, but the last one as it is. No shifts are needed,
+ * and powers of two cost no precision. */
+static inline vf vf_code(vi words, int i) {
+  if (i == 7) return __builtin_convertvector((vi)((vw)words >> 28), vf);
+  return __builtin_convertvector(words & (15 << 4 * i), vf);
 }
-static inline vf vf_spread(const float *p) { return vf_set1(*p); }
-static inline float vf_sum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+/* Each of VL / 4 values, four times. */
+static inline vf vf_spread(const float *p) {
+  vf a;
+  EACH a[j] = p[j / 4];
+  return a;
+}
+static inline float vf_sum(vf a) {
+  float sum = a[0];
+  for (int j = 1; j < VL; j++) sum += a[j];
+  return sum;
+}
 
 #else
 
@@ -64,7 +84,6 @@ typedef struct {
   uint32_t v[VL];
 } vi;
 
-#define EACH for (int j = 0; j < VL; j++)
 static inline vf vf_set1(float a) { vf r; EACH r.v[j] = a; return r; }
 static inline vf vf_zero(void) { return vf_set1(0); }
 static inline vf vf_load(const float *p) { vf r; EACH r.v[j] = p[j]; return r; }
@@ -82,9 +101,16 @@ static inline vf vf_from_u8(const uint8_t *p, vi zero) {
   EACH r.v[j] = (float)((int)p[j] - (int)zero.v[j]);
   return r;
 }
-static inline vf vf_nibble(vi words, int i) { vf r; EACH r.v[j] = (float)((words.v[j] >> (4 * i)) & 15u); return r; }
-static inline vf vf_spread(const float *p) { return vf_set1(*p); }
-static inline float vf_sum(vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
-#undef EACH
+static inline vf vf_code(vi words, int i) {
+  vf r;
+  EACH r.v[j] = i == 7 ? (float)(words.v[j] >> 28) : (float)(int32_t)(words.v[j] & (15u << 4 * i));
+  return r;
+}
+static inline vf vf_spread(const float *p) { vf r; EACH r.v[j] = p[j / 4]; return r; }
+static inline float vf_sum(vf a) {
+  float sum = 0;
+  EACH sum += a.v[j];
+  return sum;
+}
 
 #endif
