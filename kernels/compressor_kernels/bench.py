@@ -210,7 +210,9 @@ def environment(threads: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser(prog="python -m compressor_kernels.bench", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m compressor_kernels.bench", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--formats", nargs="+", default=["f32", "f16", "int8", "int4"], choices=FORMATS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0, 0.3, 0.5, 0.7, 0.9])
@@ -224,9 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shape = Shape(given.width, given.neurons, given.layers, given.tokens)
     rows = []
     for format in given.formats:
-        rows += measure(
-            shape, format, given.sparsities, given.methods, repeats=given.repeats, threads=given.threads
-        )
+        rows += measure(shape, format, given.sparsities, given.methods, repeats=given.repeats, threads=given.threads)
     shown = {"width": shape.width, "neurons": shape.neurons, "layers": shape.layers, "repeats": given.repeats}
     json.dump({"environment": environment(given.threads), **shown, "rows": rows}, sys.stdout, indent=1)
     print()
