@@ -29,6 +29,7 @@ from compressor_kernels._functions import DOMAIN, function_bodies, operator
 from compressor_kernels._library import library_path, path
 from compressor_kernels._weights import Weight, pack_floats, quantize
 
+SUMMARY = "Measures the operators against ONNX Runtime's own products of the same precision."
 FORMATS = ("f32", "f16", "bf16", "int8", "int4")
 METHODS = ("cats", "teal")
 
@@ -165,7 +166,7 @@ def _session(shape: Shape, format: str, method: str, sparsity: float, threads: i
 def measure(
     shape: Shape, format: str, sparsities: Sequence[float], methods: Sequence[str], *, repeats: int, threads: int
 ) -> list[dict[str, Any]]:
-    """Return one row for each method and sparsity: median milliseconds of a layer, and how many times faster than dense.
+    """Return one row for each method and sparsity: median milliseconds of a layer, and the speed-up over dense.
 
     The graphs take turns, so that each round meets the same machine; the ratio is the median over rounds.
     """

@@ -1,4 +1,4 @@
-"""The C code by itself: under sanitizers, on another processor, beside an ONNX Runtime that is too old, and its build."""
+"""The C code by itself: under sanitizers, on another processor, beside an old ONNX Runtime, and its build."""
 
 import ctypes
 import shutil
