@@ -2,11 +2,11 @@
 
     python -m compressor_kernels.bench --formats f32 int4 --sparsities 0 0.5 > bench.json
 
-Each graph is a chain of gated feed-forward layers, x + down(silu(gate x) · up x), with weights of their own, so that all
-of them together do not fit the caches. `dense` has MatMul (float formats) or MatMulNBits with accuracy_level 4 (int8,
-int4) for all three products, and for f16 the MatMul of a float16 graph. `cats` keeps the gate's product and skips rows
-of up and down; `teal` skips rows of all three. Silent inputs are drawn at random: thresholds have no say in the time.
-The row of sparsity 0 shows what is owed to the kernel and not to sparsity.
+Each graph is a chain of gated feed-forward layers, x + down(silu(gate x) · up x), with weights of their own, so that
+all of them together do not fit the caches. `dense` has MatMul (float formats; for f16 in a float16 graph) or, for int8
+and int4, MatMulNBits with accuracy_level 4. `cats` keeps the gate's product and skips rows of up and down; `teal` skips
+rows of all three. Silent inputs are drawn at random: thresholds have no say in the time. The row of sparsity 0 shows
+what is owed to the kernel and not to sparsity.
 """
 
 from __future__ import annotations
