@@ -33,7 +33,7 @@ _KNOWN = {
     + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
     + ("regions", "k_center", "clusters"),
-    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit"),
+    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit", "recover"),
 }
 
 
