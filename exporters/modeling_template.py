@@ -24,15 +24,17 @@ from compressor.exporters.modeling_llm import (
     _holds_image,
     _kept_of_prompt,
     _prompt_attention,
+    _transition,
 )
 from compressor.exporters.modeling_tokens import _begun, _graph, _reduced, _reduced_texts, _restored, _summed
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
-    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum"),
+    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum")
+    + ("unturned_attn", "transitions", "page_rank"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
-    + ("regions", "k_center", "clusters"),
+    + ("regions", "k_center", "clusters", "coverage"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit", "recover"),
 }
 
@@ -187,11 +189,10 @@ class _OutputReduction(nn.Module):
         """Note the pixels that the model is called with: a hook to be called before it."""
         self._pixels = kwargs.get("pixel_values", args[0] if args else None)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
         *earlier, last = self._seen
-        return _handed_on(
-            self._reduction, {**last, "hidden": hidden, "earlier": earlier, "pixels": self._pixels}, hidden
-        )
+        given = {"hidden": hidden, "earlier": earlier, "pixels": self._pixels, "text": text}
+        return _handed_on(self._reduction, {**last, **given}, hidden)
 
 
 class _PromptBlock(_Block):
@@ -205,6 +206,8 @@ class _PromptBlock(_Block):
         self._reduction = next((entry for entry in inside if entry["block"] == index), None)
         self._left, self._behind = before[-1]["keep"] if before else inside[0]["count"], bool(before)
         self._index, self._head_dim, self._call = index, section["head_dim"], call
+        reading = (entry for entry in inside if entry["score"] == "transitions")
+        self._adds = any(index in (entry["block"], *entry.get("also", ())) for entry in reading)
         self.first = self.last = False
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -222,13 +225,15 @@ class _PromptBlock(_Block):
             for handle in handles:
                 handle.remove()
         out = self._written(middle)
+        if self._adds:
+            sums = call["transitions"]
+            call["transitions"] = _transition(hidden_states, out) + (0 if sums is None else sums)
         if reduction is not None and _holds_image(call, reduction):
-            seen: dict[str, Any] = {"out": out, "first": reduction.get("start", 0) - call["past"]}
-            if reduction["score"] != "random":
-                keys = cache.layers[self._index].keys if cache is not None else None
+            first, score = reduction.get("start", 0) - call["past"], reduction["score"]
+            seen: dict[str, Any] = {"out": out, "first": first, "transitions": call["transitions"]}
+            if score != "random":
                 module = self.get_submodule(self._paths["attention_module"])
-                query, key = projected
-                seen["attention"] = _prompt_attention(module, self._head_dim, query, keys, key, given)
+                seen["attention"] = _prompt_attention(module, self._head_dim, projected, given, self._index, score)
             kept = _kept_of_prompt(reduction, seen, self._left)
             _go_on(call, kept, out.shape[1])
             out = out.gather(1, kept[..., None].expand(-1, -1, out.shape[-1]))
@@ -239,10 +244,11 @@ def _change_prompts(base: nn.Module, section: dict[str, Any], inside: list[dict[
     """Put blocks in the places of stock ones behind which image tokens become fewer, and of all that follow."""
     blocks, call = base.get_submodule(section["paths"]["blocks"]), _hear_prompt(base)
     inside = sorted(inside, key=lambda entry: entry["block"])
-    for index in range(inside[0]["block"], len(blocks)):  # type: ignore[arg-type]
+    first = min(block for entry in inside for block in (entry["block"], *entry.get("also", ())))
+    for index in range(first, len(blocks)):  # type: ignore[arg-type]
         blocks[index] = _PromptBlock(blocks[index], section, index, inside, call)  # type: ignore[index,operator]
-    blocks[inside[0]["block"]].first = True  # type: ignore[index,union-attr]
-    blocks[-1].last = True  # type: ignore[index,union-attr]
+    blocks[first].first = True  # type: ignore[index]
+    blocks[-1].last = True  # type: ignore[index]
 
 
 class _GatedLinear(nn.Linear):
@@ -334,7 +340,8 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     for entry in outputs:
         seen = [blocks[block].shows for block in (*entry.get("also", ()), entry["block"])]
         selector = _OutputReduction(entry, seen)
-        setattr(model, section["paths"]["selector"], selector)
+        place = "feature_selector" if entry["select"] == "coverage" else "selector"
+        setattr(model, section["paths"][place], selector)
         model.register_forward_pre_hook(selector.see, with_kwargs=True)
     if reductions and post:
 

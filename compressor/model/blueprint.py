@@ -45,7 +45,7 @@ class Reduction:
         temperature: of the shares in which tokens are handed on (`transform`), or regions get theirs (`regions`).
         columns: patches side by side in the image (`propagate`, `rows`, `neighbours`, `regions`).
         classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
-        also: at the site `output`: earlier blocks whose attention it reads, too.
+        also: at the sites `output` and `llm_layer`: earlier blocks that it reads, too.
         anchors: how many tokens others are merged into (`topk_anchors`, `clusters`), or go on with their neighbours
             (`neighbours`).
         regions: into how many the image is divided (`regions`), a square number.
@@ -62,6 +62,8 @@ class Reduction:
         start: at the site `llm_layer`: position of the first image token of a prompt.
         count: there: image tokens of a prompt before the first reduction; `keep` are those that go on behind this one.
         spaced: there: how many of those are evenly spaced ones, whatever their scores.
+        mass: there: share of the scores' sum that those that go on have at least; the count comes from it, `keep` being
+            the least. 0: the count is `keep`.
     """
 
     block: int
@@ -93,6 +95,7 @@ class Reduction:
     start: int = 0
     count: int = 0
     spaced: int = 0
+    mass: float = 0.0
 
     def __post_init__(self) -> None:
         """Take the blocks of `also` in the form that JSON gives them, too."""

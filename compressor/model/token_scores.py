@@ -33,6 +33,7 @@ class Seen:
         earlier: what the blocks that `Reduction.also` names have seen; none for a reduction inside a block.
         mask: of texts: False at padding, bool [batch, tokens]; None where nothing is padded.
         entropy: of the pixels of each patch [batch, patches]; None where no score asks for it.
+        text: embeddings of a question's tokens [batch, words, width]; None where no selection asks for them.
     """
 
     keys: Tensor
@@ -44,6 +45,7 @@ class Seen:
     earlier: tuple[Seen, ...] = ()
     mask: Tensor | None = None
     entropy: Tensor | None = None
+    text: Tensor | None = None
 
 
 Join = Callable[[Tensor], Tensor]

@@ -32,7 +32,7 @@ from compressor.passes.tokens.llm_tokens import LlmTokens
 
 METHODS = (
     *("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fopru", "vtc-cls", "hiprune", "flowcut"),
-    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable", "mmtok"),
     *("fastv", "random-llm-tokens"),
 )
 SHARES = (0.5, 0.25, 0.11)
@@ -86,14 +86,13 @@ def measured(model: Path, file: Path, work: Path, cases: Sequence[tuple[str, flo
     """
     language, token = open_language(model, work / "language"), image_token_of(model)
     assert token is not None, "of a LLaVA model"
-    vision = open_vision(model, work / "dense")
-    dense = SeeingModel(vision, language, token)
+    dense = SeeingModel(open_vision(model, work / "dense"), language, token)
     questions = read_questions(dense, file)
     yield {"method": "dense", "keep": 1.0, **figures(dense, dense, questions)}
     for method, keep in cases:
-        place, known = work / f"{method}-{keep}", methods()[method]
-        if LlmTokens in (known, getattr(known, "of", None)):
-            ours = SeeingModel(vision, open_language(model, place, method, keep=keep, layers=[1]), token)
+        place = work / f"{method}-{keep}"
+        if LlmTokens in (methods()[method], getattr(methods()[method], "of", None)):
+            ours = SeeingModel(dense.vision, open_language(model, place, method, keep=keep, layers=[1]), token)
         else:
             ours = SeeingModel(open_vision(model, place, method, keep=keep), language, token)
         yield {"method": method, "keep": keep, **figures(ours, dense, questions)}
