@@ -35,7 +35,7 @@ _KNOWN = {
     + ("unturned_attn", "transitions", "page_rank"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
     + ("regions", "k_center", "clusters", "coverage"),
-    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit"),
+    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit", "recover"),
 }
 
 

@@ -217,6 +217,12 @@ def _combined(
         states = _take(x, home.clamp(min=0))
         leaving = ((home >= 0) & (after["home"] < 0))[..., None]
         after["exits"] = torch.where(leaving, states, track.get("exits", torch.zeros_like(states)))
+    elif dropped == "recover":
+        likeness = unit[:, protect:] @ _take(unit, kept)[:, protect:].transpose(1, 2)
+        made = torch.nn.functional.pad((likeness / reduction["temperature"]).softmax(-1), (protect, 0, protect, 0))
+        own = torch.arange(x.shape[1], device=x.device)[None, :, None] == kept[:, None]
+        step = torch.where(own.any(-1, keepdim=True), own.to(x.dtype), made)
+        after["recovery"] = track["recovery"] @ step if "recovery" in track else step
     x = _take(x, kept)
     if dropped == "fuse":
         x, after["sizes"] = torch.cat([x, fused[0]], dim=1), torch.cat([after["sizes"], fused[1]], dim=1)
@@ -358,6 +364,8 @@ def _likest(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
 
 def _restored(hidden: torch.Tensor, track: dict[str, Any]) -> torch.Tensor:
     """Return hidden states of all first tokens: those of the one that stands for it, or else the mean."""
+    if "recovery" in track:
+        return torch.as_tensor(track["recovery"] @ hidden)
     if "exits" in track:
         home = track["home"][..., None]
         return torch.where(home < 0, track["exits"], _take(hidden, track["home"].clamp(min=0)))

@@ -106,9 +106,10 @@ COMBINATIONS: Mapping[str, Combination] = {
     "cache": drop,
     "restore": drop,
     "exit": drop,
+    "recover": drop,
 }
 """Names of what becomes of dropped tokens, as recipes and config.json write them.
 
 With `cache` one token made of them waits in the token track, and with `restore` those that wait come back. With `exit`
-each waits there as it is until the last block has run.
+each waits there as it is until the last block has run; with `recover` each is then made of those that are left.
 """

@@ -57,6 +57,8 @@ class TokenTrack:
             images whose tokens do not come back.
         exits: what the tokens that have left early were when they left, [batch, first tokens, width]; 0 at others. None
             where none has.
+        recovery: what each of the first tokens will be of those that are left, [batch, first tokens, tokens]; rows sum
+            to 1. None where they come back otherwise.
     """
 
     sizes: Tensor
@@ -67,6 +69,7 @@ class TokenTrack:
     lengths: Tensor | None = None
     home: Tensor | None = None
     exits: Tensor | None = None
+    recovery: Tensor | None = None
 
     @classmethod
     def start(
@@ -97,6 +100,8 @@ class TokenTrack:
         """
         if self.home is None:
             return hidden
+        if self.recovery is not None:
+            return self.recovery @ hidden
         if self.exits is not None:
             there = gathered(hidden, self.home.clamp(min=0))
             return torch.where(self.home.unsqueeze(2) < 0, self.exits, there)
@@ -151,7 +156,7 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
         assert track.graph is not None, "made at the first such reduction"
         columns = gathered(track.graph, gone)  # symmetric: its rows are its columns
         return Choice(kept, gone, weights=reduction.alpha * gathered(columns.transpose(1, 2), kept))
-    if reduction.dropped == "transform":
+    if reduction.dropped in ("transform", "recover"):
         return Choice(kept, gone, weights=shares(mean_key(seen), kept, reduction.temperature, protect))
     return Choice(kept, gone)
 
@@ -222,7 +227,29 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
         if reduction.dropped == "exit":
             assert track.home is not None
             exits = left_early(stream, track.home, home, exits)
+        elif reduction.dropped == "recover":
+            track = replace(track, recovery=recovery(choice, stream.shape[1], track.recovery))
     return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache, home=home, exits=exits)
+
+
+def recovery(choice: Choice, tokens: int, before: Tensor | None) -> Tensor:
+    """Return what each of the first tokens will be of those that are left, [batch, first tokens, kept].
+
+    One that stays is itself; one that goes is made of those that stay, in the shares `choice.weights` (`shares`).
+
+    Args:
+        choice: of `tokens` tokens.
+        tokens: before it.
+        before: the same before the choice, [batch, first tokens, tokens]; None: these are the first tokens.
+    """
+    assert choice.weights is not None
+    protect = tokens - choice.weights.shape[2]
+    made = torch.nn.functional.pad(choice.weights.transpose(1, 2), (protect, 0, protect, 0))
+    own = torch.arange(tokens, device=made.device).reshape(1, -1, 1) == choice.kept.unsqueeze(
+        1
+    )  # [batch, tokens, kept]
+    step = torch.where(own.any(-1, keepdim=True), own.to(made.dtype), made)
+    return step if before is None else before @ step
 
 
 def left_early(stream: Tensor, before: Tensor, now: Tensor, exits: Tensor | None) -> Tensor:

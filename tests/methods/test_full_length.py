@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,40 @@ def test_tokens_that_leave_early_come_back_as_they_left(source: ModelFolder) -> 
         assert np.abs(found[row, left] - ended[row, left]).min() > 1e-6, "those that stayed went through all blocks"
 
 
-@pytest.mark.parametrize(("name", "options"), [("tome", {**METHODS["tome"], "full_length": True}), ("dtop", EARLY)])
+def test_tokens_are_recovered_from_those_that_were_like_them(source: ModelFolder) -> None:
+    """In float64: shares by a softmax of cosines of keys, followed token by token, of what a plain drop leaves."""
+    folder = planned(source, "hot", {**EARLY, "temperature": 0.2})
+    plain = tuple(replace(r, dropped="drop", returns=False, temperature=0.0) for r in folder.blueprint.reductions)
+    dropping = loaded(source, source.with_blueprint(replace(source.blueprint, reductions=plain))).double()
+    images = pixels(source, 2).double()
+    heard: list[Any] = []
+    left: list[torch.Tensor] = []
+    dropping.encoder.layer[-1].register_forward_hook(lambda _, __, out: left.append(out))
+    with told(dropping, lambda reduction, choice, seen: heard.append((reduction.protect, choice, seen.keys.mean(2)))):
+        features(dropping, images)
+    found = features(loaded(source, folder).double(), images)
+    for row in range(len(images)):
+        parts = [{token: 1.0} for token in range(found.shape[1])]
+        for protect, choice, keys in heard:
+            kept, unit = choice.kept[row].tolist(), (keys[row] / keys[row].norm(dim=-1, keepdim=True)).numpy()
+            taking = {}
+            for gone in choice.gone[row].tolist():
+                weights = {k: np.exp(unit[gone] @ unit[k] / 0.2) for k in kept[protect:]}
+                taking[gone] = {k: weight / sum(weights.values()) for k, weight in weights.items()}
+            for part in parts:
+                for gone in [token for token in part if token in taking]:
+                    share = part.pop(gone)
+                    for k, weight in taking[gone].items():
+                        part[k] = part.get(k, 0.0) + share * weight
+            parts = [{kept.index(k): share for k, share in part.items()} for part in parts]
+        wanted = torch.stack([sum(share * left[0][row, k] for k, share in part.items()) for part in parts])
+        np.testing.assert_allclose(found[row], dropping.layernorm(wanted).detach().numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("tome", {**METHODS["tome"], "full_length": True}), ("dtop", EARLY), ("hot", EARLY)],
+)
 def test_graph_modelling_file_and_walk_give_the_same(
     source: ModelFolder, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:

@@ -10,6 +10,8 @@ from compressor.passes.tokens._schedule import ScheduleOptions
 
 Score = Literal["cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "cls_sum", "random", "mean_key"]
 _PAIRED = ("mean_key", "random")
+_SINGLE = ("drop", "merge", "propagate", "exit", "recover")
+"""What becomes of tokens of which no new one is made."""
 
 
 class TokenOptions(ScheduleOptions):
@@ -24,11 +26,11 @@ class TokenOptions(ScheduleOptions):
         description="topk: the lowest scores go; topk_alike: some of them for being like one that stays; bipartite:"
         " the half that is most like the other half.",
     )
-    dropped: Literal["drop", "fuse", "merge", "propagate", "transform", "cache", "exit"] = Field(
+    dropped: Literal["drop", "fuse", "merge", "propagate", "transform", "cache", "exit", "recover"] = Field(
         "drop",
         description="What becomes of them: nothing; one token of all; each joins its nearest; each is added to its"
         " neighbours; every token shares itself out; one token of all comes back before the last block; each comes back"
-        " behind the last block as it was when it left.",
+        " behind the last block as it was when it left, or is made there of those that it was like.",
     )
     proportional: bool = Field(
         False, description="A token draws as much attention as all that it stands for (log-size bias)."
@@ -41,7 +43,9 @@ class TokenOptions(ScheduleOptions):
     alike: float = Field(0.25, gt=0, lt=1, description="topk_alike: the share of those that go for being alike.")
     merged: float = Field(1.0, gt=0, le=1, description="merge: the share that is merged; lower scores are dropped.")
     alpha: float = Field(0.1, gt=0, le=1, description="propagate: how much of a token is handed on.")
-    temperature: float = Field(0.02, gt=0, description="transform: low: to the most similar alone; high: to all.")
+    temperature: float = Field(
+        0.02, gt=0, description="transform, recover: low: to (of) the most similar alone; high: to (of) all."
+    )
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
@@ -52,6 +56,6 @@ class TokenOptions(ScheduleOptions):
             raise ValueError("score mean_key goes with select bipartite")
         if self.keep_norm and self.dropped not in ("merge", "fuse", "transform"):
             raise ValueError("keep_norm goes with dropped merge, fuse or transform")
-        if self.score in ("cascade", "cls_sum") and self.dropped not in ("drop", "merge", "propagate", "exit"):
-            raise ValueError(f"score {self.score} goes with dropped drop, merge, propagate or exit")
+        if self.score in ("cascade", "cls_sum") and self.dropped not in _SINGLE:
+            raise ValueError(f"score {self.score} goes with dropped {', '.join(_SINGLE)}")
         return self
