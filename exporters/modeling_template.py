@@ -15,12 +15,22 @@ from transformers import PreTrainedModel as Base
 
 # the text of these modules comes to stand here
 from compressor.exporters.modeling_ends import _handed_on
+from compressor.exporters.modeling_llm import (
+    _begin_prompt,
+    _end_prompt,
+    _given_to_fewer,
+    _go_on,
+    _hear_prompt,
+    _holds_image,
+    _kept_of_prompt,
+    _prompt_attention,
+)
 from compressor.exporters.modeling_tokens import _begun, _columns, _graph, _reduced, _reduced_texts, _restored
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
-    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity"),
+    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
     + ("regions", "k_center", "clusters"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
@@ -183,6 +193,57 @@ class _OutputReduction(nn.Module):
         )
 
 
+class _PromptBlock(_Block):
+    """A block of a language model behind which image tokens become fewer, or one that follows such a block."""
+
+    def __init__(
+        self, block: nn.Module, section: dict[str, Any], index: int, inside: list[dict[str, Any]], call: dict[str, Any]
+    ) -> None:
+        super().__init__(block, section["paths"])
+        before = [entry for entry in inside if entry["block"] < index]
+        self._reduction = next((entry for entry in inside if entry["block"] == index), None)
+        self._left, self._behind = before[-1]["keep"] if before else inside[0]["count"], bool(before)
+        self._index, self._head_dim, self._call = index, section["head_dim"], call
+        self.first = self.last = False
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        call, cache, reduction = self._call, kwargs.get("past_key_values"), self._reduction
+        if self.first:
+            _begin_prompt(call, hidden_states)
+        past = int(cache.get_seq_length(self._index)) if cache is not None else 0
+        given = {**kwargs, **_given_to_fewer(call, kwargs, past)} if self._behind else kwargs
+        projected: list[torch.Tensor] = []
+        readers = [self.get_submodule(name) for name in self._paths["attention_readers"][:2]]
+        handles = [reader.register_forward_hook(lambda _, __, out: projected.append(out)) for reader in readers]
+        try:
+            middle = self._attended(hidden_states, (), given)
+        finally:
+            for handle in handles:
+                handle.remove()
+        out = self._written(middle)
+        if reduction is not None and _holds_image(call, reduction):
+            seen: dict[str, Any] = {"out": out, "first": reduction.get("start", 0) - call["past"]}
+            if reduction["score"] != "random":
+                keys = cache.layers[self._index].keys if cache is not None else None
+                module = self.get_submodule(self._paths["attention_module"])
+                query, key = projected
+                seen["attention"] = _prompt_attention(module, self._head_dim, query, keys, key, given)
+            kept = _kept_of_prompt(reduction, seen, self._left)
+            _go_on(call, kept, out.shape[1])
+            out = out.gather(1, kept[..., None].expand(-1, -1, out.shape[-1]))
+        return _end_prompt(call, out) if self.last else out
+
+
+def _change_prompts(base: nn.Module, section: dict[str, Any], inside: list[dict[str, Any]]) -> None:
+    """Put blocks in the places of stock ones behind which image tokens become fewer, and of all that follow."""
+    blocks, call = base.get_submodule(section["paths"]["blocks"]), _hear_prompt(base)
+    inside = sorted(inside, key=lambda entry: entry["block"])
+    for index in range(inside[0]["block"], len(blocks)):  # type: ignore[arg-type]
+        blocks[index] = _PromptBlock(blocks[index], section, index, inside, call)  # type: ignore[index,operator]
+    blocks[inside[0]["block"]].first = True  # type: ignore[index,union-attr]
+    blocks[-1].last = True  # type: ignore[index,union-attr]
+
+
 class _GatedLinear(nn.Linear):
     """A linear module that takes inputs for 0 whose magnitude is at most a threshold."""
 
@@ -242,11 +303,16 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     base = getattr(model, model.base_model_prefix, model)
     blocks, tracks = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
     post = section["paths"]["residual"] == "post"
-    inside = [entry for entry in stack["tokens"] if entry.get("site", "block") == "block"]
-    reductions, outputs = {entry["block"]: entry for entry in inside}, [e for e in stack["tokens"] if e not in inside]
+    inside, outputs, prompts = (
+        [entry for entry in stack["tokens"] if entry.get("site", "block") == site]
+        for site in ("block", "output", "llm_layer")
+    )
+    reductions = {entry["block"]: entry for entry in inside}
     for entry in stack["tokens"]:
         if any(entry[key] not in known for key, known in _KNOWN.items()):
             raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
+    if prompts:
+        _change_prompts(base, section, prompts)
     first, returns = True, any(entry.get("returns") for entry in inside)
     full = returns or (bool(reductions) and post)
     for index in range(len(blocks)):

@@ -15,8 +15,8 @@ from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS
 
 MODULE = "modeling_compressed"
-_PARTS = ("modeling_tokens", "modeling_ends")
-_PLACE = "# the text of these modules comes to stand here\n"
+_PARTS = ("modeling_tokens", "modeling_ends", "modeling_llm")
+_FROM = "from compressor.exporters.modeling_"
 _HERE = "# --- from here on, a part of the modelling file ---"
 _END = "# --- up to here ---"
 
@@ -57,18 +57,13 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
 
 
 def _template() -> str:
-    """Return the text of the modelling file before names are filled in: the template with its parts."""
+    """Return the text of the modelling file before names are filled in: the templates in one."""
     here = Path(__file__).resolve().parent
-    text, parts = (here / "modeling_template.py").read_text(encoding="utf-8"), []
-    for name in _PARTS:
-        before, line, after = text.partition(f"from compressor.exporters.{name} import ")
-        assert line, "the template imports what it uses of each part"
-        text = before + after.partition("\n")[2]
-        part = (here / f"{name}.py").read_text(encoding="utf-8")
-        parts.append(part.partition(_HERE)[2].strip())
-    before, line, after = text.partition(_PLACE)
-    assert line, "the template says where the parts come to stand"
-    return "\n\n\n".join([before.rstrip(), *parts, after.lstrip("\n")])
+    text, *parts = ((here / f"{name}.py").read_text(encoding="utf-8") for name in ("modeling_template", *_PARTS))
+    before, line, after = text.partition(_FROM)
+    assert line, "the template says where its parts come to stand"
+    after = after.rpartition(_FROM)[2].partition("\n\n")[2]
+    return "\n".join([before, "\n\n\n".join(part.partition(_HERE)[2].strip() for part in parts), "", after])
 
 
 def _with_own_class(text: str, model: str, config: str) -> str:

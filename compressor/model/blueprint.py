@@ -18,6 +18,8 @@ from compressor.storage.grids import GridSpec, read_section
 SECTION = "compression"
 """Key of config.json that states what differs from the stock model, grids left out."""
 VERSION = 2
+LLM_LAYER = "llm_layer"
+"""Site of a reduction behind a block of a language model."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,16 @@ class Reduction:
         regions: into how many the image is divided (`regions`), a square number.
         quota: what the regions' budgets come from (`compressor.model.token_regions`).
         alike: from which cosine on two tokens are alike (quota `density`).
-        site: `block`, between attention and FFN; or `output`, behind the last block (`compressor.model.token_output`).
+        site: `block`, between attention and FFN; `output`, behind the last block (`compressor.model.token_output`); or
+            `llm_layer`, behind a block of a language model (`compressor.model.llm_block`).
         share: of a text: thousandths of its tokens that go on, so that each text's count comes from its own length
             (`compressor.model.token_texts`); `keep` is then 0. 0: the counts are `keep`.
         beyond: of a text: its first so many tokens do not count for `share`, so that a short text loses none.
         closing: of a text: how many tokens at its end never go ([SEP]).
         returns: of an image: tokens that go come back behind the last block, each as the one that stands for it then.
+        start: at the site `llm_layer`: position of the first image token of a prompt.
+        count: there: image tokens of a prompt before the first reduction; `keep` are those that go on behind this one.
+        spaced: there: how many of those are evenly spaced ones, whatever their scores.
     """
 
     block: int
@@ -80,6 +86,9 @@ class Reduction:
     beyond: int = 0
     closing: int = 0
     returns: bool = False
+    start: int = 0
+    count: int = 0
+    spaced: int = 0
 
     def __post_init__(self) -> None:
         """Take the blocks of `also` in the form that JSON gives them, too."""
@@ -153,6 +162,17 @@ class Blueprint:
     @property
     def _inside(self) -> tuple[Reduction, ...]:
         return tuple(reduction for reduction in self.reductions if reduction.site == "block")
+
+    @property
+    def layer_reductions(self) -> tuple[Reduction, ...]:
+        """Where image tokens become fewer behind a block of a language model, by rising block."""
+        found = (reduction for reduction in self.reductions if reduction.site == LLM_LAYER)
+        return tuple(sorted(found, key=lambda reduction: reduction.block))
+
+    def in_prompts_at(self, block: int) -> bool:
+        """Tell whether a block of a language model is one of ours for the sake of image tokens."""
+        found = self.layer_reductions
+        return bool(found) and block >= min(block for r in found for block in (r.block, *r.also))
 
     @property
     def output_reduction(self) -> Reduction | None:

@@ -31,7 +31,9 @@ Tell = Callable[[Reduction, Choice, Seen], None]
 class Tracks:
     """Where the blocks of one model leave the track for the next, and what some have seen; of the last forward pass.
 
-    `tell` is told of every choice, where somebody wants to know.
+    `tell` is told of every choice, where somebody wants to know. `past` is how many tokens the key-value cache holds
+    that the model is called with, and `prompt` stands for the call while a graph of a language model is traced
+    (`compressor.model.llm_prompt.Prompt`).
     """
 
     def __init__(self) -> None:
@@ -41,13 +43,17 @@ class Tracks:
         self.tell: Tell | None = None
         self.mask: Tensor | None = None
         self.pixels: Tensor | None = None
+        self.past = 0
+        self.prompt: Any = None
 
     def hear(self, _: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note the mask that the model below its head is called with: a hook to be called before it.
+        """Note the mask and the cache that the model below its head is called with: a hook to be called before it.
 
         Blocks are given what attention makes of it, which is nothing while a graph is traced.
         """
         self.mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        cache = kwargs.get("past_key_values")
+        self.past = 0 if cache is None else int(cache.get_seq_length())
 
     def see(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Note the pixels that the model is called with: a hook to be called before it."""

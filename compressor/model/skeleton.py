@@ -22,6 +22,7 @@ from compressor.errors import ModelError
 from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
 from compressor.model.gated import GatedLinear
+from compressor.model.llm_block import LlmBlock
 from compressor.model.modules import base_of, optional_submodules, set_vector, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
 from compressor.model.token_output import install_output_reduction
@@ -93,6 +94,8 @@ def built_block(block: nn.Module, family: Family, blueprint: Blueprint, index: i
     """
     if blueprint.shapes.shortcuts and not hasattr(block, "attention_shortcut"):
         block = ShortcutBlock(block, family, blueprint.shapes.layers[index])
+    if blueprint.in_prompts_at(index):
+        return LlmBlock(block, family, blueprint, index, tracks)
     if blueprint.reduced_at(index):
         return ReducedBlock(block, family, blueprint, index, tracks)
     return block

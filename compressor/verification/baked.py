@@ -48,7 +48,7 @@ def check_baked(folder: Path, weights: StoredWeights) -> list[Check]:
         "config.rotation": _rotation(weights, model, skeleton),
     }
     checks = [yes(name, not found, "; ".join(found[:_SHOWN])) for name, found in problems.items()]
-    if model.task == "text-generation" and not weights.apart:
+    if model.task == "text-generation" and not weights.apart and not model.blueprint.layer_reductions:
         checks.append(_check_genai(folder, model, weights))
     return checks
 

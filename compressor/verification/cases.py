@@ -8,6 +8,7 @@ photographs, and once as independent pixels: only those tell the pixels of a pat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +107,30 @@ def cases_of(runner: Runner) -> tuple[Case, ...]:
     if family is not None and family.full_length:
         cases = tuple(case for case in cases if case.padding == "none")
     limit = positions(runner)
+    if span := image_span(read_config(runner.folder)):
+        cases = _with_image(cases, sum(span))
     longest = min(limit, _LONGEST.get(runner.task, _LONGEST_ENCODER))
     fitting = tuple(case for case in cases if sum(case.chunks) <= limit)
     if not fitting:
         raise ModelError(f"{runner.folder}: {limit} positions are too few for a probe")
     return (*fitting, Case("long", 1, (longest,), columns=_FEW_COLUMNS))
+
+
+def image_span(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return position and number of the image tokens that become fewer inside a language model; None where none do."""
+    section = config.get("compression")
+    stacks = section.get("stacks") if isinstance(section, dict) else None
+    for stack in stacks.values() if isinstance(stacks, dict) else ():
+        for entry in stack.get("tokens", ()):
+            if entry.get("site") == "llm_layer":
+                return int(entry.get("start", 0)), int(entry["count"])
+    return None
+
+
+def _with_image(cases: tuple[Case, ...], end: int) -> tuple[Case, ...]:
+    """Return probes of a model whose image tokens become fewer, which end at `end`: no padded call may hold them."""
+    kept = tuple(case for case in cases if case.padding == "none" or max(case.chunks) <= end)
+    return (*kept, Case("image", 1, (end + 9, 1, 1, 3), columns=_FEW_COLUMNS))
 
 
 def positions(runner: Runner) -> int:
