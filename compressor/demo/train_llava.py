@@ -4,7 +4,8 @@
 
 Two CPU threads, fixed seeds: the same machine and versions give the same bytes. CLIP's image tower, projector and
 language model are trained at once. The class token learns to tell what is on the picture, as in CLIP, so that its
-attention means something, and every patch which digit it is a part of; the heads with which they do so are thrown away.
+attention means something, and every patch which digit it is a part of and where it is; the heads with which they do so
+are thrown away.
 The language model is shown the patches in random order: where a digit is then stands in the features themselves, as in
 large models, and not in how many patches come before them, which a selection of patches would change. Beside the model
 it leaves pictures that the training has not seen, and questions about them.
@@ -53,7 +54,7 @@ class Plan:
         valid: pictures that are kept for questions.
     """
 
-    steps: int = 2500
+    steps: int = 1800
     batch: int = 32
     peak: float = 3e-3
     warmup: int = 100
@@ -126,16 +127,21 @@ def shown(batch: Sequence[Picture]) -> Tensor:
     return found
 
 
+def cells() -> Tensor:
+    """Return the cell in which each patch lies, [patches]."""
+    side, places = SIDE // PATCH, torch.arange(PATCHES)
+    return places // side * PATCH // CELL * (SIDE // CELL) + places % side * PATCH // CELL
+
+
 def inked(batch: Sequence[Picture]) -> Tensor:
     """Return which digit each patch shows a part of, [pictures, patches]; 10: none."""
     side, found = SIDE // PATCH, torch.full((len(batch), PATCHES), len(DIGITS))
+    inside = cells().numpy()
     for row, picture in zip(found, batch, strict=True):
         patches = picture.pixels.reshape(side, PATCH, side, PATCH, 3).swapaxes(1, 2).reshape(PATCHES, -1, 3)
         for thing in picture.things:
             coloured = (patches == COLOURS[thing.colour]).all(-1).any(-1)
-            places = np.arange(PATCHES)
-            cells = places // side * PATCH // CELL * (SIDE // CELL) + places % side * PATCH // CELL
-            row[torch.from_numpy(coloured & (cells == thing.cell))] = thing.digit
+            row[torch.from_numpy(coloured & (inside == thing.cell))] = thing.digit
     return found
 
 
@@ -221,6 +227,7 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan
         {
             "classes": nn.Linear(config.vision_config.hidden_size, _SHOWN),
             "patches": nn.Linear(config.text_config.hidden_size, len(DIGITS) + 1),
+            "cells": nn.Linear(config.text_config.hidden_size, (SIDE // CELL) ** 2),
         }
     )
     blocks = itertools.chain(model.model.language_model.layers, model.model.vision_tower.encoder.layers)
@@ -244,9 +251,10 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=IGNORED)
         told = nn.functional.binary_cross_entropy_with_logits(heads["classes"](classes), shown(batch))
         read = nn.functional.cross_entropy(heads["patches"](patches).flatten(0, 1), inked(batch).flatten())
+        placed = nn.functional.cross_entropy(heads["cells"](patches).flatten(0, 1), cells().repeat(len(batch)))
         model.zero_grad()
         heads.zero_grad()
-        (loss + plan.shown * (told + read)).backward()
+        (loss + plan.shown * (told + read + placed)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
