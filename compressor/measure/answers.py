@@ -55,7 +55,7 @@ class SeeingModel:
 
     def inputs(self, features: Array, ids: Ids) -> Inputs:
         """Return what the language model reads for the features of one image [features, width] and tokens [T]."""
-        (place,) = np.flatnonzero(ids == self.image_token)
+        place = int(np.flatnonzero(ids == self.image_token)[0])  # an answer may hold that token as well
         before, behind = ids[None, :place], ids[None, place + 1 :]
         places = np.full((1, len(features)), self.image_token)
         parts = [self.language.embed(before), features[None], self.language.embed(behind)]
@@ -68,20 +68,20 @@ class SeeingModel:
         """Return the logits [features + T - 1, vocabulary] of a prompt with an image."""
         return np.asarray(self.language.forward(self.inputs(features, ids))[0])
 
-    def answer_logits(self, features: Array, prompt: Ids, answer: Ids) -> Array:
+    def answered(self, features: Array, prompt: Ids, answer: Ids) -> Array:
         """Return the logits [answer, vocabulary] from which each token of an answer is predicted.
 
-        The prompt is a call by itself, as it is when the model answers: tokens that become fewer inside the language
-        model are chosen by its last token.
+        The prompt is one call, as a user makes it: which image tokens go inside the language model, if any do, must not
+        depend on the answer.
         """
-        step = self.inputs(features, prompt)
-        length = step["input_ids"].shape[1]
-        first, past = self.language.extend({**step, "attention_mask": np.ones((1, length), np.int64)})
-        if len(answer) == 1:
-            return np.asarray(first[0, -1:])
+        asked = self.inputs(features, prompt)
+        length = asked["input_ids"].shape[1]
         mask = np.ones((1, length + len(answer) - 1), np.int64)
+        logits, past = self.language.extend({**asked, "attention_mask": mask[:, :length]})
+        if len(answer) == 1:
+            return np.asarray(logits[0, -1:])
         rest, _ = self.language.extend({"input_ids": answer[None, :-1], "attention_mask": mask}, past)
-        return np.concatenate([first[0, -1:], rest[0]])
+        return np.concatenate([logits[0, -1:], rest[0]])
 
     def generate(self, features: Array, ids: Ids, count: int) -> Ids:
         """Return the greedy continuation [count] of a prompt with an image."""
@@ -234,8 +234,7 @@ def _add(
 
 def _answer_logits(model: SeeingModel, features: Array, prompt: Sequence[int], answer: Sequence[int]) -> Array:
     """Return the logits [answer, vocabulary] from which each token of an answer is predicted."""
-    ids = (np.asarray(part, dtype=np.int64) for part in (prompt, answer))
-    return model.answer_logits(features, *ids)
+    return model.answered(features, np.asarray(prompt, dtype=np.int64), np.asarray(answer, dtype=np.int64))
 
 
 def _same(longest: int, asked: Question, ours: tuple[SeeingModel, Array], dense: tuple[SeeingModel, Array]) -> bool:
