@@ -90,7 +90,7 @@ def _allowed(weights: torch.Tensor, rooms: torch.Tensor, total: int) -> torch.Te
         left = total - given.sum(-1, keepdim=True)
         given = (given + left * free / free.sum(-1, keepdim=True).clamp(min=1e-24)).minimum(rooms)
     whole = given.floor()
-    return whole + (_ranked(given - whole) < total - whole.sum(-1, keepdim=True)).to(whole.dtype)
+    return whole + (_ranked(((given - whole) * 1024).round()) < total - whole.sum(-1, keepdim=True)).to(whole.dtype)
 
 
 def _in_groups(scores: torch.Tensor, inside: torch.Tensor, allowed: torch.Tensor, keep: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from compressor.model.token_scores import JOINS, SCORES, Seen, cls_attn, mean_ke
 
 _VARIETY = 0.09
 """What HoloV weighs the variance of cosines by, beside attention."""
+_GRID = 1024
 _LEAST = 1e-6
 """Of all weights: what a region counts at least, so that it can take up what others have no room for."""
 
@@ -145,7 +146,10 @@ def budgets(given: Tensor, total: int) -> Tensor:
     """Return fractions [batch, regions] that sum up to `total` as whole numbers that do, by the largest remainders."""
     whole = given.floor()
     left = total - whole.sum(-1, keepdim=True)
-    return whole + (_ranks(given - whole) < left).to(whole.dtype)
+    rest = (
+        (given - whole) * _GRID
+    ).round()  # remainders that rounding alone tells apart are equal: the first is larger
+    return whole + (_ranks(rest) < left).to(whole.dtype)
 
 
 def _ranks(values: Tensor, among: Tensor | None = None) -> Tensor:
