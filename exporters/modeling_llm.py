@@ -21,49 +21,69 @@ def _turned(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 def _prompt_attention(
-    module: Any, head_dim: int, query: torch.Tensor, keys: torch.Tensor | None, key: torch.Tensor, given: dict[str, Any]
+    module: Any, head_dim: int, projected: list[torch.Tensor], given: dict[str, Any], layer: int, score: str
 ) -> torch.Tensor:
-    """Return the probabilities [batch, heads, 1, tokens] that the last token gives to those of the call.
+    """Return the probabilities [batch, heads, asking, tokens] that the last token, or each, gives to those of the call.
 
     Args:
         module: of the attention.
         head_dim: width of a head.
-        query: projected, not turned, [batch, tokens, width].
-        keys: of the cache, turned, [batch, heads, all tokens, width]; None where there is no cache.
-        key: like `query`.
+        projected: queries and keys that are not turned, [batch, tokens, width].
         given: what the module is called with.
+        layer: index of the layer.
+        score: what reads them.
     """
-
-    def by_head(values: torch.Tensor, norm: str) -> torch.Tensor:
-        found = values.unflatten(-1, (-1, head_dim))
-        return (getattr(module, norm)(found) if hasattr(module, norm) else found).transpose(1, 2)
-
     cos, sin = given["position_embeddings"]
-    asking = _turned(by_head(query[:, -1:], "q_norm"), cos[:, -1:], sin[:, -1:])
-    if keys is None:
-        keys = _turned(by_head(key, "k_norm"), cos, sin)
+    tokens, last = projected[0].shape[1], score in ("last_attn", "unturned_attn")
+    heads = [values.unflatten(-1, (-1, head_dim)) for values in projected]
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    asking, keys = ((v if n is None else n(v)).transpose(1, 2) for v, n in zip(heads, norms, strict=True))
+    if score != "unturned_attn":
+        asking, cache = _turned(asking, cos, sin), given.get("past_key_values")
+        keys = _turned(keys, cos, sin) if cache is None else cache.layers[layer].keys
+    asking = asking[:, :, -1:] if last else asking
     keys = keys.repeat_interleave(asking.shape[1] // keys.shape[1], dim=1)
-    probabilities = (asking @ keys.transpose(2, 3) * head_dim**-0.5).softmax(-1)
-    return probabilities[..., -query.shape[1] :]
+    scores = asking @ keys.transpose(2, 3) * head_dim**-0.5
+    if not last:
+        now = torch.arange(tokens, device=keys.device)[:, None] + keys.shape[2] - tokens
+        scores = scores.masked_fill(torch.arange(keys.shape[2], device=keys.device) > now, -torch.inf)
+    return torch.as_tensor(scores.softmax(-1)[..., -tokens:])
+
+
+def _transition(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return how much a block changes each token, [batch, tokens]."""
+    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1, eps=0.0)
+    return torch.as_tensor(after.norm(dim=-1) / before.norm(dim=-1) * (1 - cosine))
 
 
 def _image_scores(reduction: dict[str, Any], seen: dict[str, Any], left: int) -> torch.Tensor:
     """Return how much each of `left` image tokens matters, [batch or 1, left]."""
-    places = torch.arange(left, device=seen["out"].device)
-    if reduction["score"] == "random":
-        prime, at = 2**31 - 1, places[None] + 1
-        scores = ((at * at % prime * at + 7919 * at) % prime * 16807 % prime).double() / prime
-    else:
-        scores = seen["attention"][:, :, -1].mean(1)[:, seen["first"] : seen["first"] + left]
-    spaced = reduction.get("spaced", 0)
-    chosen = places * spaced // left != (places - 1) * spaced // left
-    return scores.masked_fill(chosen, torch.inf) if spaced else scores
+    name, image = reduction["score"], slice(seen["first"], seen["first"] + left)
+    if name == "random":
+        prime, at = 2**31 - 1, torch.arange(1, left + 1, device=seen["out"].device)[None]
+        return ((at * at % prime * at + 7919 * at) % prime * 16807 % prime).double() / prime
+    graph = seen["attention"].mean(1)  # [batch, asking, tokens]
+    if name == "page_rank":
+        ranks = graph.mean(1, keepdim=True)
+        return torch.as_tensor((ranks @ graph @ graph)[:, 0, image])
+    if name == "transitions":
+        parts = (seen["transitions"][:, image], graph[:, image.stop :, image].sum(1))
+        return torch.stack([part / part.sum(-1, keepdim=True) for part in parts]).mean(0)
+    return torch.as_tensor(graph[:, -1, image])
 
 
 def _kept_of_prompt(reduction: dict[str, Any], seen: dict[str, Any], left: int) -> torch.Tensor:
     """Return the places [batch, n] of the tokens that stay: all text, and the image tokens of highest score."""
-    out, first = seen["out"], seen["first"]
-    best = _image_scores(reduction, seen, left).topk(reduction["keep"], dim=-1).indices.sort(dim=-1).values + first
+    out, first, count = seen["out"], seen["first"], reduction["keep"]
+    scores, spaced = _image_scores(reduction, seen, left), reduction.get("spaced", 0)
+    if reduction.get("mass"):
+        ranked = scores.sort(dim=-1, descending=True).values
+        short = ranked.cumsum(-1) < reduction["mass"] * ranked.sum(-1, keepdim=True)
+        count = min(max(int((short.sum(-1) + 1).amax()), count), left)
+    if spaced:
+        places = torch.arange(left, device=out.device)
+        scores = scores.masked_fill(places * spaced % left < spaced, torch.inf)
+    best = scores.topk(count, dim=-1).indices.sort(dim=-1).values + first
     batch, tokens = out.shape[:2]
     before, behind = torch.arange(first), torch.arange(first + left, tokens)
     parts = (before[None].to(best), best, behind[None].to(best))
@@ -73,7 +93,7 @@ def _kept_of_prompt(reduction: dict[str, Any], seen: dict[str, Any], left: int) 
 def _begin_prompt(call: dict[str, Any], hidden: torch.Tensor) -> None:
     """Note that all tokens [batch, tokens, width] of a call are there."""
     home = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
-    call.update(places=None, home=home, length=hidden.shape[1])
+    call.update(places=None, home=home, length=hidden.shape[1], transitions=None)
 
 
 def _end_prompt(call: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
@@ -87,6 +107,8 @@ def _go_on(call: dict[str, Any], kept: torch.Tensor, tokens: int) -> None:
     nearest = ((kept[:, None] <= now[:, None]).sum(-1) - 1).clamp(min=0)
     call["home"] = nearest.gather(1, call["home"])
     call["places"] = kept if call["places"] is None else call["places"].gather(1, kept)
+    if call["transitions"] is not None:
+        call["transitions"] = call["transitions"].gather(1, kept)
 
 
 def _holds_image(call: dict[str, Any], reduction: dict[str, Any]) -> bool:

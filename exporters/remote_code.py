@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from compressor.model.source import OWN_CLASS
 
 MODULE = "modeling_compressed"
 _PARTS = ("modeling_tokens", "modeling_ends", "modeling_llm")
-_FROM = "from compressor.exporters.modeling_"
+_PLACE = "# the text of these modules comes to stand here\n"
 _HERE = "# --- from here on, a part of the modelling file ---"
 _END = "# --- up to here ---"
 
@@ -44,6 +45,7 @@ def paths_of(family: Family) -> dict[str, Any]:
         "ffn_writer": ffn.writer,
         "ffn_scale": ffn.scale,
         "selector": family.selector,
+        "feature_selector": family.feature_selector,
     }
 
 
@@ -57,13 +59,17 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
 
 
 def _template() -> str:
-    """Return the text of the modelling file before names are filled in: the templates in one."""
+    """Return the text of the modelling file before names are filled in: the template with its parts."""
     here = Path(__file__).resolve().parent
-    text, *parts = ((here / f"{name}.py").read_text(encoding="utf-8") for name in ("modeling_template", *_PARTS))
-    before, line, after = text.partition(_FROM)
-    assert line, "the template says where its parts come to stand"
-    after = after.rpartition(_FROM)[2].partition("\n\n")[2]
-    return "\n".join([before, "\n\n\n".join(part.partition(_HERE)[2].strip() for part in parts), "", after])
+    text, parts = (here / "modeling_template.py").read_text(encoding="utf-8"), []
+    for name in _PARTS:
+        text, imports = re.subn(rf"from compressor\.exporters\.{name} import (\(.*?\)|.*?)\n", "", text, flags=re.S)
+        assert imports == 1, "the template imports what it uses of each part"
+        part = (here / f"{name}.py").read_text(encoding="utf-8")
+        parts.append(part.partition(_HERE)[2].strip())
+    before, line, after = text.partition(_PLACE)
+    assert line, "the template says where the parts come to stand"
+    return "\n\n\n".join([before.rstrip(), *parts, after.lstrip("\n")])
 
 
 def _with_own_class(text: str, model: str, config: str) -> str:

@@ -47,4 +47,4 @@ class Muon(torch.optim.Optimizer):
         for _ in range(5):
             square = x @ x.mT
             x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
-        return x if wide else x.mT
+        return torch.as_tensor(x if wide else x.mT)

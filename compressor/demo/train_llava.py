@@ -4,8 +4,11 @@
 
 Two CPU threads, fixed seeds: the same machine and versions give the same bytes. CLIP's image tower, projector and
 language model are trained at once. The class token learns to tell what is on the picture, as in CLIP, so that its
-attention means something; the head with which it does so is thrown away. Beside the model it leaves pictures that the
-training has not seen, and questions about them.
+attention means something, and every patch which digit it is a part of and where it is; the heads with which they do so
+are thrown away.
+The language model is shown the patches in random order: where a digit is then stands in the features themselves, as in
+large models, and not in how many patches come before them, which a selection of patches would change. Beside the model
+it leaves pictures that the training has not seen, and questions about them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from compressor.demo.muon import Muon
-from compressor.demo.pictures import COLOURS, DIGITS, PATCH, SIDE, WORDS, Picture, pictures
+from compressor.demo.pictures import CELL, COLOURS, DIGITS, PATCH, SIDE, WORDS, Picture, pictures
 from compressor.demo.rates import warm_cosine
 
 PAD, END, IMAGE, ANSWER = "<pad>", "<end>", "<image>", "answer :"
@@ -47,11 +50,11 @@ class Plan:
         steps: optimizer steps.
         batch: pictures per step; all their questions are asked at once.
         peak: highest learning rate, reached after `warmup` steps; it then falls along a cosine to a hundredth.
-        shown: weight of what the class token tells.
+        shown: weight of what the class token and the patches tell.
         valid: pictures that are kept for questions.
     """
 
-    steps: int = 3000
+    steps: int = 1800
     batch: int = 32
     peak: float = 3e-3
     warmup: int = 100
@@ -124,6 +127,24 @@ def shown(batch: Sequence[Picture]) -> Tensor:
     return found
 
 
+def cells() -> Tensor:
+    """Return the cell in which each patch lies, [patches]."""
+    side, places = SIDE // PATCH, torch.arange(PATCHES)
+    return places // side * PATCH // CELL * (SIDE // CELL) + places % side * PATCH // CELL
+
+
+def inked(batch: Sequence[Picture]) -> Tensor:
+    """Return which digit each patch shows a part of, [pictures, patches]; 10: none."""
+    side, found = SIDE // PATCH, torch.full((len(batch), PATCHES), len(DIGITS))
+    inside = cells().numpy()
+    for row, picture in zip(found, batch, strict=True):
+        patches = picture.pixels.reshape(side, PATCH, side, PATCH, 3).swapaxes(1, 2).reshape(PATCHES, -1, 3)
+        for thing in picture.things:
+            coloured = (patches == COLOURS[thing.colour]).all(-1).any(-1)
+            row[torch.from_numpy(coloured & (inside == thing.cell))] = thing.digit
+    return found
+
+
 @dataclass(frozen=True)
 class Asked:
     """All questions about some pictures: of each picture one row, its places first, then one question after another.
@@ -157,42 +178,62 @@ def encode(tokenizer: Tokenizer, batch: Sequence[Picture]) -> Asked:
     pad, end, image = (VOCABULARY.index(word) for word in (PAD, END, IMAGE))
     rows = []
     for picture in batch:
-        ids, labels = [image] * PATCHES, [IGNORED] * PATCHES
-        positions, owners = list(range(PATCHES)), [0] * PATCHES
+        words, learned = [image] * PATCHES, [IGNORED] * PATCHES
+        places, numbers = list(range(PATCHES)), [0] * PATCHES
         for number, (_, question, answer) in enumerate(picture.questions, start=1):
             asked, told = tokenizer.encode(f"{question} {ANSWER}").ids, [*tokenizer.encode(answer).ids, end]
-            ids += [*asked, *told]
-            labels += [*[IGNORED] * len(asked), *told]
-            positions += range(PATCHES, PATCHES + len(asked) + len(told))
-            owners += [number] * (len(asked) + len(told))
-        rows.append((ids, labels, positions, owners))
+            words += [*asked, *told]
+            learned += [*[IGNORED] * len(asked), *told]
+            places += range(PATCHES, PATCHES + len(asked) + len(told))
+            numbers += [number] * (len(asked) + len(told))
+        rows.append((words, learned, places, numbers))
     length = max(len(row[0]) for row in rows)
-    padded = [
+    ids, labels, positions, owners = (
         torch.tensor([[*part, *[filler] * (length - len(part))] for part in parts])
         for parts, filler in zip(zip(*rows, strict=True), (pad, IGNORED, 0, -1), strict=True)
-    ]
+    )
     kinds = tuple(tuple(kind for kind, _, _ in picture.questions) for picture in batch)
-    return Asked(*padded, kinds=kinds)
+    return Asked(ids, labels, positions, owners, kinds)
 
 
-def answered(model: LlavaForConditionalGeneration, pixels: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-    """Return logits [pictures, length, vocabulary], and the class token's output [pictures, width]."""
+def answered(
+    model: LlavaForConditionalGeneration, pixels: Tensor, asked: Asked, order: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits of all tokens, and what the image tower gives.
+
+    Args:
+        model: the model.
+        pixels: [pictures, 3, height, width].
+        asked: the questions about them.
+        order: in which the language model is shown the patches, [patches]; None: as they are.
+
+    Returns:
+        Logits [pictures, length, vocabulary], the class token's output [pictures, width], and the features of the
+        patches that the language model reads [pictures, patches, width].
+    """
     seen = model.model.get_image_features(pixels)
-    embeds = model.get_input_embeddings()(asked.ids)
-    embeds = torch.cat([torch.stack(list(seen.pooler_output)), embeds[:, PATCHES:]], dim=1)
+    features = torch.stack(list(seen.pooler_output))
+    shuffled = features if order is None else features[:, order]
+    embeds = torch.cat([shuffled, model.get_input_embeddings()(asked.ids)[:, PATCHES:]], dim=1)
     output = model(inputs_embeds=embeds, attention_mask=asked.mask, position_ids=asked.positions)
-    return output.logits, seen.last_hidden_state[:, 0]
+    return output.logits, seen.last_hidden_state[:, 0], features
 
 
 def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan, *, seed: int = 0) -> None:
     """Train in place, and report to stderr: Muon turns the matrices of blocks, AdamW everything else."""
     torch.manual_seed(seed)
     config: Any = model.config
-    head = nn.Linear(config.vision_config.hidden_size, _SHOWN)
+    heads = nn.ModuleDict(
+        {
+            "classes": nn.Linear(config.vision_config.hidden_size, _SHOWN),
+            "patches": nn.Linear(config.text_config.hidden_size, len(DIGITS) + 1),
+            "cells": nn.Linear(config.text_config.hidden_size, (SIDE // CELL) ** 2),
+        }
+    )
     blocks = itertools.chain(model.model.language_model.layers, model.model.vision_tower.encoder.layers)
     matrices = [p for block in blocks for p in block.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
-    others = [p for p in (*model.parameters(), *head.parameters()) if id(p) not in chosen]
+    others = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [
         Muon(matrices, lr=plan.peak),
         torch.optim.AdamW(others, lr=plan.peak, betas=(0.9, 0.98), weight_decay=0.0),
@@ -205,19 +246,22 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan
             group["lr"] = plan.rate(step)
         batch = list(itertools.islice(source, plan.batch))
         asked = encode(tokenizer, batch)
-        logits, classes = answered(model, prepared(batch), asked)
+        logits, classes, patches = answered(model, prepared(batch), asked, torch.randperm(PATCHES))
         labels = asked.labels[:, 1:].flatten()
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=IGNORED)
-        told = nn.functional.binary_cross_entropy_with_logits(head(classes), shown(batch))
+        told = nn.functional.binary_cross_entropy_with_logits(heads["classes"](classes), shown(batch))
+        read = nn.functional.cross_entropy(heads["patches"](patches).flatten(0, 1), inked(batch).flatten())
+        placed = nn.functional.cross_entropy(heads["cells"](patches).flatten(0, 1), cells().repeat(len(batch)))
         model.zero_grad()
-        head.zero_grad()
-        (loss + plan.shown * told).backward()
+        heads.zero_grad()
+        (loss + plan.shown * (told + read + placed)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         if (step + 1) % 100 == 0:
             spent = time.process_time() - begin
-            sys.stderr.write(f"step {step + 1}/{plan.steps}  loss {loss.item():.4f}  {spent:.0f} s of CPU\n")
+            losses = f"loss {loss.item():.4f}, of patches {read.item():.4f}"
+            sys.stderr.write(f"step {step + 1}/{plan.steps}  {losses}  {spent:.0f} s of CPU\n")
             sys.stderr.flush()
     model.eval()
 
@@ -229,7 +273,7 @@ def score(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, batch: Seq
     for start in range(0, len(batch), 16):
         part = batch[start : start + 16]
         asked = encode(tokenizer, part)
-        logits, _ = answered(model, prepared(part), asked)
+        logits, _, _ = answered(model, prepared(part), asked)
         labels = asked.labels[:, 1:]
         wrong = (logits[:, :-1].argmax(-1) != labels) & (labels != IGNORED)
         for kinds, missed, owners in zip(asked.kinds, wrong, asked.owners[:, 1:], strict=True):

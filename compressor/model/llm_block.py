@@ -7,6 +7,8 @@ again, as the nearest one before it that is left, so that outputs have one row f
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +20,17 @@ from compressor.errors import ModelError
 from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
 from compressor.model.blueprint import Blueprint, Reduction
 from compressor.model.llm_prompt import Prompt, PromptCall, PromptTrack
-from compressor.model.llm_scores import ASKING, LLM_SCORES, PromptSeen, with_spaced
+from compressor.model.llm_scores import (
+    ASKING,
+    LLM_SCORES,
+    PromptSeen,
+    enough,
+    image_alone,
+    transition,
+    with_spaced,
+)
 from compressor.model.reduced import Tracks
+from compressor.model.token_reduction import TokenTrack
 from compressor.model.token_select import Choice, gathered
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -56,6 +67,8 @@ class LlmBlock(nn.Module):
         self.stage, self.left = len(before), before[-1].keep if before else found[0].count
         self.first = index == 0 or not blueprint.in_prompts_at(index - 1)
         self.restores = index == len(blueprint.shapes.layers) - 1
+        reads = (r for r in found if r.score == "transitions" and index in (r.block, *r.also))
+        self.adds = index + 1 if any(reads) else 0  # a number, as no other block's nodes may be copied for its own
         self.layer_idx, self._family, self._head_dim = index, family, blueprint.shapes.head_dim
         self.tracks = tracks
         if self.reduction is not None:
@@ -65,7 +78,7 @@ class LlmBlock(nn.Module):
         self,
         hidden_states: Tensor,
         *,
-        track: PromptTrack | None = None,
+        track: TokenTrack | None = None,
         choice: Choice | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -80,11 +93,12 @@ class LlmBlock(nn.Module):
         alone = track is not None
         if track is None:
             track = self._begun(hidden_states) if self.first else self.tracks.last
-            assert isinstance(track, PromptTrack), "a block before this one has left it"
+        assert isinstance(track, PromptTrack), "begun by a block of this kind"
         middle, seen = self._attend(hidden_states, track, kwargs, look=not alone)
         out = ffn_half(self, self._family, middle)
         if alone:
             return self.reduced(out, choice)
+        track = self._added(track, hidden_states, out)
         choice = self._choose(seen, track)
         if choice is not None:
             track = track.after(choice.kept)
@@ -99,17 +113,27 @@ class LlmBlock(nn.Module):
         """Return the track of tokens [batch, tokens, width] before any has gone; `mask` as the model is called with."""
         return PromptTrack.begin(hidden, mask=mask)
 
-    def look(self, hidden_states: Tensor, *, track: PromptTrack, **kwargs: Any) -> tuple[Choice | None, PromptTrack]:
+    def look(self, hidden_states: Tensor, *, track: TokenTrack, **kwargs: Any) -> tuple[Choice | None, PromptTrack]:
         """Return which tokens of a call stay, None where all do, and the track behind the block."""
-        if self.reduction is None:
+        assert isinstance(track, PromptTrack), "begun by a block of this kind"
+        if self.reduction is None and not self.adds:
             return None, track
-        _, seen = self._attend(hidden_states, track, kwargs, look=True)
+        middle, seen = self._attend(hidden_states, track, kwargs, look=True)
+        if self.adds:
+            track = self._added(track, hidden_states, ffn_half(self, self._family, middle))
         choice = self._choose(seen, track)
         return choice, track if choice is None else track.after(choice.kept)
 
     def reduced(self, out: Tensor, choice: Choice | None) -> Tensor:
         """Return the block's output [batch, tokens, width] after a choice."""
         return out if choice is None else gathered(out, choice.kept)
+
+    def _added(self, track: PromptTrack, before: Tensor, after: Tensor) -> PromptTrack:
+        """Return the track with how much the block changes each token [batch, tokens, width], where that is summed."""
+        if not self.adds:
+            return track
+        change, sums = transition(before, after), track.transitions
+        return replace(track, transitions=change if sums is None else sums + change)
 
     def _begun(self, hidden: Tensor) -> PromptTrack:
         past = self.tracks.past
@@ -120,17 +144,23 @@ class LlmBlock(nn.Module):
         reduction = self.reduction
         if reduction is None or seen is None:
             return None
+        seen = replace(seen, transitions=track.transitions)
         scores = LLM_SCORES[reduction.score](seen)
+        going: int | Tensor = seen.left - reduction.keep
+        if reduction.mass and scores.is_meta:  # nothing is known of them; equal ones need the most tokens
+            going = seen.left - max(math.ceil(reduction.mass * seen.left), reduction.keep)
+        elif reduction.mass:
+            going = seen.left - enough(seen, scores, reduction.mass).clamp(min=reduction.keep)
         if reduction.spaced:
             scores = with_spaced(scores, seen.places, seen.left, reduction.spaced)
-        image = (seen.places >= 0) & (seen.places < seen.left)
-        scores = torch.where(image, scores, torch.finfo(scores.dtype).max).expand(track.sizes.shape[0], -1)
-        kept = self._prompt(track).highest(reduction, scores, seen.left - reduction.keep)
+        scores = image_alone(seen, scores).expand(track.sizes.shape[0], -1)
+        kept = self._prompt(track).highest(reduction, scores, going)
         return Choice(kept, kept[:, :0])
 
     def _prompt(self, track: PromptTrack) -> Prompt:
-        if self.tracks.prompt is not None:
-            return self.tracks.prompt
+        traced: Prompt | None = self.tracks.prompt
+        if traced is not None:
+            return traced
         assert track.home is not None, "begun with it"
         return PromptCall(track.past, track.home.shape[1], self.tracks.mask if track.mask is None else track.mask)
 
@@ -156,8 +186,11 @@ class LlmBlock(nn.Module):
         if reduction is None or not look or not self._prompt(track).holds(reduction):
             return middle, None
         places = torch.arange(hidden.shape[1], device=hidden.device) - self._prompt(track).first(reduction)
-        asking = ASKING.get(reduction.score)
-        found = None if asking is None else self._attention(*projected, given, last=asking == "last")
+        asking, found = ASKING.get(reduction.score), None
+        if asking is not None:
+            turned = reduction.score != "unturned_attn"
+            query, key = projected
+            found = self._attention(query, key, given, last=asking == "last", turned=turned)
         return middle, PromptSeen(places, self.left, found)
 
     def _given(self, track: PromptTrack, kwargs: Any, cache: Cache | None) -> dict[str, Any]:
@@ -175,18 +208,22 @@ class LlmBlock(nn.Module):
             given["attention_mask"] = track.mask_of_those_left(mask, past)
         return given
 
-    def _attention(self, query: Tensor, key: Tensor, given: Any, *, last: bool) -> Tensor:
-        """Return the probabilities [batch, heads, asking, tokens] that projected queries give to the call's keys."""
+    def _attention(self, query: Tensor, key: Tensor, given: Any, *, last: bool, turned: bool) -> Tensor:
+        """Return the probabilities [batch, heads, asking, tokens] that projected queries give to the call's keys.
+
+        Those in the cache count, too, but where positions do not: they are turned already.
+        """
         module = self.get_submodule(self._family.attention.module)
         cos, sin = given["position_embeddings"]
         tokens = query.shape[1]
         if last:
             query = query[:, -1:]
-        queries = _rotated(self._by_head(query, module, "q_norm"), cos[:, -query.shape[1] :], sin[:, -query.shape[1] :])
-        cache = given.get("past_key_values")
-        keys = None if cache is None else _joined_keys(cache, self.layer_idx)
-        if keys is None:
-            keys = _rotated(self._by_head(key, module, "k_norm"), cos, sin)
+        queries, keys = self._by_head(query, module, "q_norm"), self._by_head(key, module, "k_norm")
+        if turned:
+            queries = _rotated(queries, cos[:, -query.shape[1] :], sin[:, -query.shape[1] :])
+            cache = given.get("past_key_values")
+            held = None if cache is None else _joined_keys(cache, self.layer_idx)
+            keys = _rotated(keys, cos, sin) if held is None else held
         batch, heads, asking, size = queries.shape
         grouped = queries.reshape(batch, keys.shape[1], -1, asking, size)  # query heads by the key head that they share
         scores = (grouped @ keys.unsqueeze(2).transpose(3, 4) * size**-0.5).reshape(batch, heads, asking, -1)
@@ -195,7 +232,7 @@ class LlmBlock(nn.Module):
             past = scores.shape[-1] - tokens
             seen = torch.arange(scores.shape[-1], device=scores.device) <= now.unsqueeze(1) + past
             scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)
-        return scores.softmax(-1)[..., scores.shape[-1] - tokens :]
+        return torch.as_tensor(scores.softmax(-1)[..., scores.shape[-1] - tokens :])
 
     def _by_head(self, projected: Tensor, module: nn.Module, norm: str) -> Tensor:
         """Return [batch, heads, tokens, head width] of [batch, tokens, width], normed where the family norms heads."""
@@ -204,7 +241,7 @@ class LlmBlock(nn.Module):
         return (found if normed is None else torch.as_tensor(normed(found))).transpose(1, 2)
 
 
-def _joined_keys(cache: Any, layer: int) -> Tensor | None:
+def _joined_keys(cache: Any, layer: int) -> Tensor:
     """Return the rotated keys of past and new tokens, [batch, heads, all tokens, width], that a cache now holds."""
     joined = getattr(cache, "joined_keys", None)
     return torch.as_tensor(joined() if joined is not None else cache.layers[layer].keys)
@@ -226,7 +263,7 @@ def check_known(reduction: Reduction) -> None:
                 f" allowed: {', '.join(names)}",
                 hint="The model was written by another version of compressor, or edited.",
             )
-    if not 0 < reduction.keep < reduction.count or reduction.start < 0:
+    if not 0 <= reduction.keep < reduction.count or reduction.start < 0:
         raise ModelError(
             f"config.json: a reduction keeps {reduction.keep} of {reduction.count} image tokens from position"
             f" {reduction.start} on",

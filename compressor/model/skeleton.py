@@ -64,7 +64,7 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
     for index in range(len(blocks)):
         blocks[index] = built_block(blocks[index], family, blueprint, index, tracks)
     if (output := blueprint.output_reduction) is not None:
-        install_output_reduction(model, family.selector, output, tracks)
+        install_output_reduction(model, family, output, tracks)
     if blueprint.reductions and family.inputs == "tokens":
         base_of(model).register_forward_pre_hook(tracks.hear, with_kwargs=True)
     install_gates(model, blueprint)

@@ -87,6 +87,8 @@ def _ports(weights: StoredWeights, model: ModelFolder) -> list[str]:
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         wanted["pixel_values"] = [None, config.num_channels, height, width]
+        if any(reduction.select == "coverage" for reduction in model.blueprint.reductions):
+            wanted["text_features"] = [None, None, config.projection_size]
     if model.task == "text-generation":
         wanted["logits"] = [None, None, config.vocab_size]
     elif TASKS[model.task].output == "logit":

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
-from compressor.measure.runner import Array, Runner, read_config, stated_family
+from compressor.measure.runner import Array, Runner, question_width, read_config, stated_family
 
 COLUMNS = 1024
 _FEW_COLUMNS = 64
 _LONGEST = {"text-generation": 300}
 _LONGEST_ENCODER = 512
 _IMAGE_BLOCKS = (16, 14, 8, 7, 4, 2, 1)
+_TEXT, _QUESTION = "text_features", 6
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,17 @@ def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Genera
     config = read_config(runner.folder)
     if runner.inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
+        question: Inputs = {}
+        if case.batch > 1 and (columns := question_width(config)):  # with a question and without one
+            question[_TEXT] = rng.standard_normal((case.batch, _QUESTION, columns)).astype(np.float32)
+            question[_TEXT][-1, -1] = 0  # a shorter question is padded with zeros
         if case.pixels == "noise":
-            return {"noise": np.asarray([rng.integers(1 << 31), case.batch, channels, height, width], np.int64)}
+            noise = [rng.integers(1 << 31), case.batch, channels, height, width]
+            return {"noise": np.asarray(noise, np.int64), **question}
         # Seeded noise in blocks: 100 times smaller on disk than pixels, and closer to an image than white noise.
         block = next(b for b in _IMAGE_BLOCKS if height % b == 0 and width % b == 0)
         small = rng.standard_normal((case.batch, channels, height // block, width // block)).astype(np.float32)
-        return {"blocks": small, "block": np.asarray([block], np.int64)}
+        return {"blocks": small, "block": np.asarray([block], np.int64), **question}
     length = sum(case.chunks)
     ids = tokens.take(case.batch, length)
     mask = np.ones_like(ids)
@@ -172,13 +178,14 @@ def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Genera
 
 def restore(stored: Inputs) -> Inputs:
     """Return the inputs of a model from the form that goes to disk."""
+    beside = {_TEXT: stored[_TEXT]} if _TEXT in stored else {}
     if "noise" in stored:
         seed, *shape = (int(number) for number in stored["noise"])
-        return {"pixel_values": _noise(seed, shape)}
+        return {"pixel_values": _noise(seed, shape), **beside}
     if "blocks" not in stored:
         return stored
     block = int(stored["block"][0])
-    return {"pixel_values": stored["blocks"].repeat(block, axis=2).repeat(block, axis=3)}
+    return {"pixel_values": stored["blocks"].repeat(block, axis=2).repeat(block, axis=3), **beside}
 
 
 def _noise(seed: int, shape: list[int]) -> Array:

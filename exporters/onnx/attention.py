@@ -43,9 +43,9 @@ class NewTokensCache(Cache):
         super().__init__(layers=[])
         self._attention = attention
 
-    def joined_keys(self) -> Tensor | None:
-        """Return the keys of past and new tokens of the layer that was called last; None where nothing is computed."""
-        return self._attention.present[-1][0] if self._attention.present else None
+    def joined_keys(self) -> Tensor:
+        """Return the keys of past and new tokens of the layer that was called last."""
+        return self._attention.present[-1][0]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeyValue:
         """Return the new keys and values as they are."""

@@ -73,8 +73,7 @@ class TracedPrompt:
 
 def _size(values: Tensor, axis: int = 1) -> Tensor:
     """Return a size of values [batch, tokens, ...], [1], as the graph finds it: of axis 1, their tokens, by default."""
-    ends = {"start": axis, "end": axis + 1}
-    return torch.onnx.ops.symbolic("::Shape", [values], ends, dtype=torch.int64, shape=[1])
+    return torch.onnx.ops.symbolic("::Shape", [values], {"start": axis, "end": axis + 1}, dtype=torch.int64, shape=[1])
 
 
 def _top(values: Tensor, count: Tensor, shape: list[int], *, largest: bool) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.cost import count_flops, stored_bytes
 from compressor.model.folder import ModelFolder, open_model
+from compressor.model.image_places import image_features
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
@@ -184,7 +185,8 @@ def test_changes_what_it_planned_and_reports_it(
     planned = source.with_blueprint(instance.plan(source, Target()))
     assert model.parameters == planned.parameters
     assert stored_bytes(model, 4) == stored_bytes(planned, 4)
-    before, after = GAIN[method.family](source), GAIN[method.family](model)
+    gain = image_features if name == "mmtok" and family == "llava_vision" else GAIN[method.family]
+    before, after = gain(source), gain(model)  # MMTok lessens the work of the language model alone
     assert after < before or instance.needs.dtype is not None, "what a family is for has become less"
     assert model.parameters == sum(int(np.prod(model.weights.shape(n))) for n in model.weights.names())
     assert len(changes) == len(source.shapes.layers)

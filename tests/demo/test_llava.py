@@ -12,7 +12,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from compressor.demo.muon import Muon
-from compressor.demo.pictures import CELL, COLOURS, DIGITS, KINDS, SIDE, WORDS, Picture, pictures
+from compressor.demo.pictures import CELL, COLOURS, DIGITS, KINDS, PATCH, SIDE, WORDS, Picture, pictures
 from compressor.demo.train_llava import (
     IGNORED,
     PATCHES,
@@ -21,6 +21,7 @@ from compressor.demo.train_llava import (
     build_model,
     build_tokenizer,
     encode,
+    inked,
     prepared,
     save,
     score,
@@ -81,11 +82,23 @@ def test_only_answers_are_learned() -> None:
         assert (ids[:PATCHES] == ids[0]).all() and (labels[:PATCHES] == IGNORED).all() and not owners[:PATCHES].any()
 
 
+def test_patches_are_told_apart_by_the_digit_that_they_show() -> None:
+    """The ink of a digit covers as many pixels of its colour as its patches hold, and no other patch has any."""
+    side = SIDE // PATCH
+    for picture, told in zip(SOME, inked(SOME), strict=True):
+        assert {thing.digit for thing in picture.things} == {*told.tolist()} - {10}
+        for place, digit in enumerate(told.tolist()):
+            row, column = place // side * PATCH, place % side * PATCH
+            patch = picture.pixels[row : row + PATCH, column : column + PATCH].astype(int)
+            grey = np.ptp(patch, axis=-1).max() <= 24
+            assert grey == (digit == 10)
+
+
 def test_a_question_beside_others_is_a_question_alone() -> None:
     tokenizer, model = build_tokenizer(), build_model().eval()
     together = encode(tokenizer, SOME[:3])
     with torch.no_grad():
-        logits, _ = answered(model, prepared(SOME[:3]), together)
+        logits, _, _ = answered(model, prepared(SOME[:3]), together)
         for place, picture in enumerate(SOME[:3]):
             for number in range(1, 1 + len(picture.questions)):
                 own = (together.owners[place] == 0) | (together.owners[place] == number)
@@ -150,7 +163,7 @@ def test_it_loads_with_its_processor_and_answers_as_it_was_trained(
     loaded = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     with torch.no_grad():
         logits = loaded(**given).logits
-        wanted, _ = answered(model, prepared(SOME[:1]), encode(build_tokenizer(), SOME[:1]))
+        wanted, _, _ = answered(model, prepared(SOME[:1]), encode(build_tokenizer(), SOME[:1]))
     torch.testing.assert_close(given["pixel_values"], prepared(SOME[:1]), rtol=0, atol=1e-6)
     torch.testing.assert_close(logits, wanted[:, : logits.shape[1]], rtol=0, atol=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.measure.runner import Runner
 from compressor.measure.torch_runner import TorchRunner
+from compressor.model.cost import count_flops
 from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
@@ -75,6 +77,98 @@ def run(runner: Runner, ids: NDArray[np.int64], *chunks: int) -> NDArray[np.floa
 def fastv(shown: dict[str, Any]) -> NDArray[np.float64]:
     """FastV (arXiv 2403.06764, section 4.1) of one prompt."""
     return np.asarray(shown["attention"][:, -1].mean(0)[shown["image"]])
+
+
+def feather(shown: dict[str, Any]) -> NDArray[np.float64]:
+    """FEATHER (arXiv 2412.13180), the first stage with a third of six evenly spaced."""
+    scores = np.asarray(shown["unturned"][:, -1].mean(0)[shown["image"]])
+    if shown["layer"] == 0:
+        scores[[0, 8]] = 9.0
+    return scores
+
+
+def transprune(shown: dict[str, Any]) -> NDArray[np.float64]:
+    """TransPrune (arXiv 2507.20630, section 3) with two layers summed up."""
+    image = shown["image"]
+    behind = range(image[-1] + 1, shown["attention"].shape[1])
+    changed = shown["changes"][:, image].sum(0)
+    asked = np.stack([shown["attention"][:, place, image].mean(0) for place in behind]).mean(0)
+    return np.asarray(changed / changed.sum() + asked / asked.sum())
+
+
+def aim(shown: dict[str, Any]) -> NDArray[np.float64]:
+    """AIM (arXiv 2412.03248, section 3): three rounds from equal ranks."""
+    graph = shown["attention"].mean(0)
+    ranks = np.ones(len(graph))
+    for _ in range(3):
+        ranks = graph.T @ ranks
+    return np.asarray(ranks[shown["image"]])
+
+
+def most(scores: NDArray[np.float64]) -> int:
+    """ZipVL (arXiv 2410.08584): the fewest tokens that have 0.8 of the attention."""
+    ranked = np.sort(scores)[::-1]
+    return next(count for count in range(1, len(ranked) + 1) if ranked[:count].sum() >= 0.8 * ranked.sum())
+
+
+PAPERS: dict[str, tuple[dict[str, Any], dict[int, Any], Any]] = {
+    "feather": ({"layers": [1, 2], "counts": [6, 3], "spaced": 0.33}, {0: 6, 1: 3}, feather),
+    "transprune": ({"layers": [2, 3], "counts": [9, 4], "summed": 2}, {1: 9, 2: 4}, transprune),
+    "aim": ({"layers": [2], "counts": [5]}, {1: 5}, aim),
+    "zipvl": ({"layers": [2], "mass": 0.8}, {1: most}, fastv),
+    "todre-late": ({"layers": [3]}, {2: 0}, fastv),
+    "p-sigmoid": ({"layers": [1, 2, 3], "sigmoid": [8.0, 0.4]}, {0: 13, 1: 5, 2: 1}, fastv),
+}
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A pico-model with a preset, and its folder as safetensors."""
+
+    model: ModelFolder
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def reduced(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reduced]:
+    @functools.cache
+    def make(name: str) -> Reduced:
+        root = tmp_path_factory.mktemp(name)
+        (root / "folder").mkdir()
+        source = open_model(pico("llama", num_hidden_layers=LAYERS))
+        model = compressed(source, root / "pass", name, image={"start": START, "count": COUNT}, **PAPERS[name][0])
+        export_safetensors(model, root / "folder")
+        return Reduced(model, root / "folder")
+
+    return make
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_each_preset_keeps_what_its_paper_says_in_both_forms(
+    reduced: Callable[[str], Reduced], pico: Pico, name: str
+) -> None:
+    stock = transformers.AutoModelForCausalLM.from_pretrained(pico("llama", num_hidden_layers=LAYERS))
+    _, counts, score = PAPERS[name]
+    made = reduced(name)
+    assert count_flops(made.model, 30) < count_flops(open_model(pico("llama", num_hidden_layers=LAYERS)), 30)
+    wanted, left = computed(stock, IDS[0].tolist(), START, COUNT, counts, score)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(made.folder, trust_remote_code=True).eval()
+    for model in (made.model.load(), theirs):
+        with torch.no_grad():
+            out = model(torch.from_numpy(IDS[:1]), use_cache=True)
+        np.testing.assert_allclose(out.logits[0, left].numpy(), wanted, atol=1e-4)
+        assert out.past_key_values.layers[-1].keys.shape[2] == len(left)
+
+
+@pytest.mark.parametrize("name", ["feather", "transprune", "zipvl"])
+def test_graphs_of_presets_compute_what_pytorch_does(
+    reduced: Callable[[str], Reduced], tmp_path: Path, name: str
+) -> None:
+    made = reduced(name)
+    export_onnx(made.model, tmp_path)
+    for chunks in ((26, 1), (10, 3)):
+        ours, theirs = run(OnnxRunner(tmp_path), IDS[:1], *chunks), run(TorchRunner(made.folder), IDS[:1], *chunks)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_the_choice_is_the_papers_and_what_is_left_sees_only_itself(made: Made) -> None:
@@ -193,8 +287,11 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any])
 def test_the_language_part_of_llava_knows_its_image_tokens_and_takes_embeddings(pico: Pico, tmp_path: Path) -> None:
     method = methods()["random-llm-tokens"]
     source = open_model(pico("llava"), part="language")
-    (reduction,) = method(method.Options(keep=0.25, layers=[1])).plan(source, Target()).reductions
-    assert (reduction.count, reduction.keep) == (16, 4)
+    instance = method(method.Options(keep=0.25, layers=[1]))
+    export_safetensors(source, tmp_path)
+    for model in (source, open_model(tmp_path)):  # taken out of the whole, as a run does
+        (reduction,) = instance.plan(model, Target()).reductions
+        assert (reduction.count, reduction.keep) == (16, 4)
     model = compressed(source, tmp_path / "pass", "random-llm-tokens", keep=0.25, layers=[1])
     (tmp_path / "graph").mkdir()
     names = OnnxOptions(name="decoder_model_merged.onnx", embeddings="embed_tokens.onnx")

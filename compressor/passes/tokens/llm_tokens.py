@@ -8,6 +8,7 @@ hold image tokens is static. No weight changes and no data is needed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from compressor.walk import BlockView, Change
 
 
+Left = Annotated[int, Field(ge=0)]
+Steepness = Annotated[float, Field(gt=0, le=1000)]
+
+
 class ImageSpan(Options):
     """Which places of a prompt hold image tokens."""
 
@@ -35,7 +40,7 @@ class ImageSpan(Options):
 class LayeredOptions(Options):
     """Where the image tokens stand, behind which layers they become fewer, and how many are left.
 
-    Exactly one of keep, tokens and counts is given.
+    Exactly one of keep, tokens, counts and sigmoid is given.
     """
 
     image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Which places of a prompt hold image tokens.")
@@ -46,15 +51,21 @@ class LayeredOptions(Options):
     tokens: int | None = Field(
         None, gt=0, description="Image tokens that are left behind the last of `layers`, in equal ratios."
     )
-    counts: tuple[Block, ...] | None = Field(
+    counts: tuple[Left, ...] | None = Field(
         None, min_length=1, description="Image tokens that go on at each of `layers`, one number for each."
+    )
+    sigmoid: tuple[Steepness, Share] | None = Field(
+        None,
+        description="The shares of the image tokens that go on at each of `layers` fall along the depth as a sigmoid:"
+        " its steepness, and the depth (0 to 1) where half of them are left.",
     )
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
-        given = [name for name in ("keep", "tokens", "counts") if getattr(self, name) is not None]
+        names = ("keep", "tokens", "counts", "sigmoid")
+        given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of keep, tokens, counts; given: {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(names)}; given: {', '.join(given) or 'none'}")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError("layers: each once, in rising order")
         if self.counts is not None and len(self.counts) != len(self.layers):
@@ -65,12 +76,31 @@ class LayeredOptions(Options):
 class LlmTokenOptions(LayeredOptions):
     """Options of `llm-tokens`."""
 
-    score: Literal["last_attn", "random"] = Field(
-        "last_attn", description="What tokens are told apart by: last_attn is the attention of the prompt's last token."
+    score: Literal["last_attn", "unturned_attn", "transitions", "page_rank", "random"] = Field(
+        "last_attn",
+        description="What tokens are told apart by: attention of the prompt's last token, the same without positions,"
+        " how much layers change a token with the attention of the text behind, or the rank on the graph of attention.",
+    )
+    summed: int = Field(
+        4, ge=1, description="transitions: how many layers sum up changes for each of `layers`, that one the last."
     )
     spaced: float = Field(
-        0.0, ge=0, lt=1, description="Share of those that go on that are evenly spaced ones, whatever their scores."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Of those that go on at the first of `layers`, the share of evenly spaced ones, of any score.",
     )
+    mass: Share | None = Field(
+        None,
+        description="As many go on as have this share of the scores' sum, a number of each prompt's own, and at least"
+        " as many as `counts` says; of one layer alone.",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.mass is not None and (self.counts is None or len(self.layers) > 1 or self.score == "random"):
+            raise ValueError("mass goes with one of layers, counts of the least, and a score that is not random")
+        return self
 
 
 class LlmTokens:
@@ -86,6 +116,7 @@ class LlmTokens:
         """Take validated options; `name` is that of the preset."""
         self.options, self.name = options, name
         self._planned: Blueprint | None = None
+        self._known: int | None = None
 
     def plan(self, source: ModelFolder, target: Target) -> Blueprint:
         """Return the blueprint of `source` with a reduction behind each of the layers.
@@ -112,7 +143,7 @@ class LlmTokens:
                 hint=f"Allowed: 1 to {len(source.shapes.layers) - 1}; behind the last layer nothing is saved.",
             )
         reductions, before = [], count
-        for layer, left in zip(layers, self._counts(count), strict=True):
+        for layer, left in zip(layers, self._counts(count, len(source.shapes.layers)), strict=True):
             if left < before:
                 reductions.append(self._reduction(layer - 1, left, count))
                 before = left
@@ -124,7 +155,8 @@ class LlmTokens:
     def _reduction(self, block: int, left: int, count: int) -> Reduction:
         from compressor.model.blueprint import LLM_LAYER, Reduction
 
-        options = self.options
+        options, first = self.options, block == self.options.layers[0] - 1
+        earlier = range(max(block - options.summed + 1, 0), block) if options.score == "transitions" else ()
         return Reduction(
             block,
             left,
@@ -136,13 +168,17 @@ class LlmTokens:
             site=LLM_LAYER,
             start=options.image.start,
             count=count,
-            spaced=round(options.spaced * left),
+            also=tuple(earlier),
+            spaced=round(options.spaced * left) if first else 0,
+            mass=options.mass or 0.0,
         )
 
     def _count(self, source: ModelFolder) -> int:
         from compressor.model.image_places import features_in_prompt
 
-        count = self.options.image.count or features_in_prompt(source)
+        # planned first on the part of the whole model, then where that lies by itself, out of sight of its image part
+        self._known = features_in_prompt(source) or self._known
+        count = self.options.image.count or self._known
         if count is None:
             raise ModelError(
                 f"{self.name}.image.count: how many image tokens a prompt of this model ({source.family.name}) has is"
@@ -158,11 +194,13 @@ class LlmTokens:
             )
         return count
 
-    def _counts(self, count: int) -> list[int]:
-        """Return how many image tokens go on at each of the layers, of `count`."""
+    def _counts(self, count: int, depth: int) -> list[int]:
+        """Return how many image tokens go on at each of the layers, of `count` in a model of `depth` layers."""
         options, steps = self.options, len(self.options.layers)
         if options.counts is not None:
             found = list(options.counts)
+        elif options.sigmoid is not None:
+            found = [max(round(count * falling(layer / depth, *options.sigmoid)), 1) for layer in options.layers]
         elif options.tokens is not None:
             ratio = (options.tokens / count) ** (1 / steps)
             found = [max(round(count * ratio**step), options.tokens) for step in range(1, steps + 1)]
@@ -182,6 +220,12 @@ class LlmTokens:
         assert self._planned is not None, "planned before blocks are walked"
         found = (reduction for reduction in self._planned.layer_reductions if reduction.block == block.index)
         return Change(block.layer, reduction=next(found, None))
+
+
+def falling(depth: float, steepness: float, middle: float) -> float:
+    """Return the share of image tokens that is left at a depth from 0 to 1, by a sigmoid that begins with all."""
+    low, high = (1 / (1 + math.exp(-steepness * (middle - place))) for place in (depth, 0.0))
+    return low / high
 
 
 METHOD = LlmTokens
