@@ -141,7 +141,7 @@ def dense_side(
                 progress.stage("export the model to compare with", total=STEPS[export.format])
                 source = open_model(place, dtype=section.dtype)
                 places[part] = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="compressor-dense-")))
-                exportdense_side(source, places[part], export, progress.advance, parts_of(folder)[part].graph)
+                export_dense(source, places[part], export, progress.advance, parts_of(folder)[part].graph)
         yield Side(places, scalars_of(folder), image_token_of(folder))
 
 
