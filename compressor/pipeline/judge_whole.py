@@ -29,6 +29,7 @@ from compressor.model.image_places import prompt_lengths
 from compressor.model.parts import PARTS, image_token_of, joined_by, parts_of, read_scalars, stated_scalars
 from compressor.model.source import resolve_path
 from compressor.pipeline.laid_out import has_graphs, laid_out
+from compressor.pipeline.run import export_dense
 from compressor.pipeline.source import source_against, whole_against
 from compressor.pipeline.stated import evaluation_data, manifest_of, own_sections, passes_of, prompts_for
 from compressor.pipeline.together import PartJob, WholeJob, phase_of, verify_whole
