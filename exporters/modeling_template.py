@@ -34,7 +34,7 @@ _KNOWN = {
     + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum")
     + ("unturned_attn", "transitions", "page_rank"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
-    + ("regions", "k_center", "clusters", "coverage"),
+    + ("regions", "k_center", "clusters", "coverage", "directions"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit", "recover"),
 }
 

@@ -48,7 +48,8 @@ class Reduction:
         also: at the sites `output` and `llm_layer`: earlier blocks that it reads, too.
         anchors: how many tokens others are merged into (`topk_anchors`, `clusters`), or go on with their neighbours
             (`neighbours`).
-        regions: into how many the image is divided (`regions`), a square number.
+        regions: into how many the image is divided (`regions`), a square number; or how many principal directions there
+            are (`directions`).
         quota: what the regions' budgets come from (`compressor.model.token_regions`).
         alike: from which cosine on two tokens are alike (quota `density`).
         site: `block`, between attention and FFN; `output`, behind the last block (`compressor.model.token_output`); or

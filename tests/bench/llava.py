@@ -35,7 +35,7 @@ VARIABLE = "COMPRESSOR_BENCH_LLAVA"
 _NAME = "small LLaVA"
 _BEHIND = (
     *("fastervlm", "vtc-cls", "fopru", "hiprune", "flowcut", "visionzip", "divprune", "todre", "hired", "globalcom2"),
-    *("holov", "correlation", "vflowopt", "recoverable", "mmtok", "random-visual-tokens"),
+    *("holov", "correlation", "vflowopt", "recoverable", "prunesid", "mmtok", "random-visual-tokens"),
 )
 _EARLIER = {"hiprune": ", earlier: [2]"}
 """What a method needs beside a share: the image tower runs four blocks."""
