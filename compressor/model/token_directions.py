@@ -99,4 +99,4 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 
 def _unit(column: Tensor) -> Tensor:
-    return column / column.norm(dim=1, keepdim=True).clamp(min=_TINY)
+    return torch.as_tensor(column / column.norm(dim=1, keepdim=True).clamp(min=_TINY))
