@@ -4,10 +4,11 @@
 
 Each graph is a chain of gated feed-forward layers, x + down(silu(gate x) · up x), with weights of their own, so that
 all of them together do not fit the caches. `dense` has MatMul (for f16 in a float16 graph, for bf16 in float32) or, for
-int8 and int4, MatMulNBits with accuracy_level 4. `cats` keeps the gate's product (in float32 for f16 and bf16) and skips
-rows of up and down; `teal` skips rows of all three. Silent inputs are drawn at random: thresholds have no say in the
-time. The row of sparsity 0 shows what is owed to the kernel and not to sparsity. `best_ms`, the shortest run, is what
-can be compared where other programs were running.
+int8 and int4, MatMulNBits with accuracy_level 4. `cats` keeps the gate's product (in float32 for f16 and bf16) and
+skips rows of up and down; `teal` skips rows of all three.
+
+Silent inputs are drawn at random: thresholds have no say in the time. The row of sparsity 0 shows what is owed to the
+kernel and not to sparsity. `best_ms` is the shortest run.
 """
 
 from __future__ import annotations
