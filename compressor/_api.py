@@ -184,6 +184,7 @@ def evaluate(
     length: int | None = None,
     threads: int = 1,
     prompts: str | Path | None = None,
+    prompt: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the quality of a model or artifact on held-out data.
@@ -197,6 +198,8 @@ def evaluate(
         length: tokens per window or sentence; 512, or what the model's positions allow, if None.
         threads: of the runtime.
         prompts: table of label and prompt, for a model of two towers; that of the artifact's recipe if None.
+        prompt: how questions about images are put to a LLaVA model; as the artifact's recipe says, or by the model's
+            chat template, if None.
         progress: where to report how far it is; nowhere if None.
 
     Raises:
@@ -214,6 +217,7 @@ def evaluate(
             length=length,
             threads=threads,
             prompts=_text(prompts),
+            prompt=prompt,
             progress=progress or NullProgress(),
         )
 

@@ -13,14 +13,16 @@ from torch import nn
 from transformers import PretrainedConfig as BaseConfig
 from transformers import PreTrainedModel as Base
 
-# the text of this module comes to stand here
+# the text of these modules comes to stand here
+from compressor.exporters.modeling_ends import _handed_on
 from compressor.exporters.modeling_tokens import _begun, _columns, _graph, _reduced, _reduced_texts, _restored
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
-    + ("cls_attn_layers", "flowcut", "hidden_state"),
-    "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors"),
+    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity"),
+    "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
+    + ("regions", "k_center", "clusters"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
 }
 
@@ -168,11 +170,17 @@ class _OutputReduction(nn.Module):
     def __init__(self, reduction: dict[str, Any], seen: list[dict[str, torch.Tensor]]) -> None:
         super().__init__()
         self._reduction, self._seen = reduction, seen
+        self._pixels: torch.Tensor | None = None
+
+    def see(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the pixels that the model is called with: a hook to be called before it."""
+        self._pixels = kwargs.get("pixel_values", args[0] if args else None)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         *earlier, last = self._seen
-        seen: dict[str, Any] = {**last, "hidden": hidden, "earlier": earlier}
-        return _reduced(self._reduction, seen, hidden, {"sizes": torch.ones_like(hidden[..., :1])})[0]
+        return _handed_on(
+            self._reduction, {**last, "hidden": hidden, "earlier": earlier, "pixels": self._pixels}, hidden
+        )
 
 
 def _loud(values: torch.Tensor, gate: dict[str, Any], threshold: Any) -> torch.Tensor:
@@ -279,7 +287,9 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
             blocks[index].shows = {}
     for entry in outputs:
         seen = [blocks[block].shows for block in (*entry.get("also", ()), entry["block"])]
-        setattr(model, section["paths"]["selector"], _OutputReduction(entry, seen))
+        selector = _OutputReduction(entry, seen)
+        setattr(model, section["paths"]["selector"], selector)
+        model.register_forward_pre_hook(selector.see, with_kwargs=True)
     if reductions and post:
 
         def hear(_: nn.Module, args: Any, kwargs: Any) -> None:

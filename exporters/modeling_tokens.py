@@ -48,6 +48,13 @@ def _scores(reduction: dict[str, Any], seen: dict[str, Any]) -> torch.Tensor:
         return (hashed.double() / prime).to(seen["keys"].dtype).expand(batch, -1)
     if name == "value_norm":
         return _joined(seen["values"].norm(dim=-1).transpose(1, 2), heads)
+    if name == "attention_entropy":
+        shares, patches = _scores({**reduction, "score": "cls_attn"}, seen), seen["entropy"].shape[1]
+        attention = shares[:, -patches:] / shares[:, -patches:].sum(-1, keepdim=True)
+        entropy = seen["entropy"] / seen["entropy"].sum(-1, keepdim=True).clamp(min=1e-6)
+        return torch.cat([shares[:, :-patches], attention + entropy], dim=1)
+    if name == "cls_similarity":
+        return torch.as_tensor((seen["hidden"] @ seen["hidden"][:, 0, :, None])[..., 0])
     if name == "cascade":
         return torch.as_tensor(seen["importance"])
     if name == "cls_attn_layers":
@@ -212,10 +219,12 @@ def _spread(reduction: dict[str, Any], seen: dict[str, Any]) -> torch.Tensor:
         rows = sums.topk((keep - protect) // columns, dim=-1).indices.sort(dim=-1).values
         inside = torch.arange(columns, device=rows.device) + protect
         return torch.cat([first, (rows[..., None] * columns + inside).flatten(1)], dim=1)
-    features = seen["hidden"] if reduction["score"] == "hidden_state" else seen["keys"].mean(2)
+    features = seen["keys"].mean(2) if reduction["score"] == "mean_key" else seen["hidden"]
     unit = features[:, protect:] / features[:, protect:].norm(dim=-1, keepdim=True)
     apart, itself = 1 - unit @ unit.transpose(1, 2), torch.eye(unit.shape[1], dtype=torch.bool, device=unit.device)
-    chosen, samples = [apart.masked_fill(itself, 4.0).amin(-1).argmax(-1)], torch.arange(len(unit))
+    lonely, samples = apart.masked_fill(itself, 4.0).amin(-1), torch.arange(len(unit))
+    first_scores = _scores(reduction, seen)[:, protect:] if reduction["select"] == "k_center" else lonely
+    chosen = [first_scores.argmax(-1)]
     apart = apart.masked_fill(itself, -4.0)
     least = apart[samples, chosen[0]]
     for _ in range(keep - protect - 1):

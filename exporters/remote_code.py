@@ -15,7 +15,8 @@ from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS
 
 MODULE = "modeling_compressed"
-_TOKENS = "from compressor.exporters.modeling_tokens import "
+_PARTS = ("modeling_tokens", "modeling_ends")
+_PLACE = "# the text of these modules comes to stand here\n"
 _HERE = "# --- from here on, a part of the modelling file ---"
 _END = "# --- up to here ---"
 
@@ -56,14 +57,18 @@ def add_remote_code(model: ModelFolder, config: dict[str, Any], out: Path) -> Pa
 
 
 def _template() -> str:
-    """Return the text of the modelling file before names are filled in: both templates in one."""
+    """Return the text of the modelling file before names are filled in: the template with its parts."""
     here = Path(__file__).resolve().parent
-    text, tokens = (
-        (here / name).read_text(encoding="utf-8") for name in ("modeling_template.py", "modeling_tokens.py")
-    )
-    before, line, after = text.partition(_TOKENS)
-    assert line, "the template says where the part for tokens comes to stand"
-    return "\n".join([before, tokens.partition(_HERE)[2].strip(), "", after.partition("\n")[2]])
+    text, parts = (here / "modeling_template.py").read_text(encoding="utf-8"), []
+    for name in _PARTS:
+        before, line, after = text.partition(f"from compressor.exporters.{name} import ")
+        assert line, "the template imports what it uses of each part"
+        text = before + after.partition("\n")[2]
+        part = (here / f"{name}.py").read_text(encoding="utf-8")
+        parts.append(part.partition(_HERE)[2].strip())
+    before, line, after = text.partition(_PLACE)
+    assert line, "the template says where the parts come to stand"
+    return "\n\n\n".join([before.rstrip(), *parts, after.lstrip("\n")])
 
 
 def _with_own_class(text: str, model: str, config: str) -> str:

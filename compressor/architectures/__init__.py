@@ -29,6 +29,7 @@ __all__ = [
     "Tower",
     "family_named",
     "family_of",
+    "read_by",
     "shapes_in",
     "shapes_section",
     "stock_shapes",
@@ -66,6 +67,11 @@ def family_of(config: Any) -> Family:
     if family is opt.OPT:
         return opt.as_configured(family, config)
     return dinov2.as_configured(family, config) if family in dinov2.FAMILIES else family
+
+
+def read_by(tower: Tower) -> str:
+    """Return what a tower reads, `pixels` or `tokens`; a language model of any kind reads tokens."""
+    return "tokens" if tower.model_type is None else family_named(tower.model_type).inputs
 
 
 def family_named(model_type: Any) -> Family:

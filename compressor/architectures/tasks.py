@@ -100,6 +100,16 @@ TASKS: dict[str, Task] = {
             metrics={"labels": ("accuracy", "top1", "kl", "cosine_vision", "cosine_text")},
             phases=("vision", "text"),
         ),
+        Task(
+            name="image-text-to-text",
+            auto_class="AutoModelForImageTextToText",
+            ort_class="ORTModelForVision2Seq",
+            endings=("LlavaForConditionalGeneration",),
+            output="logit",
+            metrics={"answers": ("accuracy", "top1", "kl", "greedy")},
+            phases=("vision", "prefill", "decode"),
+            length=128,
+        ),
     )
 }
 """All tasks, by name."""

@@ -49,6 +49,11 @@ class Tower:
     depth: str | None = None
     embeddings: str | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether the tower by itself is of a class of ours, and its config in the whole model one of another type."""
+        return bool(self.kinds) and self.model_type is not None and self.model_type not in self.kinds
+
     def named(self, stored: str) -> str:
         """Return what the tower by itself calls a tensor of the whole checkpoint."""
         for pattern, begins in self.renames:
@@ -64,10 +69,13 @@ class Joined:
     Attributes:
         task: a name in `compressor.architectures.tasks.TASKS`.
         scalars: tensors of one number each by which the towers' embeddings are joined.
+        image_token: key of the whole config that states the token whose places in a prompt image features take; None
+            where embeddings of whole samples are joined.
     """
 
     task: str
     scalars: tuple[str, ...]
+    image_token: str | None = None
 
 
 _CLIP_VISION, _CLIP_TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_projection.")
@@ -159,6 +167,7 @@ TOWERS: Mapping[str, Mapping[str, Tower]] = {
 """`model_type` of a model of several towers -> its towers, by the name of the part."""
 
 JOINED: Mapping[str, Joined] = {
+    "llava": Joined("image-text-to-text", (), "image_token_id"),
     "clip": Joined("zero-shot-image-classification", ("logit_scale",)),
     "siglip": Joined("zero-shot-image-classification", ("logit_scale", "logit_bias")),
 }

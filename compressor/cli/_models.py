@@ -25,6 +25,7 @@ class MetricName(StrEnum):
     PERPLEXITY = "perplexity"
     KL = "kl"
     TOP1 = "top1"
+    GREEDY = "greedy"
     COSINE = "cosine"
     COSINE_MIN = "cosine_min"
     COSINE_VISION = "cosine_vision"
@@ -185,6 +186,16 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="How a question is put to a LLaVA model, with {question} in it; as an artifact's recipe says if"
+            " absent.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -202,6 +213,7 @@ def evaluate(
             length=length,
             threads=threads,
             prompts=prompts,
+            prompt=prompt,
             progress=progress,
         )
     if json:

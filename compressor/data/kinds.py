@@ -184,4 +184,43 @@ class SetData:
         return int(self.holds.shape[0])
 
 
-EvalData: TypeAlias = TextData | PairData | LabelData | ValueData | SetData | SentenceData | ImageData
+@dataclass(frozen=True)
+class Question:
+    """A question about an image, and its right answer.
+
+    Attributes:
+        image: place of its image among those of the data.
+        kind: what such questions are called, for figures by kind; empty where the data does not say.
+        prompt: tokens, of which one stands for the image.
+        answer: tokens; the last one ends it.
+    """
+
+    image: int
+    kind: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AnswerData:
+    """Questions about images with their answers, for a language model that sees images.
+
+    Attributes:
+        images: prepared images (`pixel_values`), each once.
+        questions: in the order of their images.
+        image_token: the token that stands for an image in a prompt.
+        source: where the questions came from, for reports.
+    """
+
+    kind: ClassVar[str] = "answers"
+    images: Batches
+    questions: tuple[Question, ...]
+    image_token: int
+    source: str = ""
+
+    def __len__(self) -> int:
+        """Number of questions."""
+        return len(self.questions)
+
+
+EvalData: TypeAlias = TextData | PairData | LabelData | ValueData | SetData | SentenceData | ImageData | AnswerData

@@ -20,6 +20,7 @@ from compressor.architectures.tasks import Head, head_of
 from compressor.data.corpus import Corpus
 from compressor.data.images import check_images, open_images, pixels
 from compressor.data.kinds import (
+    AnswerData,
     Batches,
     EvalData,
     ImageData,
@@ -64,6 +65,8 @@ class DataRequest:
         purpose: calibration draws at random offsets, evaluation reads from the start without overlap.
         trust_remote_code: whether the recipe asks for code of the model folder by name.
         field: key of the recipe's section that names the data.
+        prompt: how a question about an image is put to a model, with `{question}` for it, or empty for the model's own
+            chat template; None where the data holds no such questions.
     """
 
     data: str
@@ -74,6 +77,7 @@ class DataRequest:
     purpose: Purpose
     trust_remote_code: bool = False
     field: str = "data"
+    prompt: str | None = None
 
     @property
     def key(self) -> str:
@@ -98,6 +102,15 @@ def find_data(request: DataRequest) -> Path:
         f"{request.key}: {request.data}: no such file or folder",
         hint="Looked in: " + ", ".join(str(path.parent) for path in tried),
     )
+
+
+def is_there(request: DataRequest) -> bool:
+    """Tell whether a base folder has the data."""
+    try:
+        find_data(request)
+    except DataError:
+        return False
+    return True
 
 
 def _demo_file(request: DataRequest) -> Path:
@@ -160,8 +173,12 @@ def _windows(path: Path, request: DataRequest, tokenizer: Any) -> TextData:
     return TextData(windows.drawn(request.seed) if random_places else windows.first(), str(path))
 
 
-def _choose(count: int, request: DataRequest, path: Path, what: str) -> list[int]:
-    """Choose sample indices: all, the first n (evaluation) or n at random (calibration)."""
+def choose(count: int, request: DataRequest, path: Path, what: str) -> list[int]:
+    """Choose sample indices: all, the first n (evaluation) or n at random (calibration).
+
+    Raises:
+        DataError: there are not as many.
+    """
     wanted = count if request.samples is None else request.samples
     if not count or wanted > count:
         raise DataError(
@@ -182,7 +199,7 @@ def _sentences(path: Path, request: DataRequest, batch: Callable[..., Batches], 
         table = read_sentences(path, request.key, head)
     else:
         table = Sentences([(line,) for line in read_lines(path, request.key)], [])
-    table = _chosen(table, _choose(len(table.texts), request, path, "sentences"))
+    table = _chosen(table, choose(len(table.texts), request, path, "sentences"))
     sides = [list(side) for side in zip(*table.texts, strict=True)]
     if head is not None:
         labelled = _labelled(batch(*sides), table, head, request, path)
@@ -324,7 +341,7 @@ def image_batches(
         folder: of the model.
         config: its transformers config.
     """
-    table = _chosen(table, _choose(len(table.texts), request, path, "images"))
+    table = _chosen(table, choose(len(table.texts), request, path, "images"))
     root = Path(os.path.realpath(where))
     files = [Path(os.path.realpath(root / name)) for (name,) in table.texts]
     for file, (name,) in zip(files, table.texts, strict=True):
@@ -361,6 +378,10 @@ def model_batches(data: EvalData, size: int | None = None) -> Batches:
                 yield {"input_ids": windows[start : start + size]}
 
         return Batches(make, -(-len(windows) // size))
+    if isinstance(data, AnswerData):
+        questions = data.questions
+        tokens = [np.asarray([[*asked.prompt, *asked.answer]], dtype=np.int64) for asked in questions]
+        return Batches(lambda: ({"input_ids": ids} for ids in tokens), len(tokens))
     if isinstance(data, PairData):
         pairs = data
 

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from compressor.demo.muon import Muon
 from compressor.demo.pictures import COLOURS, DIGITS, PATCH, SIDE, WORDS, Picture, pictures
 from compressor.demo.rates import warm_cosine
 
@@ -44,13 +45,13 @@ class Plan:
 
     Attributes:
         steps: optimizer steps.
-        batch: pictures per step; all their questions are asked.
+        batch: pictures per step; all their questions are asked at once.
         peak: highest learning rate, reached after `warmup` steps; it then falls along a cosine to a hundredth.
         shown: weight of what the class token tells.
         valid: pictures that are kept for questions.
     """
 
-    steps: int = 1500
+    steps: int = 3000
     batch: int = 32
     peak: float = 3e-3
     warmup: int = 100
@@ -123,40 +124,64 @@ def shown(batch: Sequence[Picture]) -> Tensor:
     return found
 
 
-def encode(tokenizer: Tokenizer, batch: Sequence[Picture]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens [questions, length] of prompts and answers, what to learn of them, and each one's picture.
+@dataclass(frozen=True)
+class Asked:
+    """All questions about some pictures: of each picture one row, its places first, then one question after another.
 
-    A prompt is the places of the picture, the question and `answer :`; only the answer and its end are learned.
+    Attributes:
+        ids: tokens, [pictures, length]; the places of the picture, then of each question its words, `answer :`, the
+            answer and the end.
+        labels: what to learn of them, the answers and their ends, [pictures, length].
+        positions: as if each question stood alone behind the picture, [pictures, length].
+        owners: which question a token belongs to, counted from 1; 0 of the picture, -1 of padding, [pictures, length].
+        kinds: of the questions of each picture.
     """
-    rows, owners = [], []
-    for place, picture in enumerate(batch):
-        for _, question, answer in picture.questions:
-            asked = tokenizer.encode(f"{question} {ANSWER}").ids
-            rows.append((asked, [*tokenizer.encode(answer).ids, VOCABULARY.index(END)]))
-            owners.append(place)
-    length = max(len(asked) + len(told) for asked, told in rows)
-    ids = torch.full((len(rows), PATCHES + length), VOCABULARY.index(PAD))
-    ids[:, :PATCHES] = VOCABULARY.index(IMAGE)
-    labels = torch.full_like(ids, IGNORED)
-    for row, (asked, told) in enumerate(rows):
-        start = PATCHES + len(asked)
-        ids[row, PATCHES : start + len(told)] = torch.tensor([*asked, *told])
-        labels[row, start : start + len(told)] = torch.tensor(told)
-    return ids, labels, torch.tensor(owners)
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    owners: Tensor
+    kinds: tuple[tuple[str, ...], ...]
+
+    @property
+    def mask(self) -> Tensor:
+        """Who sees whom, bool [pictures, 1, length, length]: a question the picture and itself, never another one."""
+        owners, length = self.owners, self.owners.shape[1]
+        own = owners[:, :, None] == owners[:, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        return ((own | (owners[:, None, :] == 0)) & causal)[:, None]
 
 
-def answered(
-    model: LlavaForConditionalGeneration, pixels: Tensor, ids: Tensor, owners: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return logits [questions, length, vocabulary], and the class token's output [pictures, width].
+def encode(tokenizer: Tokenizer, batch: Sequence[Picture]) -> Asked:
+    """Return the questions about pictures as tokens; the places of a picture serve all its questions."""
+    pad, end, image = (VOCABULARY.index(word) for word in (PAD, END, IMAGE))
+    rows = []
+    for picture in batch:
+        ids, labels = [image] * PATCHES, [IGNORED] * PATCHES
+        positions, owners = list(range(PATCHES)), [0] * PATCHES
+        for number, (_, question, answer) in enumerate(picture.questions, start=1):
+            asked, told = tokenizer.encode(f"{question} {ANSWER}").ids, [*tokenizer.encode(answer).ids, end]
+            ids += [*asked, *told]
+            labels += [*[IGNORED] * len(asked), *told]
+            positions += range(PATCHES, PATCHES + len(asked) + len(told))
+            owners += [number] * (len(asked) + len(told))
+        rows.append((ids, labels, positions, owners))
+    length = max(len(row[0]) for row in rows)
+    padded = [
+        torch.tensor([[*part, *[filler] * (length - len(part))] for part in parts])
+        for parts, filler in zip(zip(*rows, strict=True), (pad, IGNORED, 0, -1), strict=True)
+    ]
+    kinds = tuple(tuple(kind for kind, _, _ in picture.questions) for picture in batch)
+    return Asked(*padded, kinds=kinds)
 
-    The image tower runs once for all questions about a picture.
-    """
+
+def answered(model: LlavaForConditionalGeneration, pixels: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    """Return logits [pictures, length, vocabulary], and the class token's output [pictures, width]."""
     seen = model.model.get_image_features(pixels)
-    features = torch.stack(list(seen.pooler_output))[owners]
-    embeds = model.get_input_embeddings()(ids)
-    embeds = torch.cat([features, embeds[:, PATCHES:]], dim=1)
-    return model(inputs_embeds=embeds).logits, seen.last_hidden_state[:, 0]
+    embeds = model.get_input_embeddings()(asked.ids)
+    embeds = torch.cat([torch.stack(list(seen.pooler_output)), embeds[:, PATCHES:]], dim=1)
+    output = model(inputs_embeds=embeds, attention_mask=asked.mask, position_ids=asked.positions)
+    return output.logits, seen.last_hidden_state[:, 0]
 
 
 def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan, *, seed: int = 0) -> None:
@@ -169,7 +194,7 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan
     chosen = {id(p) for p in matrices}
     others = [p for p in (*model.parameters(), *head.parameters()) if id(p) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=plan.peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=plan.peak),
         torch.optim.AdamW(others, lr=plan.peak, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     source = pictures("train", seed)
@@ -179,9 +204,10 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, plan: Plan
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = plan.rate(step)
         batch = list(itertools.islice(source, plan.batch))
-        ids, labels, owners = encode(tokenizer, batch)
-        logits, classes = answered(model, prepared(batch), ids, owners)
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        asked = encode(tokenizer, batch)
+        logits, classes = answered(model, prepared(batch), asked)
+        labels = asked.labels[:, 1:].flatten()
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=IGNORED)
         told = nn.functional.binary_cross_entropy_with_logits(head(classes), shown(batch))
         model.zero_grad()
         head.zero_grad()
@@ -202,13 +228,15 @@ def score(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, batch: Seq
     hits: dict[str, list[bool]] = {}
     for start in range(0, len(batch), 16):
         part = batch[start : start + 16]
-        ids, labels, owners = encode(tokenizer, part)
-        logits, _ = answered(model, prepared(part), ids, owners)
-        wrong = (logits[:, :-1].argmax(-1) != labels[:, 1:]) & (labels[:, 1:] != IGNORED)
-        kinds = [kind for picture in part for kind, _, _ in picture.questions]
-        for kind, missed in zip(kinds, wrong.any(-1).tolist(), strict=True):
-            hits.setdefault(kind, []).append(not missed)
-            hits.setdefault("all", []).append(not missed)
+        asked = encode(tokenizer, part)
+        logits, _ = answered(model, prepared(part), asked)
+        labels = asked.labels[:, 1:]
+        wrong = (logits[:, :-1].argmax(-1) != labels) & (labels != IGNORED)
+        for kinds, missed, owners in zip(asked.kinds, wrong, asked.owners[:, 1:], strict=True):
+            for number, kind in enumerate(kinds, start=1):
+                right = not bool(missed[owners == number].any())
+                hits.setdefault(kind, []).append(right)
+                hits.setdefault("all", []).append(right)
     return {kind: sum(right) / len(right) for kind, right in sorted(hits.items())}
 
 

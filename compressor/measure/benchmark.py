@@ -45,6 +45,7 @@ class _Work:
     threads: int
     batches: Sequence[int]
     length: int | None
+    shorter: int
     seed: int
 
 
@@ -55,6 +56,7 @@ def compare(
     threads: int = 1,
     batch: int | Sequence[int] = 1,
     length: int | None = None,
+    shorter: int = 0,
     rounds: int = 15,
     seconds: float = 8.0,
     memory: bool = True,
@@ -69,6 +71,7 @@ def compare(
         batch: batch size, or several; the first one gives the headline figures.
         length: prefill length in tokens and cache length of the decode step (default 128; 64 for encoders), clipped to
             what the model's positions allow.
+        shorter: by how many tokens the same prompt is shorter for ours, whose images have fewer features.
         rounds: interleaved rounds per phase; of two models half of them in each of two sittings.
         seconds: budget per phase; the rounds stop early, after at least `MIN_ROUNDS` in a sitting, when it is spent.
         memory: also measure peak memory, each model in a process of its own.
@@ -84,7 +87,7 @@ def compare(
             f"threads, batch, length and rounds must be positive, got {threads}, {batches}, {length}, {rounds}"
         )
     folders = [Path(ours)] + ([Path(other)] if other is not None else [])
-    work = _Work(folders, threads, batches, length, seed)
+    work = _Work(folders, threads, batches, length, shorter, seed)
     taken: _Phases = {}
     sittings = [([0], rounds)] if other is None else [([0, 1], math.ceil(rounds / 2)), ([1, 0], rounds // 2)]
     for order, most in sittings:
@@ -166,7 +169,8 @@ def _sitting(work: _Work, order: Sequence[int], rounds: int, seconds: float, tak
     vocabulary = min(_vocabulary(folder) for folder in work.folders)
     found: _Phases = {}
     for count in work.batches:
-        makers = {who: _phases(runners[who], count, size, vocabulary, work.seed) for who in order}
+        sizes = {who: max(1, size - work.shorter) if who == 0 and not reads_pixels else size for who in order}
+        makers = {who: _phases(runners[who], count, sizes[who], vocabulary, work.seed) for who in order}
         for name, tokens in _phase_sizes(tasks[0], count, size):
             calls = {who: makers[who][name] for who in order}
             key = (name, count, size, tokens)

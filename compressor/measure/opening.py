@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.measure.onnx_runner import OnnxRunner
-from compressor.measure.runner import Runner
 from compressor.measure.torch_runner import TorchRunner
 from compressor.storage.artifact import runtime_model
 
 
-def open_runner(folder: Path, threads: int = 1) -> Runner:
+def open_runner(folder: Path, threads: int = 1) -> OnnxRunner | TorchRunner:
     """Return an `OnnxRunner` when the folder holds a graph, else a `TorchRunner`."""
     folder = Path(folder)
     return OnnxRunner(folder, threads) if runtime_model(folder) is not None else TorchRunner(folder, threads)

@@ -23,6 +23,8 @@ from compressor.storage.files import check_folder
 torch = lazy("torch")
 transformers = lazy("transformers")
 
+_EMBEDS = "inputs_embeds"
+
 
 class TorchRunner:
     """A model folder in PyTorch: stock `AutoModel...`, or `compressor.load` for per-layer shapes."""
@@ -43,7 +45,7 @@ class TorchRunner:
         family = stated_family(self._model.config.to_dict())
         self._pooled = family.pooled if family is not None else ()
         accepted = inspect.signature(self._model.forward).parameters
-        self._accepted = {n for n in accepted if n not in ("labels", "inputs_embeds")}
+        self._accepted = {n for n in accepted if n not in ("labels", _EMBEDS)}
         if not getattr(self._model.config, "type_vocab_size", 0):
             self._accepted.discard("token_type_ids")
         if family is not None and family.full_length:
@@ -78,6 +80,11 @@ class TorchRunner:
         """Return the greedily decoded continuation [B, new_tokens] of `ids` [B, T]."""
         return greedy(self, ids, new_tokens)
 
+    def embed(self, ids: Ids) -> Array:
+        """Return the embeddings [B, T, width] of tokens [B, T]."""
+        with torch.inference_mode():
+            return _numpy(self._model.get_input_embeddings()(torch.from_numpy(np.ascontiguousarray(ids))))
+
     def tables(self) -> dict[str, Array]:
         """Return the weights of the embeddings [rows, width] by parameter name: of tokens, positions, token types."""
         modules = self._model.named_modules()
@@ -88,7 +95,10 @@ class TorchRunner:
         wanted = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values"} & self._accepted
         if self.task != "text-generation":
             wanted.discard("position_ids")
-        feed = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in complete(inputs, wanted, past=past).items()}
+        given = complete(inputs, wanted, past=past)
+        if _EMBEDS in inputs:  # they stand for the tokens, of which nothing but the number counts then
+            given = {**{k: v for k, v in given.items() if k != "input_ids"}, _EMBEDS: inputs[_EMBEDS]}
+        feed = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in given.items()}
         if (images := feed.get("pixel_values")) is not None:
             options |= call_options(self._model, images)
         with torch.inference_mode():

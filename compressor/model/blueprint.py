@@ -38,11 +38,15 @@ class Reduction:
         similar: how many of the tokens that go do so because they are like one that stays (`topk_alike`).
         merged: how many of the tokens that go are merged; the others are dropped. 0: all.
         alpha: how much of a token is handed on (`propagate`).
-        temperature: of the shares in which tokens are handed on (`transform`).
-        columns: patches side by side in the image (`propagate`).
+        temperature: of the shares in which tokens are handed on (`transform`), or regions get theirs (`regions`).
+        columns: patches side by side in the image (`propagate`, `rows`, `neighbours`, `regions`).
         classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
         also: at the site `output`: earlier blocks whose attention it reads, too.
-        anchors: how many tokens others are merged into (`topk_anchors`), or go on with their neighbours (`neighbours`).
+        anchors: how many tokens others are merged into (`topk_anchors`, `clusters`), or go on with their neighbours
+            (`neighbours`).
+        regions: into how many the image is divided (`regions`), a square number.
+        quota: what the regions' budgets come from (`compressor.model.token_regions`).
+        alike: from which cosine on two tokens are alike (quota `density`).
         site: `block`, between attention and FFN; or `output`, behind the last block (`compressor.model.token_output`).
         share: of a text: thousandths of its tokens that go on, so that each text's count comes from its own length
             (`compressor.model.token_texts`); `keep` is then 0. 0: the counts are `keep`.
@@ -69,6 +73,9 @@ class Reduction:
     site: str = "block"
     also: tuple[int, ...] = ()
     anchors: int = 0
+    regions: int = 0
+    quota: str = ""
+    alike: float = 0.0
     share: int = 0
     beyond: int = 0
     closing: int = 0

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PROCESSOR = "processor_config.json"
 _PATCH = "patch_size"
+_TEXT = 32
+"""Tokens of a prompt beside its image, where its work and its speed are stated."""
 
 
 def image_features(model: ModelFolder) -> int:
@@ -26,6 +28,20 @@ def image_features(model: ModelFolder) -> int:
     behind, leading = model.blueprint.output_reduction, model.family.leading_tokens
     tokens = layer_dimensions(model)[-1]["tokens"] if behind is None else behind.keep
     return int(tokens) - (leading if model.config.vision_feature_select_strategy == "default" else 0)
+
+
+def prompt_lengths(dense: ModelFolder, ours: ModelFolder, language: ModelFolder) -> tuple[int, int]:
+    """Return how many tokens a prompt with one image and a few words has, before image tokens go and after.
+
+    Args:
+        dense: the image encoder as it came.
+        ours: the same after its passes.
+        language: the language model that reads the features; its positions are the limit.
+    """
+    before, after = image_features(dense), image_features(ours)
+    limit = int(getattr(language.config, "max_position_embeddings", None) or before + _TEXT)
+    length = min(before + _TEXT, limit)
+    return length, max(1, length - (before - after))
 
 
 def with_places(settings: dict[str, Any], model: ModelFolder) -> dict[str, Any]:

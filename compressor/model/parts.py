@@ -52,6 +52,23 @@ def read_scalars(folder: Path) -> dict[str, float]:
     return found
 
 
+def image_token_of(folder: Path) -> int | None:
+    """Return the token that stands for an image in a prompt; None for a model whose towers' embeddings are joined.
+
+    Raises:
+        ModelError: config.json does not state it, or cannot be read.
+    """
+    key = joined_by(folder).image_token
+    if key is None:
+        return None
+    from compressor.model.source import read_config
+
+    token = getattr(read_config(folder), key, None)
+    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        raise ModelError(f"config.json: {key} is {brief(token)}; allowed: the number of a token")
+    return token
+
+
 def stated_scalars(manifest: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
     """Return the numbers that an artifact's manifest states.
 

@@ -40,6 +40,7 @@ class Tracks:
         self.seen: dict[int, Seen] = {}
         self.tell: Tell | None = None
         self.mask: Tensor | None = None
+        self.pixels: Tensor | None = None
 
     def hear(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Note the mask that the model below its head is called with: a hook to be called before it.
@@ -47,6 +48,10 @@ class Tracks:
         Blocks are given what attention makes of it, which is nothing while a graph is traced.
         """
         self.mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+
+    def see(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the pixels that the model is called with: a hook to be called before it."""
+        self.pixels = kwargs.get("pixel_values", args[0] if args else None)
 
 
 class ReducedBlock(nn.Module):

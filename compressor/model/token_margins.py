@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from compressor.model.blueprint import Reduction
-from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
-from compressor.model.token_select import gathered, nearest_partners
+from compressor.model.token_clusters import density_peaks, distances_and_density
+from compressor.model.token_regions import QUOTAS, budgets, regions_seen, shared_out
+from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, hidden_state, mean_key
+from compressor.model.token_select import gathered, lowest, nearest_partners
 from compressor.model.token_spread import distance_gaps, with_neighbours
 
 
@@ -35,7 +37,16 @@ def margins(reduction: Reduction, seen: Seen) -> Tensor:
     if reduction.select == "most_distant":
         gaps = distance_gaps(FEATURES[reduction.score](seen), reduction.keep, protect)
         return _of_all(gaps, tokens, protect)
-    scores = SCORES[reduction.score](seen, JOINS[reduction.heads])[:, protect:]
+    if reduction.select == "regions":
+        return _padded(_apart_in_regions(reduction, seen), protect)
+    every = SCORES[reduction.score](seen, JOINS[reduction.heads])
+    scores = every[:, protect:]
+    if reduction.select == "k_center":
+        return _of_all(distance_gaps(hidden_state(seen), reduction.keep, protect, every), tokens, protect)
+    if reduction.select == "clusters":
+        border = _apart(scores, gone + reduction.anchors).amin(-1)
+        rest = lowest(every, gone + reduction.anchors, protect)
+        return _of_all(torch.minimum(border, _peak_gap(hidden_state(seen), rest, gone)), tokens, protect)
     if reduction.select == "topk_anchors":
         return _of_all(_apart(scores, gone + reduction.anchors).amin(-1), tokens, protect)
     if reduction.select == "rows":
@@ -50,7 +61,12 @@ def margins(reduction: Reduction, seen: Seen) -> Tensor:
         found = _apart_alike(scores, mean_key(seen)[:, protect:], gone, reduction.similar)
     else:
         found = _apart(scores, gone)
-    return torch.cat([torch.full((batch, protect), torch.inf), found], dim=1)
+    return _padded(found, protect)
+
+
+def _padded(found: Tensor, protect: int) -> Tensor:
+    """Return margins [batch, patches] with those of the protected tokens before them."""
+    return torch.nn.functional.pad(found, (protect, 0), value=torch.inf)
 
 
 def _of_all(margin: Tensor, tokens: int, protect: int) -> Tensor:
@@ -85,3 +101,38 @@ def _apart_alike(scores: Tensor, features: Tensor, gone: int, similar: int) -> T
     alike = _apart(-(low @ high.transpose(1, 2)).amax(-1), similar)
     found = torch.full_like(scores, torch.inf).scatter(1, order[:, half:left], alike)
     return torch.minimum(found, torch.minimum(*borders))
+
+
+def _apart_in_regions(reduction: Reduction, seen: Seen) -> Tensor:
+    """Return the distance of each patch from the border in its region; a tie between regions is one for all patches."""
+    parts, total = regions_seen(reduction, seen), reduction.keep - reduction.protect
+    given = shared_out(QUOTAS[reduction.quota](parts), parts.rooms, total)
+    allowed, rest = budgets(given, total), given - given.floor()
+    rounded_up = allowed > given.floor()
+    lowest_up = torch.where(rounded_up, rest, torch.inf).amin(-1)
+    highest_down = torch.where(rounded_up, -torch.inf, rest).amax(-1)
+    gap = (lowest_up - highest_down) / given.amax(-1)
+    found = torch.full_like(parts.scores, torch.inf)
+    for sample in range(len(found)):
+        for region in range(reduction.regions):
+            inside = parts.inside[:, region] > 0
+            mine = parts.scores[sample, inside]
+            stays = int(allowed[sample, region])
+            scale = mine.abs().amax() / parts.scores[sample].abs().amax()
+            found[sample, inside] = _apart(mine[None], len(mine) - stays)[0] * scale
+    return torch.minimum(found, gap.unsqueeze(1))
+
+
+def _peak_gap(features: Tensor, rest: Tensor, gone: int) -> Tensor:
+    """Return how far the centres of clusters among `rest` [batch, n] led the others, where that was least: [batch].
+
+    Which of two tokens is the denser one counts where the other is no farther than the nearest denser one.
+    """
+    unit = gathered(features / features.norm(dim=-1, keepdim=True), rest)
+    distances, density = distances_and_density(unit)
+    peaks = density_peaks(unit)
+    reach = (peaks / density).unsqueeze(2)
+    pairs = (density.unsqueeze(2) - density.unsqueeze(1)).abs()
+    itself = torch.eye(rest.shape[1], dtype=torch.bool)
+    orders = torch.where((distances <= reach) & ~itself, pairs, torch.inf).amin((1, 2))
+    return torch.minimum(orders, _apart(peaks, gone).amin(-1))

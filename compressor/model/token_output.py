@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from compressor.errors import ModelError
 from compressor.model.blueprint import Reduction
 from compressor.model.reduced import Tracks
+from compressor.model.token_pixels import patch_entropy
 from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
+
+BY_PIXELS = ("attention_entropy",)
+"""Scores that read the image itself."""
 
 
 class OutputReduction(nn.Module):
@@ -38,12 +42,16 @@ class OutputReduction(nn.Module):
         if not all(block in self.tracks.seen for block in blocks):
             return hidden
         *earlier, seen = (self.tracks.seen.pop(block) for block in blocks)
-        track = TokenTrack.start(hidden)
+        track, reduction = TokenTrack.start(hidden), self.reduction
         seen = replace(seen, hidden=hidden, earlier=tuple(earlier))
-        choice = choose(self.reduction, seen, track)
+        if reduction.score in BY_PIXELS:
+            assert self.tracks.pixels is not None, "the model has been called with them"
+            patches = hidden.shape[1] - reduction.protect
+            seen = replace(seen, entropy=patch_entropy(self.tracks.pixels, patches, reduction.columns))
+        choice = choose(reduction, seen, track)
         if self.tracks.tell is not None:
-            self.tracks.tell(self.reduction, choice, seen)
-        return reduce(self.reduction, choice, hidden, track)[0]
+            self.tracks.tell(reduction, choice, seen)
+        return reduce(reduction, choice, hidden, track)[0]
 
 
 def install_output_reduction(model: nn.Module, selector: str | None, reduction: Reduction, tracks: Tracks) -> None:
@@ -58,3 +66,5 @@ def install_output_reduction(model: nn.Module, selector: str | None, reduction: 
             hint="The model was written by another version of compressor, or edited.",
         )
     setattr(model, selector, OutputReduction(reduction, tracks))
+    if reduction.score in BY_PIXELS:
+        model.register_forward_pre_hook(tracks.see, with_kwargs=True)

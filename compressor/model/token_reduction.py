@@ -9,7 +9,9 @@ from torch import Tensor
 
 from compressor.errors import ModelError
 from compressor.model.blueprint import Reduction
+from compressor.model.token_ends import ENDS
 from compressor.model.token_merge import COMBINATIONS, Pair, drop, fused_token
+from compressor.model.token_regions import QUOTAS
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
 from compressor.model.token_select import (
     Choice,
@@ -22,7 +24,7 @@ from compressor.model.token_select import (
     others,
     standing,
 )
-from compressor.model.token_spread import best_rows, most_distant, with_anchors, with_neighbours
+from compressor.model.token_spread import with_neighbours
 from compressor.model.token_texts import (
     joined,
     kept_count,
@@ -36,7 +38,7 @@ from compressor.model.token_texts import (
     taken_up,
 )
 
-SELECTS = ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
+SELECTS = ("bipartite", "topk", "topk_alike", "all", "neighbours", *ENDS)
 """Names of selections, as recipes and config.json write them."""
 
 
@@ -101,6 +103,7 @@ def check_known(reduction: Reduction) -> None:
     by_features = reduction.select in ("bipartite", "most_distant")
     scores = FEATURES if by_features else {} if reduction.select == "all" else SCORES
     known = {"select": SELECTS, "score": scores or (reduction.score,), "dropped": COMBINATIONS, "heads": JOINS}
+    known["quota"] = tuple(QUOTAS) if reduction.select == "regions" else ("",)
     for key, names in known.items():
         name = getattr(reduction, key)
         if name not in names:
@@ -114,6 +117,8 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
     """Return which tokens a reduction lets go on."""
     if reduction.share:
         return choose_in_texts(reduction, seen, track)
+    if reduction.select in ENDS:
+        return ENDS[reduction.select](reduction, seen)
     if reduction.select == "bipartite":
         return bipartite(FEATURES[reduction.score](seen), reduction.keep, reduction.protect)
     batch, tokens = seen.keys.shape[:2]
@@ -121,14 +126,8 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
         places = torch.arange(tokens, device=seen.keys.device).expand(batch, -1)
         return Choice(places, places[:, :0])
     protect = reduction.protect
-    if reduction.select == "most_distant":
-        return of_kept(most_distant(FEATURES[reduction.score](seen), reduction.keep, protect), tokens)
     scores = SCORES[reduction.score](seen, JOINS[reduction.heads])
     stay = reduction.keep - (reduction.dropped == "fuse")
-    if reduction.select == "rows":
-        return of_kept(best_rows(scores, stay, protect, reduction.columns), tokens)
-    if reduction.select == "topk_anchors":
-        return with_anchors(scores, mean_key(seen), stay, reduction.anchors, protect)
     if reduction.select == "neighbours":
         marks = SCORES[reduction.score](seen.earlier[0], JOINS[reduction.heads])
         scores = with_neighbours(scores, marks, reduction.anchors, protect, reduction.columns)
@@ -149,11 +148,6 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
     if reduction.dropped == "transform":
         return Choice(kept, gone, weights=shares(mean_key(seen), kept, reduction.temperature, protect))
     return Choice(kept, gone)
-
-
-def of_kept(kept: Tensor, tokens: int) -> Choice:
-    """Return the choice of which the tokens that stay are known, by rising place, [batch, kept]."""
-    return Choice(kept, others(kept, tokens - kept.shape[1]))
 
 
 def choose_in_texts(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:

@@ -15,6 +15,8 @@ from torch import Tensor
 _PRIME = 2**31 - 1
 _ROUNDS = 3
 _VARIANCE = (0.01, 0.7)
+_FLAT = 1e-6
+"""Below any sum of entropies but that of an image of one colour."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Seen:
         hidden: the last block's output [batch, tokens, width]; None for a reduction inside a block.
         earlier: what the blocks that `Reduction.also` names have seen; none for a reduction inside a block.
         mask: of texts: False at padding, bool [batch, tokens]; None where nothing is padded.
+        entropy: of the pixels of each patch [batch, patches]; None where no score asks for it.
     """
 
     keys: Tensor
@@ -40,6 +43,7 @@ class Seen:
     hidden: Tensor | None = None
     earlier: tuple[Seen, ...] = ()
     mask: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 Join = Callable[[Tensor], Tensor]
@@ -147,6 +151,29 @@ def hidden_state(seen: Seen) -> Tensor:
     return seen.hidden
 
 
+def attention_entropy(seen: Seen, join: Join) -> Tensor:
+    """Return each patch's share of the class token's attention plus its share of the entropy: [batch, tokens].
+
+    VFlowOpt (arXiv 2508.05211): attention of the class token and entropy of the patch's pixels, each of sum 1.
+    """
+    assert seen.entropy is not None, "at the site `output`"
+    patches = seen.entropy.shape[1]
+    attention = cls_attn(seen, join)
+    leading, shares = attention[:, :-patches], attention[:, -patches:]
+    shares = shares / shares.sum(-1, keepdim=True)
+    entropy = seen.entropy / seen.entropy.sum(-1, keepdim=True).clamp(min=_FLAT)
+    return torch.cat([leading, shares + entropy], dim=1)
+
+
+def cls_similarity(seen: Seen, join: Join) -> Tensor:
+    """Return the product of each token's hidden state with the class token's: [batch, tokens].
+
+    Recoverable compression (arXiv 2409.01179), visual score.
+    """
+    hidden = hidden_state(seen)
+    return (hidden @ hidden[:, :1].transpose(1, 2)).squeeze(2)
+
+
 def wpr(seen: Seen, join: Join) -> Tensor:
     """Return the weighted page rank on the attention graph, joined over heads: [batch, tokens].
 
@@ -214,9 +241,14 @@ SCORES: Mapping[str, Callable[[Seen, Join], Tensor]] = {
     "wpr": wpr,
     "diag_x_col": diag_x_col,
     "value_norm": value_norm,
+    "attention_entropy": attention_entropy,
+    "cls_similarity": cls_similarity,
     "cascade": cascade,
     "random": random_score,
 }
 """Names of scores, as recipes and config.json write them."""
-ATTENTIVE = ("cls_attn", "cls_attn_layers", "flowcut", "received", "wpr", "diag_x_col", "cascade", "value_norm")
+ATTENTIVE = (
+    *("cls_attn", "cls_attn_layers", "flowcut", "received", "wpr", "diag_x_col", "cascade", "value_norm"),
+    "attention_entropy",
+)
 """Scores for which a block must show its attention's probabilities or values."""

@@ -13,7 +13,7 @@ _FAR = 4.0
 """Above any cosine distance."""
 
 
-def most_distant(features: Tensor, keep: int, protect: int) -> Tensor:
+def most_distant(features: Tensor, keep: int, protect: int, scores: Tensor | None = None) -> Tensor:
     """Return the places of tokens that are far from each other, by rising place: [batch, keep].
 
     DivPrune (arXiv 2503.02175): greedily, the largest least distance, 1 − cosine. The first token is the
@@ -23,29 +23,32 @@ def most_distant(features: Tensor, keep: int, protect: int) -> Tensor:
         features: [batch, tokens, width].
         keep: how many in all, those that are protected among them.
         protect: how many tokens at the start are kept and are not looked at.
+        scores: [batch, tokens]; where they are given, the first token is the one of the highest, as in ToDRE's
+            greedy k-centre (arXiv 2505.18757).
     """
-    chosen = [least.argmax(-1) for least in _least_distances(features[:, protect:], keep - protect)]
+    chosen = [least.argmax(-1) for least in _least_distances(features, keep, protect, scores)]
     first = torch.arange(protect, device=features.device).expand(features.shape[0], -1)
     return torch.cat([first, torch.stack(chosen, dim=1).sort(dim=-1).values + protect], dim=1)
 
 
-def distance_gaps(features: Tensor, keep: int, protect: int) -> Tensor:
+def distance_gaps(features: Tensor, keep: int, protect: int, scores: Tensor | None = None) -> Tensor:
     """Return by how much a chosen token led the next one, where that was least: [batch]; arguments as above."""
-    gaps = []
-    for least in _least_distances(features[:, protect:], keep - protect):
+    gaps, scores = [], None if scores is None else scores / scores.abs().amax(-1, keepdim=True)
+    for least in _least_distances(features, keep, protect, scores):
         best = least.topk(2, dim=-1).values
         gaps.append(best[:, 0] - best[:, 1])
     return torch.stack(gaps).amin(0)
 
 
-def _least_distances(patches: Tensor, count: int) -> Iterator[Tensor]:
+def _least_distances(features: Tensor, keep: int, protect: int, scores: Tensor | None) -> Iterator[Tensor]:
     """Yield [batch, patches] for each token to be chosen: the highest is the one."""
+    patches, count = features[:, protect:], keep - protect
     unit = patches / patches.norm(dim=-1, keepdim=True)
     batch, tokens = unit.shape[:2]
     places = torch.arange(tokens, device=unit.device)
     itself = places.unsqueeze(1) == places
     distances = 1 - unit @ unit.transpose(1, 2)
-    least = torch.where(itself, _FAR, distances).amin(-1)
+    least = torch.where(itself, _FAR, distances).amin(-1) if scores is None else scores[:, protect:]
     yield least
     distances = torch.where(itself, -_FAR, distances)  # a chosen token is never chosen again
     flat, starts = distances.reshape(-1, tokens), torch.arange(batch, device=unit.device) * tokens

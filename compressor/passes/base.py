@@ -42,6 +42,8 @@ class Needs:
         foreseen: whether the widths of all layers and the grids of all weights follow from the options and the config.
         dtype: torch name of the type that the artifact's weights get; None leaves it to the recipe.
         formats: what the recipe may export.
+        turns_stream: whether it may give the residual stream another basis, so that what enters it from outside of the
+            model, such as image features, no longer fits.
     """
 
     calibration: Literal["none", "takes", "must"] = "none"
@@ -51,6 +53,7 @@ class Needs:
     foreseen: bool = True
     dtype: str | None = None
     formats: tuple[str, ...] = FORMATS
+    turns_stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,35 @@ class Explains(Protocol):
 
     @property
     def notes(self) -> Sequence[str]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One of the things that a pass has tried before it decided.
+
+    Attributes:
+        flops: share of the operations that it looks at which this leaves.
+        divergence: from the dense model, KL of the outputs on calibration data in nats.
+        name: what people call it; empty for one of many.
+        chosen: whether the pass does it.
+    """
+
+    flops: float
+    divergence: float
+    name: str = ""
+    chosen: bool = False
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A pass that tries ways of doing what it does.
+
+    Attributes:
+        trials: all of them, for the report; known once the blocks are changed, none where there was nothing to search.
+    """
+
+    @property
+    def trials(self) -> Sequence[Trial]: ...  # noqa: D102
 
 
 class Method(Protocol):

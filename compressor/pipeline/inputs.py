@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.architectures.tasks import Head
+from compressor.data.questions import question_file, read_questions
 from compressor.data.reading import LABELS, DataRequest, find_data, image_table
 from compressor.passes.apply import fingerprint_environment
 from compressor.pipeline.prepare import Prepared
@@ -36,7 +37,9 @@ def input_hashes(prepared: Prepared) -> dict[str, str]:
     for prefix, request in ((_CALIBRATION, prepared.calibration), (_EVALUATION, prepared.evaluation)):
         if request is not None:
             path = find_data(request)
-            if source.family.inputs == "pixels":
+            if request.prompt is not None:
+                hashes[f"{prefix}{path.name}/"] = _hash_of_questions(request)
+            elif source.family.inputs == "pixels":
                 hashes[f"{prefix}{path.name}/"] = _hash_of_images(request, path, source.head)
             elif path.is_file():
                 hashes[f"{prefix}{path.name}"] = sha256_of(path)
@@ -55,6 +58,14 @@ def _hash_of_images(request: DataRequest, path: Path, head: Head | None) -> str:
         file = Path(os.path.realpath(root / name))
         if file.is_relative_to(root) and os.path.isfile(file):
             digest.update(f"\n{name} {sha256_of(file)}".encode())
+    return digest.hexdigest()
+
+
+def _hash_of_questions(request: DataRequest) -> str:
+    """Return sha256 over questions, the images that they are about, and how they are put."""
+    digest = hashlib.sha256(question_file(request).read_bytes() + (request.prompt or "").encode())
+    for image in sorted({asked.image for asked in read_questions(request)}):
+        digest.update(f"\n{image.name} {sha256_of(image)}".encode())
     return digest.hexdigest()
 
 

@@ -37,7 +37,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     parts = {part: _described(path, open_model(folder, part=part)) for part in towers}
     graphs = has_graphs(folder)
     for part, tower in towers.items():
-        files = folder.glob(f"{tower.graph}*") if graphs else ()
+        names = [name for name in (tower.graph, tower.embeddings) if name is not None]
+        files = [file for name in names for file in folder.glob(f"{name}*")] if graphs else []
         size = sum(file.stat().st_size for file in files) if graphs else None
         parts[part] |= {"path": tower.graph if graphs else part, "bytes": size, "verdict": None}
         parts[part]["format"] = "onnx" if graphs else "safetensors"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compressor.data.questions import QUESTION
 from compressor.data.reading import DataRequest, load_data
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.exporters.steps import STEPS
@@ -194,6 +195,7 @@ def evaluate(
     length: int | None = None,
     threads: int = 1,
     prompts: str | None = None,
+    prompt: str | None = None,
 ) -> Evaluation:
     """Measure the quality of a model or artifact on held-out data.
 
@@ -207,6 +209,8 @@ def evaluate(
         length: tokens per window or sentence; 512, or what the model's positions allow, if None.
         threads: of the runtime.
         prompts: table of label and prompt, for a model of two towers; that of the artifact's recipe if None.
+        prompt: how questions about images are put to a LLaVA model; as the artifact's recipe says, or by the model's
+            chat template, if None.
 
     Raises:
         UsageError: a metric is unknown, or cannot be measured on this model and these data.
@@ -219,9 +223,11 @@ def evaluate(
     bases = (Path.cwd(),)
     if parts_of(folders[0]):
         return _evaluate_whole(path, folders, DataRequest(data, bases, samples, length or 512, 0, "evaluation"),
-                               prompts, metrics, threads)  # fmt: skip
+                               prompts, prompt, metrics, threads)  # fmt: skip
     if prompts is not None:
         raise UsageError(f"--prompts: {path} is no model of two towers, whose images are classified by prompts")
+    if prompt is not None:
+        raise UsageError(f"--prompt: {path} is no model of parts that is asked questions about images")
     tokens = min(sample_length(open_model(folder), length, "--length") for folder in folders)
     runner = open_runner(folders[0], threads)
     reference = open_runner(folders[1], threads) if against is not None else None
@@ -237,20 +243,39 @@ def _evaluate_whole(
     folders: Sequence[Path],
     images: DataRequest,
     prompts: str | None,
+    prompt: str | None,
     metrics: Sequence[str],
     threads: int,
 ) -> Evaluation:
-    """Measure a model of two towers, beside the dense one where `folders` has a second."""
-    texts = prompts_for(folders[0], images, prompts)
-    if texts is None:
-        raise UsageError(
-            f"{path}: a model of two towers classifies images by prompts", hint="Give --prompts TABLE (label,prompt)."
-        )
+    """Measure a model of several parts, beside the dense one where `folders` has a second."""
+    texts: DataRequest | None = None
+    if joined_by(folders[0]).image_token is not None:
+        if prompts is not None:
+            raise UsageError(
+                f"--prompts: {path} is asked questions about images", hint="Give --prompt TEXT with {question} in it."
+            )
+        images = replace(images, prompt=_asked(folders[0], prompt))
+    elif prompt is not None:
+        raise UsageError(f"--prompt: {path} is not asked questions about images", hint="Give --prompts TABLE.")
+    else:
+        texts = prompts_for(folders[0], images, prompts)
+        if texts is None:
+            raise UsageError(
+                f"{path}: a model of two towers classifies images by prompts",
+                hint="Give --prompts TABLE (label,prompt).",
+            )
     dense = folders[1] if folders[1:] else None
     if dense is not None and set(parts_of(dense)) != set(parts_of(folders[0])):
-        raise UsageError(f"--against {dense.name}: is no model of two towers, as {path} is")
+        raise UsageError(f"--against {dense.name}: is no model of the parts {', '.join(parts_of(folders[0]))}")
     found = evaluate_whole(folders[0], dense, images, texts, metrics, threads)
     return Evaluation(path, joined_by(folders[0]).task, images.data, found.samples, found.ours, found.intervals()[0])
+
+
+def _asked(folder: Path, prompt: str | None) -> str:
+    """Return how questions are put to a model: as the user says, else as the recipe of an artifact does."""
+    if prompt is not None and prompt.count(QUESTION) != 1:
+        raise UsageError(f"--prompt: {prompt[:80]!r}; allowed: a text that holds {QUESTION} once")
+    return prompt if prompt is not None else own_sections(folder)[0].prompt or ""
 
 
 @contextlib.contextmanager
@@ -296,4 +321,5 @@ def _verification_report(artifact: Path, manifest: Mapping[str, Any], verdict: V
         seconds={"verify": verdict.seconds, "total": verdict.seconds},
         peak_memory_bytes=verdict.peak_memory_bytes,
         greedy=verdict.greedy,
+        kinds=verdict.kinds,
     )

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures import Tower, family_named
+from compressor.architectures import Tower, read_by
+from compressor.data.questions import load_answers
 from compressor.data.reading import DataRequest
 from compressor.data.zero_shot import load_named, load_prompts
 from compressor.errors import CompressorError, UsageError
 from compressor.exporters.steps import STEPS
 from compressor.machine.progress import Progress
+from compressor.measure.answers import SeeingModel, measure_answers
 from compressor.measure.benchmark import compare
 from compressor.measure.evaluation import check_metrics
 from compressor.measure.opening import open_runner
@@ -23,7 +25,8 @@ from compressor.measure.timing import Footprint, Timing
 from compressor.measure.zero_shot import TwoTowers, measure_zero_shot
 from compressor.model.cost import count_flops, default_length
 from compressor.model.folder import open_model
-from compressor.model.parts import PARTS, joined_by, parts_of, read_scalars, stated_scalars
+from compressor.model.image_places import prompt_lengths
+from compressor.model.parts import PARTS, image_token_of, joined_by, parts_of, read_scalars, stated_scalars
 from compressor.model.source import resolve_path
 from compressor.pipeline.laid_out import has_graphs, laid_out
 from compressor.pipeline.run import export_dense
@@ -61,14 +64,20 @@ def judge_whole(
         checks += _source(against, section, manifests, progress)
     with _dense(against, artifact, section, export, progress) as dense:
         images, metrics = evaluation_data(artifact, data, with_recipe=dense is not None)
-        prompts = prompts_for(artifact, images) if images is not None else None
-        if images is not None and prompts is None:
-            raise UsageError("the artifact's recipe names no evaluation.prompts, by which images are classified")
+        asks, prompts = joined_by(artifact).image_token is not None, None
+        if images is not None and asks:
+            images = replace(images, prompt=section.prompt or "")
+        elif images is not None:
+            prompts = prompts_for(artifact, images)
+            if prompts is None:
+                raise UsageError("the artifact's recipe names no evaluation.prompts, by which images are classified")
+        lengths = _lengths(dense.parts if dense is not None else {}, artifact)
         parts = {
             part: PartJob(
                 passes_of(manifests.get(part, {})),
                 _data_of(tower, images, prompts),
-                _flops(dense, artifact, part, prompts),
+                _flops(dense, artifact, part, prompts, lengths),
+                lengths=lengths if read_by(tower) == "tokens" else None,
             )
             for part, tower in parts_of(artifact).items()
         }
@@ -129,7 +138,7 @@ def _dense(
                 source = open_model(place, dtype=section.dtype)
                 places[part] = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="compressor-dense-")))
                 export_dense(source, places[part], export, progress.advance)
-        yield Side(places, scalars_of(folder))
+        yield Side(places, scalars_of(folder), image_token_of(folder))
 
 
 def scalars_of(folder: Path) -> dict[str, float]:
@@ -144,17 +153,36 @@ def scalars_of(folder: Path) -> dict[str, float]:
 
 
 def _data_of(tower: Tower, images: DataRequest | None, prompts: DataRequest | None) -> DataRequest | None:
-    return images if family_named(tower.model_type).inputs == "pixels" else prompts
+    return images if read_by(tower) == "pixels" else prompts
 
 
-def _flops(dense: Side | None, artifact: Path, part: str, prompts: DataRequest | None) -> tuple[int, int] | None:
+def _lengths(dense: Mapping[str, Path], ours: Path) -> tuple[int, int] | None:
+    """Return how many tokens a prompt with an image has, of the dense model and of ours, where images have such.
+
+    Args:
+        dense: folders of the dense model's parts; ours stands for it where there are none.
+        ours: the whole of ours.
+    """
+    if joined_by(ours).image_token is None:
+        return None
+    try:
+        vision, language = (open_model(ours, part=part) for part in ("vision", "language"))
+        return prompt_lengths(open_model(dense["vision"]) if dense else vision, vision, language)
+    except CompressorError:  # verification says what is wrong with the artifact
+        return None
+
+
+def _flops(
+    dense: Side | None, artifact: Path, part: str, prompts: DataRequest | None, lengths: tuple[int, int] | None
+) -> tuple[int, int] | None:
     """Return the theoretical operations of a part, dense and ours; None where one of them cannot be read."""
     if dense is None:
         return None
     try:
         models = open_model(dense.parts[part]), open_model(artifact, part=part)
         length = default_length(models[1], prompts.length if prompts is not None else None)
-        return count_flops(models[0], length), count_flops(models[1], length)
+        before, after = lengths or (length, length)
+        return count_flops(models[0], before), count_flops(models[1], after)
     except CompressorError:
         return None
 
@@ -175,9 +203,13 @@ def bench_whole(ours: Path, against: str | None, progress: Progress, **options: 
     found: dict[str, Timing] = {}
     with _dense(against, ours, section, export, progress) as dense:
         progress.stage("time")
-        for part in parts_of(ours):
+        lengths = _lengths(dense.parts if dense is not None else {}, ours)
+        for part, tower in parts_of(ours).items():
+            more = dict(options)
+            if lengths is not None and read_by(tower) == "tokens":
+                more = {**more, "length": options["length"] or lengths[0], "shorter": lengths[0] - lengths[1]}
             with laid_out(ours, part) as place:
-                found[part] = compare(place, dense.parts[part] if dense is not None else None, **options)
+                found[part] = compare(place, dense.parts[part] if dense is not None else None, **more)
     first = next(iter(found.values()))
     phases = [replace(p, name=phase_of(part, p.name)) for part, timing in found.items() for p in timing.phases]
     prints = (_together([getattr(timing, side) for timing in found.values()]) for side in ("ours", "other"))
@@ -195,9 +227,22 @@ def _together(prints: Sequence[Footprint | None]) -> Footprint | None:
 
 
 def evaluate_whole(
-    folder: Path, against: Path | None, images: DataRequest, prompts: DataRequest, metrics: Sequence[str], threads: int
+    folder: Path,
+    against: Path | None,
+    images: DataRequest,
+    prompts: DataRequest | None,
+    metrics: Sequence[str],
+    threads: int,
 ) -> Quality:
     """Return the quality of a model of several parts, beside a dense one where there is one.
+
+    Args:
+        folder: of the model.
+        against: of the dense one.
+        images: to be classified, or questions about images.
+        prompts: for the labels of images; None for questions.
+        metrics: what to measure; empty for all.
+        threads: of the runtime.
 
     Raises:
         UsageError: a metric cannot be measured.
@@ -208,14 +253,24 @@ def evaluate_whole(
         sides = [_opened(entered, f, threads) if f is not None else None for f in (folder, against)]
         ours, dense = sides
         assert ours is not None, "always asked for"
-        texts = load_prompts(prompts, ours.text.folder)
-        data = load_named(images, ours.image.folder, texts.labels)
-        asked = check_metrics(metrics, joined_by(folder).task, data, dense is not None)
-        found = measure_zero_shot(ours, dense, data, texts)
-    statistics = {name: found.ours_statistics[name] for name in asked if name in found.ours_statistics}
-    return replace(found, ours={n: found.ours[n] for n in asked if n in found.ours}, ours_statistics=statistics)
+        if isinstance(ours, SeeingModel):
+            assert dense is None or isinstance(dense, SeeingModel), "of the same parts"
+            asked = load_answers(images, ours.language.folder, ours.vision.folder, ours.image_token)
+            wanted = check_metrics(metrics, joined_by(folder).task, asked, dense is not None)
+            found = measure_answers(ours, dense, asked).quality
+        else:
+            assert prompts is not None and not isinstance(dense, SeeingModel), "of the same parts"
+            texts = load_prompts(prompts, ours.text.folder)
+            data = load_named(images, ours.image.folder, texts.labels)
+            wanted = check_metrics(metrics, joined_by(folder).task, data, dense is not None)
+            found = measure_zero_shot(ours, dense, data, texts)
+    statistics = {name: found.ours_statistics[name] for name in wanted if name in found.ours_statistics}
+    return replace(found, ours={n: found.ours[n] for n in wanted if n in found.ours}, ours_statistics=statistics)
 
 
-def _opened(entered: ExitStack, folder: Path, threads: int) -> TwoTowers:
+def _opened(entered: ExitStack, folder: Path, threads: int) -> TwoTowers | SeeingModel:
     runners = {part: open_runner(entered.enter_context(laid_out(folder, part)), threads) for part in parts_of(folder)}
+    token = image_token_of(folder)
+    if token is not None:
+        return SeeingModel(runners["vision"], runners["language"], token)
     return TwoTowers(runners["vision"], runners["text"], scalars_of(folder))

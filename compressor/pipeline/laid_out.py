@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures import Tower, family_named
+from compressor.architectures import Tower, read_by
 from compressor.errors import ModelError, ResourceError
 from compressor.exporters.safetensors import export_safetensors
 from compressor.model.folder import open_model
+from compressor.model.image_places import PROCESSOR
 from compressor.model.parts import PARTS, parts_of
 from compressor.storage.companions import copy_companions
 from compressor.storage.files import own_file
@@ -60,32 +61,45 @@ def join(parts: Mapping[str, Path], source: Path, folder: Path, scalars: Mapping
         (folder / REFERENCE).parent.mkdir()
         for part, place in parts.items():
             tower = parts_of(source)[part]
-            config[tower.config] = read_json(place / _CONFIG)
+            config[tower.config] = _within(read_json(place / _CONFIG), tower)
             config.pop(f"{tower.config}_dict", None)  # of the first releases: what it says would win
             for name in _graph_files(tower):
                 if (place / name).is_file():
                     (place / name).rename(folder / name)
             (place / REFERENCE).rename(folder / reference_of(part))
         if any((place / SINGLE).is_file() for place in parts.values()):
-            _write_checkpoint([*parts.values()], source, folder, scalars)
+            _write_checkpoint(parts, source, folder, scalars)
             config |= _common({part: read_json(place / _CONFIG) for part, place in parts.items()}, "dtype")
         for name, value in scalars.items():
             if f"{name}_init_value" in config:
                 config[f"{name}_init_value"] = value
+        config |= {tower.depth: -1 for tower in parts_of(source).values() if tower.depth is not None}
         write_config(folder, config)
         copy_companions(source, folder)
+        for place in parts.values():
+            if (place / PROCESSOR).is_file():  # it says how many features an image has left
+                shutil.copyfile(place / PROCESSOR, folder / PROCESSOR)
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot write the model: {error}", hint="Free some space and run again."
         ) from error
 
 
-def _write_checkpoint(parts: list[Path], source: Path, folder: Path, scalars: Mapping[str, float]) -> None:
-    """Write the tensors of all parts, and those that join them, under the names of the whole model."""
-    stored = stored_entries(source)
-    entries = {name: stored[name] for name in scalars}
-    for place in parts:
-        entries |= stored_entries(place)
+def _within(config: dict[str, Any], tower: Tower) -> dict[str, Any]:
+    """Return the config of a tower by itself as the whole model states it: of a type that stock transformers knows."""
+    if not tower.own:
+        return config
+    return {**{key: value for key, value in config.items() if key != "auto_map"}, "model_type": tower.kinds[0]}
+
+
+def _write_checkpoint(parts: Mapping[str, Path], source: Path, folder: Path, scalars: Mapping[str, float]) -> None:
+    """Write the tensors of all parts, and those that belong to none of them, under the names of the whole model."""
+    stored, towers = stored_entries(source), parts_of(source)
+    outside = (name for name in stored if all(t.named(name).startswith(t.beside) for t in towers.values()))
+    entries = {name: stored[name] for name in (*scalars, *outside)}
+    for part, place in parts.items():
+        names = {towers[part].named(name): name for name in stored}
+        entries |= {names.get(name, name): entry for name, entry in stored_entries(place).items()}
     tensors = Checkpoint(entries)
     plans = [Plan(name, entry.dtype, entry.shape, partial(tensors.tensor, name)) for name, entry in entries.items()]
     write_safetensors(folder / SINGLE, plans)
@@ -133,9 +147,12 @@ def _lay_out(folder: Path, part: str, tower: Tower, place: Path) -> None:
     config = read_json(own_file(folder, _CONFIG) or folder / _CONFIG).get(tower.config)
     if not isinstance(config, dict):
         raise ModelError(f"config.json: {tower.config} is missing, which describes the part {part}")
-    write_config(place, config)
+    if graphs and tower.own:
+        config["model_type"] = tower.model_type
+    if graphs or not tower.own:  # else what was written is what the part states of itself
+        write_config(place, config)
     if graphs:
-        copy_companions(folder, place, family_named(tower.model_type).inputs)
+        copy_companions(folder, place, read_by(tower))
     for name in _graph_files(tower):
         _link(own_file(folder, name), place / name)
     _link(own_file(folder, reference_of(part)), place / REFERENCE)

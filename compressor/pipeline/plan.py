@@ -69,15 +69,16 @@ def _planned(prepared: Prepared) -> dict[str, Any]:
         count_cost(item, prepared.length, artifact_dtype(prepared, after=i), graph=graph)
         for i, item in enumerate(models)
     ]
+    final = count_cost(models[-1], prepared.length_after, artifact_dtype(prepared), graph=graph)
     return {
         "recipe": recipe.name,
         "model": {"id": prepared.model_id, "parameters": costs[0].parameters, "task": source.task,
                   "family": source.family.name},
         "passes": [_pass_entry(prepared, models, costs, i) for i in range(len(prepared.passes))],
         "dense": asdict(costs[0]),
-        "planned": asdict(costs[-1]),
+        "planned": asdict(final),
         "bytes_exact": not models[-1].grids or all(method.needs.foreseen for method in prepared.passes),
-        "ratios": {key: getattr(costs[-1], key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
+        "ratios": {key: getattr(final, key) / getattr(costs[0], key) for key in ("parameters", "bytes", "flops")},
         "length": prepared.length if source.family.inputs == "tokens" else 0,
         "peak_memory_bytes": estimate_memory(prepared),
         "seconds_estimate": estimate_seconds(prepared, costs[0].flops),

@@ -9,7 +9,8 @@ from typing import Any
 
 from compressor.data.doubts import doubts
 from compressor.data.kinds import EvalData
-from compressor.data.reading import DataRequest, load_data
+from compressor.data.questions import load_answers, load_samples
+from compressor.data.reading import DataRequest
 from compressor.errors import DataError, ModelError, Problem, RecipeError, UsageError
 from compressor.machine.processor import TARGETS, target_for
 from compressor.model.blueprint import Blueprint
@@ -20,6 +21,8 @@ from compressor.passes.base import Pass, Target
 from compressor.pipeline.covered import check_covered
 from compressor.pipeline.measures import unkept, unmeasurable
 from compressor.recipe import AUTO, PART, Recipe, disagreements
+
+NO_QUESTIONS = "is for a LLaVA model that is taken whole, which is asked questions about images; remove it"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Prepared:
         calibration: request for calibration data, None when the recipe has none.
         evaluation: request for evaluation data, None when the recipe has none.
         doubts: what the user should know before the figures are believed.
+        image_token: of a language model whose data are questions about images, the token that stands for an image.
+        prompts: tokens of a prompt with an image, before the image encoder's passes and after them; None for a model
+            that reads no image features.
     """
 
     recipe: Recipe
@@ -47,6 +53,8 @@ class Prepared:
     calibration: DataRequest | None
     evaluation: DataRequest | None
     doubts: tuple[str, ...] = ()
+    image_token: int | None = None
+    prompts: tuple[int, int] | None = None
 
     @property
     def task(self) -> str:
@@ -60,9 +68,16 @@ class Prepared:
 
     @property
     def length(self) -> int:
-        """Tokens per sample for FLOPs and timing."""
+        """Tokens per sample of the model as it came, for FLOPs and timing."""
+        if self.prompts is not None:
+            return self.prompts[0]
         request = self.evaluation or self.calibration
         return request.length if request is not None else default_length(self.source, None)
+
+    @property
+    def length_after(self) -> int:
+        """Tokens of the same sample after all passes: an image may have fewer features then."""
+        return self.prompts[1] if self.prompts is not None else self.length
 
     @property
     def uses_calibration(self) -> bool:
@@ -77,7 +92,9 @@ class Prepared:
             DataError: it cannot be used.
         """
         assert self.calibration is not None, "asked for only where passes use it"
-        return load_data(self.calibration, self.source.task, self.source.path)
+        if self.image_token is not None:
+            return load_answers(self.calibration, self.source.path, None, self.image_token)
+        return load_samples(self.calibration, self.source.task, self.source.path)
 
     def load_evaluation(self) -> EvalData | None:
         """Read the evaluation data, if the recipe names any.
@@ -87,7 +104,7 @@ class Prepared:
         """
         if self.evaluation is None:
             return None
-        return load_data(self.evaluation, self.source.task, self.source.path)
+        return load_samples(self.evaluation, self.source.task, self.source.path)
 
 
 def prepare(recipe: Recipe, model: str | None) -> Prepared:
@@ -152,6 +169,8 @@ def _of_several(recipe: Recipe) -> Iterator[Problem]:
         if entry.part not in (AUTO, part):
             message = f"{entry.part}; the model that is compressed has no such part; leave it out"
             yield recipe.problem(("passes", index, entry.name, PART), message)
+    if recipe.model.prompt is not None:
+        yield recipe.problem(("model", "prompt"), NO_QUESTIONS)
     for purpose, section in (("calibration", recipe.calibration), ("evaluation", recipe.evaluation)):
         # A recipe for one part of several, made of one for all, has its data under both keys.
         if section is not None and section.prompts not in (None, section.data):

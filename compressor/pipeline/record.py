@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from compressor.data.reading import DataRequest
@@ -14,7 +15,7 @@ from compressor.machine.processor import cpu
 from compressor.model.cost import Cost, count_cost, layers_before_and_after
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import fingerprint_environment
-from compressor.passes.base import Explains, Pass
+from compressor.passes.base import Explains, Pass, Searches
 from compressor.pipeline.as_run import public
 from compressor.pipeline.plan import artifact_dtype
 from compressor.pipeline.prepare import Prepared
@@ -66,6 +67,7 @@ def pass_entry(method: Pass, before: ModelFolder, after: ModelFolder, changes: l
         "quality_after": {},
         "layers": [{**entry, **change.figures} for entry, change in zip(sizes, changes, strict=True)],
         "notes": list(method.notes) if isinstance(method, Explains) else [],
+        "trials": [asdict(trial) for trial in method.trials] if isinstance(method, Searches) else [],
     }
 
 
@@ -93,10 +95,9 @@ def quantization_step(entries: list[dict[str, Any]]) -> float | None:
 
 def count_costs(prepared: Prepared, compressed: ModelFolder) -> tuple[Cost, Cost]:
     """Return the theoretical costs of the dense and of the compressed model, each as it is stored."""
-    length = prepared.length
     graph = prepared.recipe.export.format != "safetensors"
-    dense = count_cost(prepared.source, length, artifact_dtype(prepared, after=0), graph=graph)
-    return dense, count_cost(compressed, length, artifact_dtype(prepared), graph=graph)
+    dense = count_cost(prepared.source, prepared.length, artifact_dtype(prepared, after=0), graph=graph)
+    return dense, count_cost(compressed, prepared.length_after, artifact_dtype(prepared), graph=graph)
 
 
 def run_report(
@@ -136,6 +137,7 @@ def run_report(
         environment={**_environment(prepared), "benchmark": _timing_conditions(verdict)},
         greedy=verdict.greedy,
         kept_tokens=verdict.kept_tokens,
+        kinds=verdict.kinds,
         sweep=sweep,
     )
     return {**report, "notes": list(prepared.doubts)}

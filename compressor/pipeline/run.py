@@ -23,6 +23,7 @@ from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.artifact import export_model, grid_records
 from compressor.pipeline.as_run import public_text
 from compressor.pipeline.inputs import dense_basis, input_hashes, pass_fingerprint
+from compressor.pipeline.mixed import calibration_batches, hash_of_seen, seen_by
 from compressor.pipeline.place import check_target, located, put_in_place, rejected_folder, restore_all
 from compressor.pipeline.plan import artifact_dtype, dense_dtype
 from compressor.pipeline.prepare import Prepared
@@ -104,10 +105,9 @@ def run(
             graphs = graph_names(bound) if isinstance(bound, Whole) else {ALL: own_graph(bound)}
             with clock.stage("load"):
                 whole = checked_whole(bound.path, progress) if isinstance(bound, Whole) else {"skipped": ""}
-            made = {
-                part: _make(prepared, hashes[part], work / part, graphs[part], progress, clock)
-                for part, prepared in parts.items()
-            }
+            made: dict[str, Made] = {}
+            for part, prepared in parts.items():
+                made[part] = _make(prepared, hashes[part], work / part, graphs[part], progress, clock, made)
             return _finish(bound, made, whole, out, work, progress, clock, signer)
 
 
@@ -120,14 +120,26 @@ def _stages(prepared: Prepared) -> int:
     return gated + calibrates + len(prepared.passes) + compares + 1 + points
 
 
-def _make(prepared: Prepared, hashes: dict[str, str], work: Path, graph: str, progress: Progress, clock: Clock) -> Made:
-    """Hold the source gate, apply the passes and export, in the folder `work`; the file of the graph is `graph`."""
+def _make(
+    prepared: Prepared,
+    hashes: dict[str, str],
+    work: Path,
+    graph: str,
+    progress: Progress,
+    clock: Clock,
+    before: Mapping[str, Made],
+) -> Made:
+    """Hold the source gate, apply the passes and export, in the folder `work`; the file of the graph is `graph`.
+
+    `before` has the parts that are made already: a language model is calibrated on what its image encoder gives.
+    """
     work.mkdir(exist_ok=True)
     with clock.stage("load"):
         source = checked_source(prepared, hashes, work, progress)
         prepared = taken_out(prepared, work)
     evaluation = prepared.load_evaluation()
-    compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock)
+    seen = seen_by(prepared, {part: made.compressed for part, made in before.items()})
+    compressed, entries = _run_passes(prepared, hashes, evaluation, work, progress, clock, seen)
     with clock.stage("export"):
         dense = _export_dense(prepared, hashes, work, graph, progress)
         folder, facts = _export(prepared, compressed, entries, work, graph, progress)
@@ -204,8 +216,12 @@ def _run_passes(
     work: Path,
     progress: Progress,
     clock: Clock,
+    seen: ModelFolder | None = None,
 ) -> tuple[ModelFolder, list[dict[str, Any]]]:
-    """Apply the passes one after another, each with its own checkpoint; return the last model and what each did."""
+    """Apply the passes one after another, each with its own checkpoint; return the last model and what each did.
+
+    `seen` gives the image features that are in the prompts on which a language model is calibrated.
+    """
     current = prepared.source
     entries: list[dict[str, Any]] = []
     if not prepared.passes:
@@ -214,9 +230,13 @@ def _run_passes(
     if prepared.uses_calibration:
         with clock.stage("calibrate"):
             progress.stage("calibrate")
-            batches = model_batches(prepared.load_calibration())
+            section = prepared.recipe.calibration
+            cache = section.cache_memory if section is not None else 0
+            batches = calibration_batches(prepared, seen, work, cache)
     section = prepared.recipe.calibration
     cache, device = section.cache_memory if section is not None else 0, compute_device()
+    if seen is not None:
+        hashes = {**hashes, **hash_of_seen(seen)}
     for index, method in enumerate(prepared.passes):
         start = time.perf_counter()
         progress.stage(method.name, total=len(current.shapes.layers) * method.needs.walks)

@@ -10,7 +10,7 @@ from typing import Any
 
 from compressor.model.cost import Cost
 from compressor.model.folder import ModelFolder
-from compressor.model.parts import PARTS, SCALARS, parts_of, read_scalars
+from compressor.model.parts import PARTS, SCALARS, image_token_of, parts_of, read_scalars
 from compressor.passes.apply import fingerprint_environment
 from compressor.pipeline.as_run import RECIPE, SOURCE, public, public_values, recipe_as_run
 from compressor.pipeline.laid_out import join, write_config
@@ -121,13 +121,16 @@ def whole_job(whole: Whole, made: Mapping[str, Made], artifact: Path) -> WholeJo
             one.prepared.evaluation,
             (one.costs[0].flops, one.costs[1].flops),
             one.prepared.recipe.report.images if one.compressed.blueprint.reductions else None,
+            one.prepared.prompts,
         )
         for part, one in made.items()
     }
     return WholeJob(
         artifact=artifact,
         parts=parts,
-        dense=Side({part: one.dense for part, one in made.items()}, read_scalars(whole.path)),
+        dense=Side(
+            {part: one.dense for part, one in made.items()}, read_scalars(whole.path), image_token_of(whole.path)
+        ),
         bounds=whole.recipe.bounds,
         images=whole.evaluation,
         prompts=whole.prompts,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures import family_named
+from compressor.architectures import read_by
 from compressor.data.reading import DataRequest, find_data
 from compressor.errors import CompressorError, DataError, ModelError, RecipeError, VerificationError
 from compressor.model.cost import default_length
@@ -111,7 +111,7 @@ def prompts_for(artifact: Path, images: DataRequest, prompts: str | None = None)
         return None
     length = images.length
     for part, tower in parts_of(artifact).items():
-        if family_named(tower.model_type).inputs == "tokens":
+        if read_by(tower) == "tokens":
             with contextlib.suppress(CompressorError):  # verification says what is wrong with the artifact
                 length = default_length(open_model(artifact, part=part), length)
     request = replace(images, data=prompts, field="prompts", samples=None, length=length)

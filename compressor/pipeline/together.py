@@ -12,18 +12,19 @@ from typing import Any
 from compressor.data.reading import DataRequest
 from compressor.errors import ModelError
 from compressor.measure.benchmark import file_bytes
-from compressor.model.parts import joined_by, parts_of, read_scalars, stated_scalars
+from compressor.model.parts import image_token_of, joined_by, parts_of, read_scalars, stated_scalars
 from compressor.pipeline.laid_out import has_graphs, laid_out
 from compressor.recipe import GATES
 from compressor.verification import VERIFY_STEPS, Check, Job, Verdict, check_own_files, run_fresh
 from compressor.verification.joint import Side, Together, measure_together
-from compressor.verification.quality import check_bounds, check_gates_met, derived
+from compressor.verification.quality import check_bounds, check_gain, check_gates_met, derived
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.verdict import Bounds, failed, yes
 
 _FORWARD = "forward"
 _COSINE = "cosine"
 _KEPT = "kept_tokens"
+_GAIN = "gain."
 _SUMMED = ("bytes", "parameters", "flops")
 Advance = Callable[[str], None]
 
@@ -37,12 +38,14 @@ class PartJob:
         data: on which its embeddings are compared with the dense model's; None leaves that out.
         flops: theoretical operations of dense and ours; None when unknown.
         images: see `Job`.
+        lengths: tokens of a prompt with an image, of the dense model and of ours; None for parts that read no features.
     """
 
     passes: tuple[str, ...] = ()
     data: DataRequest | None = None
     flops: tuple[int, int] | None = None
     images: int | None = None
+    lengths: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class WholeJob:
         parts: name -> what is known of the part.
         dense: the dense model, its parts in the same format; None leaves out what compares with it.
         bounds: the recipe's `verify` section.
-        images: to be classified; None leaves out the quality of the whole.
-        prompts: for their labels.
+        images: to be classified, or questions about images; None leaves out the quality of the whole.
+        prompts: for the labels of images.
         metrics: metrics to report; empty means all.
         threads: intra-op threads for everything.
         timing: whether to time at all.
@@ -100,7 +103,9 @@ def verify_whole(job: WholeJob, advance: Advance = lambda done: None) -> Verdict
             verdicts[part] = run_fresh(_job(job, part, places[part]), advance=advance)
         together = _together(job, manifest, places)
     advance("all parts together")
-    checks += [replace(c, name=f"{part}.{c.name}") for part, verdict in verdicts.items() for c in verdict.checks]
+    apart = job.dense is None or job.dense.image_token is None  # else fewer tokens of one part speed up another
+    checks += [replace(c, name=f"{part}.{c.name}") for part, verdict in verdicts.items() for c in verdict.checks
+               if apart or not c.name.startswith(_GAIN)]  # fmt: skip
     checks += together.checks
     return _judged(job, manifest, checks, verdicts, together)
 
@@ -116,6 +121,8 @@ def _job(job: WholeJob, part: str, place: Path) -> Job:
         passes=facts.passes,
         flops=facts.flops,
         images=facts.images,
+        length=facts.lengths[0] if facts.lengths is not None else None,
+        shorter=facts.lengths[0] - facts.lengths[1] if facts.lengths is not None else 0,
         threads=job.threads,
         timing=job.timing,
     )
@@ -131,6 +138,7 @@ def _together(job: WholeJob, manifest: Mapping[str, Any], places: Mapping[str, P
     try:
         scalars = stated_scalars(manifest, joined_by(job.artifact).scalars)
         stored = scalars if has_graphs(job.artifact) else read_scalars(job.artifact)
+        token = image_token_of(job.artifact)
     except ModelError as error:
         return Together([failed("joint.scalars", error)])
     same = stored == scalars
@@ -139,11 +147,15 @@ def _together(job: WholeJob, manifest: Mapping[str, Any], places: Mapping[str, P
         wrong = [name for name, value in job.dense.scalars.items() if scalars.get(name) != value]
         reason = f"compression.json joins the parts otherwise than the dense model: {', '.join(wrong)}"
         checks.append(yes("joint.scalars", not wrong, reason))
-    if job.images is None or job.prompts is None or len(places) < len(parts_of(job.artifact)):
+    if job.dense is not None and token is not None:
+        reason = f"config.json: token {token} stands for an image, of the dense model {job.dense.image_token}"
+        checks.append(yes("joint.image_token", token == job.dense.image_token, reason))
+    if job.images is None or (job.prompts is None and token is None) or len(places) < len(parts_of(job.artifact)):
         if job.images is not None:
             checks.append(yes("quality.measured", False, "quality was not measured: a part is missing"))
         return Together(checks)
-    found = measure_together(Side(places, scalars), job.dense, job.images, job.prompts, job.bounds, job.threads)
+    ours = Side(places, scalars, token)
+    found = measure_together(ours, job.dense, job.images, job.prompts, job.bounds, job.threads)
     return replace(found, checks=[*checks, *found.checks])
 
 
@@ -167,6 +179,8 @@ def _judged(
         bounds, more = without_speed(bounds, away, gains=False)
         checks += more
     checks += check_bounds(values, bounds)
+    if away is None and job.dense is not None and job.dense.image_token is not None:
+        checks += _gain(job, values, timing, bounds)
     named = [replace(check, name=check.name.removeprefix(f"{part}.")) for part in verdicts for check in checks]
     checks += check_gates_met(named, bounds)
     wanted = set(job.metrics)
@@ -179,10 +193,20 @@ def _judged(
         compressed=ours,
         ratios=ratios if job.dense is not None else {},
         timing=timing,
+        greedy=together.greedy,
+        kinds=dict(together.kinds),
         kept_tokens=next((verdict.kept_tokens for verdict in verdicts.values() if verdict.kept_tokens), {}),
         seconds=sum(verdict.seconds for verdict in verdicts.values()),
         peak_memory_bytes=max(verdict.peak_memory_bytes for verdict in verdicts.values()),
     )
+
+
+def _gain(job: WholeJob, values: Mapping[str, float], timing: Mapping[str, Any], bounds: Bounds) -> list[Check]:
+    """Judge what compression has brought of parts that run one after the other, all together."""
+    speeds = [(float(low), float(high)) for low, high in timing.get("intervals", {}).values()]
+    best = max(speeds, key=lambda ends: ends[1], default=None)
+    passes = [name for part in job.parts.values() for name in part.passes]
+    return check_gain(values, best, passes, bounds, timed=bool(speeds))
 
 
 def _kept(verdicts: Mapping[str, Verdict]) -> dict[str, float]:

@@ -7,24 +7,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.architectures import Joined, Tower, family_named
+from compressor.architectures import Joined, Tower, read_by
 from compressor.architectures.tasks import TASKS
-from compressor.data.reading import DataRequest
+from compressor.data.questions import load_answers
+from compressor.data.reading import DataRequest, is_there
 from compressor.errors import ModelError, Problem, RecipeError, UsageError
 from compressor.machine.processor import TARGETS, target_for
 from compressor.model.blueprint import SECTION
 from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
-from compressor.model.parts import joined_by, parts_of
+from compressor.model.image_places import prompt_lengths
+from compressor.model.parts import image_token_of, joined_by, parts_of
 from compressor.model.source import resolve_path
 from compressor.passes import methods
 from compressor.passes.base import Target
 from compressor.pipeline.measures import not_measured, unkept
-from compressor.pipeline.prepare import Prepared, after_pass, located_model, prepare, request_of
+from compressor.pipeline.prepare import (
+    NO_QUESTIONS,
+    Prepared,
+    after_pass,
+    located_model,
+    planned_model,
+    prepare,
+    request_of,
+)
 from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe, disagreements
 
 _IMAGES = "vision"
-"""The part that reads `data`; the others read `prompts`."""
+"""The part that reads `data`; the others read `prompts`, or the questions about the images."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,11 @@ class Whole:
         joined: what the parts make together.
         parts: by name, the recipe bound to each.
         target: what the artifact is for.
-        calibration: request for the images to calibrate on, None when the recipe has none.
-        evaluation: request for the images to be classified, None when the recipe has none.
-        prompts: request for the texts that stand for their labels.
+        calibration: request for the images, or the questions about images, to calibrate on; None when the recipe has
+            none.
+        evaluation: request for the images to be classified, or the questions to be answered; None when the recipe has
+            none.
+        prompts: request for the texts that stand for the images' labels; None where questions are answered.
         doubts: what the user should know before the figures are believed.
     """
 
@@ -90,7 +102,7 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     parts: dict[str, Prepared] = {}
     for part in towers:
         try:
-            parts[part] = prepare(_recipe_for(recipe, part, entries[part]), name)
+            parts[part] = prepare(_recipe_for(recipe, part, entries[part], joined), name)
         except RecipeError as error:
             problems += error.problems
     problems += _not_stock(recipe, parts)
@@ -102,11 +114,46 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     evaluation = request_of(recipe.evaluation, "evaluation", recipe, images) if recipe.evaluation is not None else None
     if recipe.calibration is not None:
         calibration = request_of(recipe.calibration, "calibration", recipe, images)
-    if evaluation is not None:
+    if joined.image_token is not None:
+        asks = recipe.model.prompt or ""
+        lengths = _prompts(parts)
+        parts = {part: _asking(prepared, asks, image_token_of(folder), lengths) for part, prepared in parts.items()}
+        calibration = replace(calibration, prompt=asks) if calibration is not None else None
+        evaluation = replace(evaluation, prompt=asks) if evaluation is not None else None
+        _check_questions((calibration, evaluation), folder)
+    elif evaluation is not None:
         (prompts,) = (prepared.evaluation for part, prepared in parts.items() if part != _IMAGES)
     said = [f"{part}: {doubt}" for part, prepared in parts.items() for doubt in prepared.doubts]
     doubts = (*doubts, *dict.fromkeys(said))
     return Whole(recipe, name, folder, joined, parts, target, calibration, evaluation, prompts, doubts)
+
+
+def _check_questions(requests: Sequence[DataRequest | None], folder: Path) -> None:
+    """See that questions can be put to the model, before work begins; data that is not there is told elsewhere.
+
+    Raises:
+        DataError: they cannot.
+    """
+    token = image_token_of(folder)
+    for request in requests:
+        if request is not None and token is not None and is_there(request):
+            load_answers(request, folder, None, token)
+
+
+def _prompts(parts: Mapping[str, Prepared]) -> tuple[int, int]:
+    """Return how many tokens a prompt with an image has, before the image encoder's passes and after them."""
+    vision = parts[_IMAGES]
+    (language,) = (prepared for part, prepared in parts.items() if part != _IMAGES)
+    return prompt_lengths(vision.source, planned_model(vision, len(vision.passes)), language.source)
+
+
+def _asking(prepared: Prepared, prompt: str, image_token: int | None, lengths: tuple[int, int]) -> Prepared:
+    """Return a recipe for one part whose data are questions about images, put to the model as `prompt` says."""
+    requests = (prepared.calibration, prepared.evaluation)
+    calibration, evaluation = (replace(r, prompt=prompt) if r is not None else None for r in requests)
+    prepared = replace(prepared, calibration=calibration, evaluation=evaluation)
+    reads = prepared.source.family.inputs == "tokens"
+    return replace(prepared, image_token=image_token, prompts=lengths) if reads else prepared
 
 
 def _concerned(
@@ -158,38 +205,62 @@ def _problems(
     for path, asked in ((("report", "images"), recipe.report.images), (("sweep",), recipe.sweep)):
         if asked:
             yield recipe.problem(path, "is not there for a model of several parts; remove it, or set model.part")
-    known = methods()
-    for part, items in entries.items():
-        for entry in items:
-            must = known[entry.name](entry.options).needs.calibration == "must"
-            lacks = recipe.calibration is not None and recipe.calibration.prompts is None
-            if must and lacks and _inputs(towers[part]) == "tokens":
-                message = f"the part {part} needs texts to calibrate on; add calibration.prompts, or {PART}: {_IMAGES}"
-                yield recipe.problem(("passes", entry.place, entry.name), message)
-    if recipe.evaluation is not None and recipe.evaluation.prompts is None:
-        message = "images are classified by prompts; add evaluation.prompts, a table of label and prompt"
-        yield recipe.problem(("evaluation", "data"), message)
+    yield from _of_answers(recipe, entries) if joined.image_token is not None else _of_prompts(recipe, towers, entries)
     (offered,) = TASKS[joined.task].metrics.values()
     yield from disagreements(recipe, ())
     found = (offered, ("cosine",)) if recipe.evaluation is not None else ((), ())
     yield from not_measured(recipe, joined.task, found[0], joined.task, found[1])
 
 
+def _of_prompts(
+    recipe: Recipe, towers: Mapping[str, Tower], entries: Mapping[str, Sequence[PassEntry]]
+) -> Iterator[Problem]:
+    """Yield what a recipe for two towers, by whose embeddings images are classified, lacks."""
+    known = methods()
+    for part, items in entries.items():
+        for entry in items:
+            must = known[entry.name](entry.options).needs.calibration == "must"
+            lacks = recipe.calibration is not None and recipe.calibration.prompts is None
+            if must and lacks and read_by(towers[part]) == "tokens":
+                message = f"the part {part} needs texts to calibrate on; add calibration.prompts, or {PART}: {_IMAGES}"
+                yield recipe.problem(("passes", entry.place, entry.name), message)
+    if recipe.evaluation is not None and recipe.evaluation.prompts is None:
+        message = "images are classified by prompts; add evaluation.prompts, a table of label and prompt"
+        yield recipe.problem(("evaluation", "data"), message)
+    if recipe.model.prompt is not None:
+        yield recipe.problem(("model", "prompt"), NO_QUESTIONS)
+
+
+def _of_answers(recipe: Recipe, entries: Mapping[str, Sequence[PassEntry]]) -> Iterator[Problem]:
+    """Yield what a recipe for a language model that reads image features in its prompt cannot have."""
+    for purpose, section in (("calibration", recipe.calibration), ("evaluation", recipe.evaluation)):
+        if section is not None and section.prompts is not None:
+            message = "is for models that compare images with texts; questions about images are data"
+            yield recipe.problem((purpose, "prompts"), message)
+    known = methods()
+    for part, items in entries.items():
+        for entry in items:
+            if part != _IMAGES and known[entry.name](entry.options).needs.turns_stream:
+                message = (
+                    f"rotates the stream of the part {part}, into which the image encoder's features would no longer"
+                    f" fit; choose another method{', or rotate: false' if entry.name == 'rsq' else ''}"
+                )
+                yield recipe.problem(("passes", entry.place, entry.name), message)
+
+
 def _not_stock(recipe: Recipe, parts: Mapping[str, Prepared]) -> Iterator[Problem]:
     """Yield the parts that stock transformers could not load as parts of the whole model, where that is written."""
     for part, prepared in parts.items() if recipe.export.format == "safetensors" else ():
-        blueprint = prepared.blueprints[-1]
-        if blueprint.grids or SECTION in config_for(prepared.source, blueprint):
+        blueprint, source = prepared.blueprints[-1], prepared.source
+        # Inside the whole model it is a stock class that runs, also for a part that is a class of ours by itself.
+        inside = replace(source, family=replace(source.family, own=False))
+        if blueprint.grids or SECTION in config_for(inside, blueprint):
             what = "is quantized" if blueprint.grids else "has layers of different widths, or computes something else"
             message = f"safetensors: the part {part} {what} after the passes, which stock transformers cannot load in a"
             yield recipe.problem(("export", "format"), f"{message} model of several; use onnx, or set model.part")
 
 
-def _inputs(tower: Tower) -> str:
-    return family_named(tower.model_type).inputs
-
-
-def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...]) -> Recipe:
+def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...], joined: Joined) -> Recipe:
     """Return the recipe for one part: its passes and its data, and no bounds, which are on the whole.
 
     What it says of kept tokens is for the images.
@@ -199,20 +270,25 @@ def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...]) -> Re
         recipe,
         export=recipe.export if images else recipe.export.model_copy(update={"kept_mask": False}),
         report=recipe.report if images else recipe.report.model_copy(update={"images": 0}),
-        model=recipe.model.model_copy(update={"part": part, "task": AUTO}),
+        model=recipe.model.model_copy(update={"part": part, "task": AUTO, "prompt": None}),
         passes=entries,
-        calibration=_section_for(recipe.calibration, part),
-        evaluation=_section_for(recipe.evaluation, part),
+        calibration=_section_for(recipe.calibration, part, joined),
+        evaluation=_section_for(recipe.evaluation, part, joined),
         verify={},
     )
 
 
-def _section_for(section: Any, part: str) -> Any:
+def _section_for(section: Any, part: str, joined: Joined) -> Any:
     """Return a section of data as one part reads it; None where it has nothing for that part."""
-    if section is None or (part != _IMAGES and section.prompts is None):
+    images = part == _IMAGES
+    if section is not None and joined.image_token is not None:  # questions are for all parts, and judged on all at once
+        if isinstance(section, EvaluationSection):
+            return section.model_copy(update={"metrics": []}) if images else None
+        return section
+    if section is None or (not images and section.prompts is None):
         return None
-    update: dict[str, Any] = {"prompts": None} if part == _IMAGES else {"data": section.prompts}
+    update: dict[str, Any] = {"prompts": None} if images else {"data": section.prompts}
     if isinstance(section, EvaluationSection):
         update["metrics"] = []
-        update |= {} if part == _IMAGES else {"samples": None}
+        update |= {} if images else {"samples": None}
     return section.model_copy(update=update)

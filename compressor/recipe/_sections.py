@@ -25,7 +25,7 @@ _UNITS = {"b": 1} | {
 }
 TASK_NAMES = (
     *("auto", "text-generation", "feature-extraction", "text-classification", "image-classification"),
-    "zero-shot-image-classification",
+    *("zero-shot-image-classification", "image-text-to-text"),
 )
 """Those of `compressor.architectures.tasks`, which this wing cannot see."""
 PASS_PARTS = ("auto", "vision", "text", "language")
@@ -89,6 +89,12 @@ def _present(value: Any) -> Any:
     return {} if value is None else value
 
 
+def _asks(value: str) -> str:
+    if not value.replace("\n", "").isprintable() or value.count("{question}") != 1:
+        raise ValueError("expected a text of visible characters that holds {question} once")
+    return value
+
+
 def _one_line(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("must be one line of visible text")
@@ -148,6 +154,12 @@ class ModelSection(Section):
         description="The tower to compress, of a model of several (CLIP, SigLIP: vision, text; LLaVA: vision,"
         " language); the artifact is that tower. Without it the artifact holds all.",
     )
+    prompt: Annotated[str, Field(max_length=1000), AfterValidator(_asks)] | None = Field(
+        default=None,
+        description="How a question about an image is put to a LLaVA model that is taken whole: a text with {question}"
+        " and the model's token for an image, such as `<image> {question} answer :`. The model's own chat template if"
+        " absent.",
+    )
     revision: Line | None = Field(
         default=None, description="Branch, tag or commit of a hub model; the default branch if absent."
     )
@@ -158,8 +170,8 @@ class CalibrationSection(Section):
 
     data: Line = Field(
         description="Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with"
-        " labels.csv, or demo:train (docs/data.md has the forms); looked for beside the recipe, then in the working"
-        " folder."
+        " labels.csv, questions about images (.jsonl), or demo:train (docs/data.md has the forms); looked for beside"
+        " the recipe, then in the working folder."
     )
     prompts: Line | None = Field(
         default=None,

@@ -43,6 +43,9 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric("perplexity", "lower", "relative", meaning="how surprised the model is by held-out text"),
     "kl": Metric("KL to dense", "lower", "none", unit="nats", meaning="distance of the predictions", ideal=0.0),
     "top1": Metric("top-1 agreement", "higher", "none", share=True, meaning="same best answer as dense", ideal=1.0),
+    "greedy": Metric(
+        "same answers as dense", "higher", "none", share=True, meaning="greedy answers equal to dense's", ideal=1.0
+    ),
     "cosine": Metric(
         "cosine to dense",
         "higher",
@@ -116,6 +119,7 @@ BOUNDS: dict[str, Bounded] = {
         "kl",
     ),
     "top1": Bounded(0, 1, "Share of most likely tokens or classes equal to the dense model's.", "top1"),
+    "greedy": Bounded(0, 1, "Share of questions to which the artifact's greedy answer is the dense model's.", "greedy"),
     "cosine": Bounded(-1, 1, "Mean cosine of embeddings with the dense model's.", "cosine"),
     "cosine_min": Bounded(-1, 1, "Smallest cosine of an embedding with the dense model's.", "cosine_min"),
     "cosine_vision": Bounded(-1, 1, "Mean cosine of the images' embeddings with the dense model's.", "cosine_vision"),
@@ -131,7 +135,7 @@ BOUNDS: dict[str, Bounded] = {
         "Root mean square difference from the dense model over the spread of its outputs.",
         "relative_error",
     ),
-    "accuracy": Bounded(0, 1, "Share of right classes.", "accuracy"),
+    "accuracy": Bounded(0, 1, "Share of right classes or answers.", "accuracy"),
     "accuracy_drop": Bounded(-1, 1, "Accuracy of the dense model minus ours, as a share of 1.", "accuracy", "drop"),
     "f1": Bounded(0, 1, "F1 of all labels and samples together (micro); a label holds at a sigmoid of 0.5.", "f1"),
     "f1_drop": Bounded(-1, 1, "F1 of the dense model minus ours, as a share of 1.", "f1", "drop"),

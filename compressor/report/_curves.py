@@ -5,17 +5,38 @@ A point is on the front if no other one is at least as good at no more cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compressor.report import _format as show
 from compressor.report._plots import HEIGHT
-from compressor.report.schema import Report
+from compressor.report.schema import Report, Trial
 from compressor.report.sweep_schema import SweepPoint
 
 MARGIN = 0.06
 """Of the width, beside the outermost points."""
 _SHOWN = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a dot stands for.
+
+    Attributes:
+        cost: drawn to the right.
+        value: drawn upwards.
+        title: both in words.
+        label: beside it; empty for none.
+        chosen: whether it is what was taken.
+        dense: whether it is the dense model.
+    """
+
+    cost: float
+    value: float
+    title: str
+    label: str
+    chosen: bool = False
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,28 @@ def sweep_rows(report: Report) -> list[Row]:
     return sorted(rows, key=lambda row: -(row.point.flops or 0.0))
 
 
+def search_curves(report: Report) -> list[tuple[str, Curve]]:
+    """Return for each pass that has searched its label and the curve of what it tried."""
+    return [(entry.label, _of_trials(entry.trials)) for entry in report.passes if entry.trials]
+
+
+def _of_trials(trials: Sequence[Trial]) -> Curve:
+    def told(trial: Trial) -> str:
+        what = trial.name or ("taken" if trial.chosen else "tried")
+        return f"{what}: {trial.divergence:.4f} nats at {show.ratio(trial.flops)}"
+
+    shown = ["taken" if trial.chosen else trial.name for trial in trials]
+    points = [
+        Point(trial.flops, trial.divergence, told(trial), name, trial.chosen)
+        for name, trial in zip(shown, trials, strict=True)
+    ]
+    return drawn("divergence from dense", "FLOPs of the blocks over dense", points, _nats, show.ratio, rises=False)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3f}"
+
+
 def _curve(report: Report, points: Sequence[SweepPoint], name: str, phase: str | None) -> Curve:
     facts = show.metric(name)
     dense = report.dense.metrics.get(name)
@@ -114,30 +157,61 @@ def _curve(report: Report, points: Sequence[SweepPoint], name: str, phase: str |
         costs = [1.0, *(point.flops or 0.0 for point in points)]
     else:
         costs = [report.dense.latency_ms[phase] or 0.0, *(point.latency_ms[phase] or 0.0 for point in points)]
-    sign = -1 if facts.better == "higher" else 1
-    front = on_front(costs, [sign * value for value in values])
     form = show.milliseconds if phase is not None else show.ratio
-    names = ["dense", *(str(point.value) for point in points)]
+    what = [("dense", False), *((str(point.value), point.chosen) for point in points)]
+    drawable = [
+        Point(cost, value, f"{label}: {show.metric_value(name, value)} at {form(cost)}", label, taken, index == 0)
+        for index, (cost, value, (label, taken)) in enumerate(zip(costs, values, what, strict=True))
+    ]
+    over = f"{phase}, batch 1" if phase is not None else "FLOPs over dense"
+    return drawn(facts.label, over, drawable, _text_of(name), form, rises=facts.better == "higher")
+
+
+def _text_of(name: str) -> Callable[[float], str]:
+    return lambda value: show.metric_value(name, value)
+
+
+def drawn(
+    metric: str,
+    cost: str,
+    points: Sequence[Point],
+    value_text: Callable[[float], str],
+    cost_text: Callable[[float], str],
+    *,
+    rises: bool,
+) -> Curve:
+    """Return the curve of points, each where its figures say.
+
+    Args:
+        metric: what is drawn upwards.
+        cost: what is drawn to the right.
+        points: at least one.
+        value_text: writes a value of the metric.
+        cost_text: writes a cost.
+        rises: whether more of the metric is better.
+    """
+    costs, values = [point.cost for point in points], [point.value for point in points]
     low, high, left, right = min(values), max(values), min(costs), max(costs)
+    front = on_front(costs, [-value if rises else value for value in values])
     dots = [
         Dot(
-            MARGIN + (1 - 2 * MARGIN) * _share(cost, left, right),
-            HEIGHT * (1 - _share(value, low, high)),
-            f"{label}: {show.metric_value(name, value)} at {form(cost)}",
-            label,
-            "dense" if index == 0 else "front" if front[index] else "behind",
-            index > 0 and points[index - 1].chosen,
+            MARGIN + (1 - 2 * MARGIN) * _share(point.cost, left, right),
+            HEIGHT * (1 - _share(point.value, low, high)),
+            point.title,
+            point.label,
+            "dense" if point.dense else "front" if best else "behind",
+            point.chosen,
         )
-        for index, (label, value, cost) in enumerate(zip(names, values, costs, strict=True))
+        for point, best in zip(points, front, strict=True)
     ]
     best = sorted((dot for dot, there in zip(dots, front, strict=True) if there), key=lambda dot: dot.x)
     return Curve(
-        facts.label,
-        f"{phase}, batch 1" if phase is not None else "FLOPs over dense",
-        (show.metric_value(name, high), show.metric_value(name, low), form(left), form(right)),
+        metric,
+        cost,
+        (value_text(high), value_text(low), cost_text(left), cost_text(right)),
         dots,
         [(a.x, a.y, b.x, b.y) for a, b in zip(best, best[1:], strict=False)],
-        facts.better == "higher",
+        rises,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressor.architectures import EMBEDDINGS
 from compressor.architectures.tasks import TASKS
 from compressor.report.facts import ArtifactFacts
 
@@ -114,6 +115,41 @@ logits = np.exp(scalars["logit_scale"]) * cosine + scalars.get("logit_bias", 0.0
 print(labels[int(logits[0].argmax())])
 """
 
+SEEING = """\
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+from transformers import AutoProcessor
+
+folder = "."  # this folder
+processor = AutoProcessor.from_pretrained(folder)  # puts as many tokens into a prompt as an image has features
+sessions = [ort.InferenceSession(f"{folder}/{name}", providers=["CPUExecutionProvider"]) for name in GRAPHS]
+vision, embedding, decoder = sessions
+
+prompt = f"{processor.image_token} what is on the picture ?"
+batch = processor(images=Image.open("photo.jpg").convert("RGB"), text=prompt, return_tensors="np")
+ids, made = batch["input_ids"].astype(np.int64), []
+embeds = embedding.run(None, {"input_ids": ids})[0]
+features = vision.run(None, {"pixel_values": batch["pixel_values"]})[0]
+embeds[ids == processor.image_token_id] = features.reshape(-1, features.shape[-1])
+feeds = {"inputs_embeds": embeds, "attention_mask": np.ones_like(ids)}
+inputs, outputs = ([entry.name for entry in side] for side in (decoder.get_inputs(), decoder.get_outputs()))
+for entry in decoder.get_inputs():
+    if entry.name.startswith("past_key_values."):  # an empty cache: [batch, heads, 0, head width]
+        kind = np.float16 if "float16" in entry.type else np.float32
+        feeds[entry.name] = np.zeros((1, entry.shape[1], 0, entry.shape[3]), kind)
+while len(made) < 16:
+    length = feeds["attention_mask"].shape[1]
+    if "position_ids" in inputs:
+        feeds["position_ids"] = np.arange(length, dtype=np.int64)[None, -feeds["inputs_embeds"].shape[1]:]
+    found = dict(zip(outputs, decoder.run(None, feeds)))
+    made.append(int(found.pop("logits")[0, -1].argmax()))
+    feeds |= {name.replace("present", "past_key_values"): cache for name, cache in found.items()}
+    feeds["inputs_embeds"] = embedding.run(None, {"input_ids": np.asarray([made[-1:]])})[0]
+    feeds["attention_mask"] = np.ones((1, length + 1), np.int64)
+print(processor.tokenizer.decode(made))
+"""
+
 SENTENCES = """\
 from sentence_transformers import SentenceTransformer
 
@@ -159,7 +195,7 @@ def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
     """Return title and code of each way to load a graph."""
     known = TASKS.get(task)
     if facts.graphs:
-        return [("ONNX Runtime", _zero_shot(facts))]
+        return [("ONNX Runtime", _seeing(facts) if facts.seeing else _zero_shot(facts))]
     image = IMAGE if known is None or known.output == "logit" else IMAGE_FEATURES
     plain = DECODER if facts.decoder else image if facts.pixels else ENCODER
     plain = plain.replace("padding=True", 'padding="max_length"') if facts.full_length else plain
@@ -177,6 +213,13 @@ def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
             where += ", one prompt at a time, as it pads batches on the left and this graph takes right padding alone"
         parts.append((where, OPTIMUM.format(kind=known.ort_class)))
     return parts
+
+
+def _seeing(facts: ArtifactFacts) -> str:
+    """Return the code that lets a language model read the image features of another graph."""
+    by_name = dict(facts.graphs)
+    vision, decoder = sorted(by_name, key=lambda name: name in EMBEDDINGS)
+    return SEEING.replace("GRAPHS", f'("{vision}", "{EMBEDDINGS[decoder]}", "{decoder}")')
 
 
 def _zero_shot(facts: ArtifactFacts) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from compressor.architectures import EMBEDDINGS, Family, Tower, family_named
 from compressor.errors import ModelError
 from compressor.measure.runner import stated_family
-from compressor.model.parts import parts_of
+from compressor.model.parts import joined_by, parts_of
 from compressor.storage.artifact import runtime_model
 from compressor.storage.companions import MODULES
 from compressor.storage.json_files import read_json
@@ -33,6 +33,7 @@ class ArtifactFacts:
         kind: class of transformers that loads the model, where it is not the one of its task.
         full_length: whether texts are padded to all the positions of the model.
         graphs: of a model of several parts, the files of their graphs and the outputs that hold their embeddings.
+        seeing: whether one of them gives image features that another one reads in its prompts.
     """
 
     format: Literal["onnx", "safetensors"]
@@ -48,6 +49,7 @@ class ArtifactFacts:
     kind: str = ""
     full_length: bool = False
     graphs: tuple[tuple[str, str], ...] = ()
+    seeing: bool = False
 
     @classmethod
     def of(cls, folder: Path, task: str) -> ArtifactFacts:
@@ -71,11 +73,12 @@ class ArtifactFacts:
             kind=stated if family is not None and stated in family.bodies else "",
             full_length=any(f is not None and f.full_length for f in (family, *(_family(tower) for tower in towers))),
             graphs=tuple((tower.graph, tower.embedding) for tower in towers),
+            seeing=bool(towers) and joined_by(folder).image_token is not None,
         )
 
 
-def _family(tower: Tower) -> Family:
-    return family_named(tower.model_type)
+def _family(tower: Tower) -> Family | None:
+    return family_named(tower.model_type) if tower.model_type is not None else None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from compressor.report import _format as show
 from compressor.report import _sections as sections
 from compressor.report._checks import meaning, plain
-from compressor.report._curves import MARGIN, sweep_curves, sweep_phase, sweep_rows
+from compressor.report._curves import MARGIN, search_curves, sweep_curves, sweep_phase, sweep_rows
 from compressor.report._kept import kept_rows
 from compressor.report._plots import HEIGHT, percent
 from compressor.report._templates import environment
@@ -39,6 +39,7 @@ def html_report(report: Mapping[str, Any]) -> str:
         curves=sweep_curves(facts),
         points=sweep_rows(facts),
         phase=sweep_phase(facts),
+        searches=search_curves(facts),
         stages=sections.stages(facts),
         cost=sections.cost(facts),
         environment=show.environment(facts),

@@ -73,6 +73,22 @@ class Check(Part):
         return data
 
 
+class Trial(Part):
+    """One of the things that a pass has tried before it decided.
+
+    Attributes:
+        flops: share of the blocks' operations that it leaves.
+        divergence: from the dense model, KL of the outputs on calibration data in nats.
+        name: what people call it; empty for one of many.
+        chosen: whether the pass does it.
+    """
+
+    flops: float
+    divergence: float
+    name: str = ""
+    chosen: bool = False
+
+
 class PassEntry(Part):
     """One pass of the recipe and what it did.
 
@@ -87,6 +103,7 @@ class PassEntry(Part):
             they are those of the report's `dense`.
         layers: what changed in each: `index`, and `<dimension>_before` and `<dimension>_after` for each dimension.
         notes: what the pass decided by itself, and why.
+        trials: what it has tried for that.
         part: the part of the model that it was applied to, of a model of several.
     """
 
@@ -100,6 +117,7 @@ class PassEntry(Part):
     quality_dense: dict[str, float | None] = Field(default_factory=dict)
     layers: list[dict[str, Any]] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    trials: list[Trial] = Field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -175,12 +193,27 @@ class Continuation(Part):
     differs_at: int | None = None
 
 
+class QuestionKind(Part):
+    """How well questions of one kind about images are answered.
+
+    Attributes:
+        questions: how many there are.
+        ours: share of right answers.
+        dense: the same of the dense model.
+    """
+
+    questions: int
+    ours: float
+    dense: float | None = None
+
+
 class Report(Part):
     """The whole of `report.json`.
 
     Attributes:
         greedy: of a model that generates text, how it goes on from some prompts.
         kept_tokens: of a model in which image tokens go, which of them are left.
+        kinds: of a model that is asked questions about images, how well those of each kind are answered.
         sweep: what other values of an option would have given.
         notes: what the reader should know before the figures are believed.
         artifact: the artifact folder, known to whoever made or verified it; not in the file, which lies in the folder.
@@ -200,6 +233,7 @@ class Report(Part):
     notes: list[str] = Field(default_factory=list)
     greedy: list[Continuation] = Field(default_factory=list)
     kept_tokens: KeptTokens | None = None
+    kinds: dict[str, QuestionKind] = Field(default_factory=dict)
     sweep: Sweep | None = None
     artifact: Path | None = None
 
@@ -297,6 +331,7 @@ def build_report(
     environment: Mapping[str, Any] | None = None,
     greedy: Sequence[Mapping[str, Any]] = (),
     kept_tokens: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put a version 1 report together: the ratios and the verdict follow from the rest.
@@ -314,6 +349,7 @@ def build_report(
         environment: versions, processor, threads.
         greedy: how both models go on from some prompts (see `Continuation`).
         kept_tokens: which image tokens are left (see `KeptTokens`); none are known where it is empty.
+        kinds: how well each kind of question about images is answered (see `QuestionKind`); none where it is empty.
         sweep: what other values of an option give (see `Sweep`); None where the recipe has no sweep.
 
     Raises:
@@ -339,6 +375,7 @@ def build_report(
             "environment": environment or {},
             "greedy": greedy,
             **({"kept_tokens": kept_tokens} if kept_tokens else {}),
+            **({"kinds": kinds} if kinds else {}),
             **({"sweep": sweep} if sweep else {}),
         }
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.data.kinds import EvalData
-from compressor.data.reading import load_data
+from compressor.data.questions import load_samples
 from compressor.errors import (
     CompressorError,
     DataError,
@@ -127,7 +127,7 @@ def verify(job: Job, advance: Callable[[str], None] = lambda done: None) -> Verd
     advance("outputs")
     comparable = runner is not None and _right_task(job, runner, dense, checks)
     if job.data is not None and runner is not None and comparable:
-        data = load_data(job.data, runner.task, job.dense or job.artifact)
+        data = load_samples(job.data, runner.task, job.dense or job.artifact)
         quality, found = _check_quality(job, runner, dense, data)
         checks += found
         greedy = continuations(runner, dense, data) if dense is not None else []
@@ -370,6 +370,7 @@ def _time(job: Job, loaded: bool) -> tuple[Timing | None, list[Check]]:
             threads=job.threads,
             batch=job.batches,
             length=job.length,
+            shorter=job.shorter,
             rounds=job.rounds,
             seconds=job.seconds,
             memory=job.memory,

@@ -6,13 +6,14 @@ each model appends its most likely token again and again, in the runtime of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor.data.kinds import EvalData, Ids, TextData
+from compressor.data.kinds import EvalData, TextData
 from compressor.data.preprocessors import load_tokenizer
 from compressor.machine.shortage import raise_shortage
 from compressor.measure.runner import Runner, read_config
@@ -62,11 +63,16 @@ def continuations(runner: Runner, dense: Runner, data: EvalData) -> list[dict[st
     except Exception as error:  # a graph that cannot go on from a cache fails `parity.greedy`, or has none
         raise_shortage(error)
         return []
-    return _told(dense.folder, prompts, made[0], made[1])
+    return told(dense.folder, zip(prompts.tolist(), made[0].tolist(), made[1].tolist(), strict=True))
 
 
-def _told(folder: Path, prompts: Ids, theirs: Ids, ours: Ids) -> list[dict[str, Any]]:
-    """Return the continuations [N, T] of the prompts as text, each up to the end that a model gave it."""
+def told(folder: Path, samples: Iterable[tuple[list[int], list[int], list[int]]]) -> list[dict[str, Any]]:
+    """Return the continuations of prompts as text, each up to the end that a model gave it.
+
+    Args:
+        folder: with the tokenizer.
+        samples: tokens of prompts, of what the dense model appends, and of what the artifact appends.
+    """
     tokenizer = load_tokenizer(folder, folder.name)
     stated = read_config(folder).get("eos_token_id")
     ends = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id}
@@ -75,7 +81,7 @@ def _told(folder: Path, prompts: Ids, theirs: Ids, ours: Ids) -> list[dict[str, 
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     found = []
-    for prompt, *sides in zip(prompts.tolist(), theirs.tolist(), ours.tolist(), strict=True):
+    for prompt, *sides in samples:
         begun = text(prompt)
         first, second = (_ended(side, ends) for side in sides)
         # Together with the prompt: some tokenizers drop the space that a text begins with.

@@ -122,6 +122,7 @@ class Job:
         threads: intra-op threads for everything.
         batches: batch sizes to time; the first gives the headline.
         length: tokens to time (see `compressor.measure.benchmark.compare`).
+        shorter: by how many tokens prompts of ours are shorter when they are timed; see there.
         rounds: rounds per timed phase.
         seconds: time budget per timed phase.
         timing: whether to time at all.
@@ -139,6 +140,7 @@ class Job:
     threads: int = 1
     batches: tuple[int, ...] = (1, 4)
     length: int | None = None
+    shorter: int = 0
     rounds: int = 15
     seconds: float = 6.0
     timing: bool = True
@@ -186,6 +188,7 @@ class Verdict:
         timing: the benchmark in full (see `compressor.measure.timing.Timing.to_json`); empty when nothing was timed.
         greedy: report.json's `greedy`: what both models append to some prompts.
         kept_tokens: report.json's `kept_tokens`: what is kept of the tokens of evaluation images.
+        kinds: report.json's `kinds`: how well each kind of question is answered.
         seconds: wall-clock time of the verification.
         peak_memory_bytes: highest resident memory of the verifying process.
     """
@@ -197,6 +200,7 @@ class Verdict:
     timing: dict[str, Any] = field(default_factory=dict)
     greedy: list[dict[str, Any]] = field(default_factory=list)
     kept_tokens: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
 
@@ -237,6 +241,7 @@ class Verdict:
             "timing": self.timing,
             "greedy": self.greedy,
             "kept_tokens": self.kept_tokens,
+            "kinds": self.kinds,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
         }

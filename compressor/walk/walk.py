@@ -172,8 +172,16 @@ class Walk:
         raise ModelError("the model does not call its blocks one by one: the family's table does not fit it")
 
     def forward(self, inputs: dict[str, Any]) -> Any:
-        """Run the model, with whatever blocks it now has, on numpy inputs."""
+        """Run the model, with whatever blocks it now has, on numpy inputs.
+
+        Image features [batch, features, width], where there are any, take the places of the embeddings of tokens that
+        `image_places`, bool [batch, tokens], names.
+        """
         tensors = {name: torch.as_tensor(array).to(self.device) for name, array in inputs.items()}
+        if (features := tensors.pop("image_features", None)) is not None:
+            embeds = self.model.get_input_embeddings()(tensors.pop("input_ids"))
+            places = tensors.pop("image_places")[..., None].expand_as(embeds)
+            tensors["inputs_embeds"] = embeds.masked_scatter(places, features.to(embeds))
         extra = {"use_cache": False} if self.source.task == "text-generation" else {}
         return self.model(**tensors, **extra)
 

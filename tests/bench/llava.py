@@ -2,80 +2,39 @@
 
 MODEL is a folder of `make demo-llava`, QUESTIONS its `questions.jsonl` beside `images/`. The three graphs run in plain
 ONNX Runtime sessions. For each method and number of tokens one line of JSON: `accuracy` of whole answers, by kind of
-question too, and over the tokens of the right answers `kl` from the model with all tokens (nats) and `top1` agreement.
+question too, over the tokens of the right answers `kl` from the model with all tokens (nats) and `top1` agreement, and
+the share of questions with the same `greedy` answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from compressor.data.kinds import Batches, Ids, Inputs
-from compressor.data.preprocessors import load_processor, load_tokenizer
+from compressor.data.kinds import AnswerData, Batches
+from compressor.data.questions import load_answers
+from compressor.data.reading import DataRequest
 from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.safetensors import export_safetensors
+from compressor.measure.answers import SeeingModel, measure_answers
 from compressor.measure.onnx_runner import OnnxRunner
-from compressor.measure.runner import read_config
-from compressor.measure.scores import log_softmax
 from compressor.model.folder import open_model
+from compressor.model.parts import image_token_of
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 
-METHODS = ("fastervlm", "random-visual-tokens", "divprune", "visionzip")
+METHODS = (
+    *("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fopru", "vtc-cls", "hiprune", "flowcut"),
+    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+)
 SHARES = (0.5, 0.25, 0.11)
 PROMPT = "<image> {question} answer :"
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A LLaVA model of three graphs.
-
-    Attributes:
-        vision: gives image features.
-        language: embeds tokens, and goes from embeddings to logits.
-        image_token: whose place in a prompt the features of an image take.
-    """
-
-    vision: OnnxRunner
-    language: OnnxRunner
-    image_token: int
-
-    def inputs(self, pixels: NDArray[Any], ids: Ids) -> Inputs:
-        """Return what the decoder reads for an image [1, channels, height, width] and tokens [1, T], one of it."""
-        features = self.vision.forward({"pixel_values": pixels})
-        (place,) = np.flatnonzero(ids[0] == self.image_token)
-        before, behind = ids[:, :place], ids[:, place + 1 :]
-        places = np.full((1, features.shape[1]), self.image_token)
-        parts = [self.language.embed(before), features, self.language.embed(behind)]
-        return {
-            "input_ids": np.concatenate([before, places, behind], axis=1),
-            "inputs_embeds": np.concatenate(parts, axis=1),
-        }
-
-    def logits(self, pixels: NDArray[Any], ids: Ids) -> NDArray[np.float32]:
-        """Return the logits [tokens, vocabulary] of all tokens."""
-        return self.language.forward(self.inputs(pixels, ids))[0]
-
-    def generate(self, pixels: NDArray[Any], ids: Ids, count: int) -> Ids:
-        """Return the greedy continuation [1, count]."""
-        step, past, made = self.inputs(pixels, ids), None, []
-        length = step["input_ids"].shape[1]
-        for number in range(count):
-            mask = np.ones((1, length + number), np.int64)
-            logits, past = self.language.extend({**step, "attention_mask": mask}, past)
-            made.append(logits[:, -1].argmax(-1))
-            step = {"input_ids": made[-1][:, None]}
-        return np.stack(made, axis=1)
 
 
 def open_vision(model: Path, work: Path, method: str | None = None, **options: Any) -> OnnxRunner:
@@ -101,64 +60,28 @@ def open_language(model: Path, work: Path) -> OnnxRunner:
     return OnnxRunner(work)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about an image, as tokens [1, T] that end with the right answer of `answer` tokens."""
-
-    kind: str
-    pixels: NDArray[Any]
-    ids: Ids
-    answer: int
+def read_questions(model: SeeingModel, file: Path) -> AnswerData:
+    """Return the questions of a file as a model reads them."""
+    request = DataRequest(str(file.resolve()), (), None, 0, 0, "evaluation", prompt=PROMPT)
+    return load_answers(request, model.language.folder, model.vision.folder, model.image_token)
 
 
-def read_questions(model: Path, file: Path) -> Iterator[Question]:
-    """Yield the questions of a file, their images prepared by the model's own processor."""
-    tokenizer, processor = load_tokenizer(model), load_processor(model)
-    for line in file.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        image = Image.open(file.parent / "images" / entry["image"])
-        pixels = processor(image, return_tensors="np")["pixel_values"]
-        prompt = tokenizer(PROMPT.format(**entry))["input_ids"]
-        answer = [*tokenizer(entry["answer"])["input_ids"], tokenizer.eos_token_id]
-        yield Question(entry["kind"], pixels, np.asarray([[*prompt, *answer]]), len(answer))
-
-
-def answers(model: Joined, questions: Sequence[Question]) -> list[NDArray[np.float64]]:
-    """Return the log-probabilities [answer, vocabulary] of each token of the right answers."""
-    return [
-        log_softmax(model.logits(asked.pixels, asked.ids)[-asked.answer - 1 : -1]).astype(np.float64)
-        for asked in questions
-    ]
-
-
-def figures(
-    ours: Sequence[NDArray[np.float64]], dense: Sequence[NDArray[np.float64]], questions: Sequence[Question]
-) -> dict[str, Any]:
-    """Return accuracy, overall and by kind, and agreement with the dense model over the tokens of right answers."""
-    pairs = zip(ours, questions, strict=True)
-    right = [bool((p.argmax(-1) == asked.ids[0, -asked.answer :]).all()) for p, asked in pairs]
-    kinds: dict[str, list[bool]] = {}
-    for asked, hit in zip(questions, right, strict=True):
-        kinds.setdefault(asked.kind, []).append(hit)
-    mine, theirs = np.concatenate(ours), np.concatenate(dense)
-    return {
-        "accuracy": float(np.mean(right)),
-        "kinds": {kind: float(np.mean(hits)) for kind, hits in sorted(kinds.items())},
-        "kl": float((np.exp(theirs) * (theirs - mine)).sum(-1).mean()),
-        "top1": float((mine.argmax(-1) == theirs.argmax(-1)).mean()),
-    }
+def figures(ours: SeeingModel, dense: SeeingModel, questions: AnswerData) -> dict[str, Any]:
+    """Return accuracy, overall and by kind, and agreement with the dense model."""
+    found = measure_answers(ours, dense, questions)
+    return {**found.quality.ours, "kinds": {kind: entry["ours"] for kind, entry in found.kinds.items()}}
 
 
 def measured(model: Path, file: Path, work: Path, cases: Sequence[tuple[str, float]]) -> Iterator[Mapping[str, Any]]:
     """Yield the figures of the model with all tokens, then those of each method and share of the tokens."""
-    questions = list(read_questions(model, file))
-    language, token = open_language(model, work / "language"), int(read_config(model)["image_token_index"])
-    dense = answers(Joined(open_vision(model, work / "dense"), language, token), questions)
+    language, token = open_language(model, work / "language"), image_token_of(model)
+    assert token is not None, "of a LLaVA model"
+    dense = SeeingModel(open_vision(model, work / "dense"), language, token)
+    questions = read_questions(dense, file)
     yield {"method": "dense", "keep": 1.0, **figures(dense, dense, questions)}
     for method, keep in cases:
         vision = open_vision(model, work / f"{method}-{keep}", method, keep=keep)
-        found = answers(Joined(vision, language, token), questions)
-        yield {"method": method, "keep": keep, **figures(found, dense, questions)}
+        yield {"method": method, "keep": keep, **figures(SeeingModel(vision, language, token), dense, questions)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,9 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.llava", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("questions", type=Path)
+    parser.add_argument("--only", default="", help="methods whose names match a regular expression")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="llava-bench-") as work:
-        cases = [(method, keep) for keep in SHARES for method in METHODS]
+        cases = [(method, keep) for keep in SHARES for method in METHODS if re.search(given.only, method)]
         for line in measured(given.model, given.questions, Path(work), cases):
             print(json.dumps(line), flush=True)
     return 0

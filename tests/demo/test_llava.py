@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from compressor.demo.muon import Muon
 from compressor.demo.pictures import CELL, COLOURS, DIGITS, KINDS, SIDE, WORDS, Picture, pictures
 from compressor.demo.train_llava import (
     IGNORED,
@@ -72,11 +73,44 @@ def test_every_answer_is_right_and_every_kind_is_asked() -> None:
 
 def test_only_answers_are_learned() -> None:
     tokenizer = build_tokenizer()
-    ids, labels, owners = encode(tokenizer, SOME[:2])
-    assert len(ids) == sum(len(picture.questions) for picture in SOME[:2]) == len(owners)
-    told = [tokenizer.decode(row[row != IGNORED].tolist()) for row in labels]
-    assert told == [answer for picture in SOME[:2] for _, _, answer in picture.questions]
-    assert (ids[:, :PATCHES] == ids[0, 0]).all() and (labels[:, :PATCHES] == IGNORED).all()
+    asked = encode(tokenizer, SOME[:2])
+    for picture, ids, labels, owners in zip(SOME[:2], asked.ids, asked.labels, asked.owners, strict=True):
+        learned = labels != IGNORED
+        told = [tokenizer.decode(labels[(owners == n) & learned].tolist()) for n in range(1, 1 + len(KINDS))]
+        assert [text for text in told if text] == [answer for _, _, answer in picture.questions]
+        assert (ids[:PATCHES] == ids[0]).all() and (labels[:PATCHES] == IGNORED).all() and not owners[:PATCHES].any()
+
+
+def test_a_question_beside_others_is_a_question_alone() -> None:
+    tokenizer, model = build_tokenizer(), build_model().eval()
+    together = encode(tokenizer, SOME[:3])
+    with torch.no_grad():
+        logits, _ = answered(model, prepared(SOME[:3]), together)
+        for place, picture in enumerate(SOME[:3]):
+            for number in range(1, 1 + len(picture.questions)):
+                own = (together.owners[place] == 0) | (together.owners[place] == number)
+                ids = together.ids[place][None, own]
+                alone = model(input_ids=ids, pixel_values=prepared([picture])).logits[0]
+                torch.testing.assert_close(logits[place][own], alone, rtol=0, atol=1e-5)
+
+
+def test_muon_is_that_of_torch_without_its_rounding() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(*shape)) for shape in ((24, 16), (24, 16), (16, 40))]
+    start = [matrix.detach().clone() for matrix in ours]
+    theirs = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+    optimizers = [
+        Muon(ours, lr=0.1),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, before in zip(ours, theirs, start, strict=True):
+        assert (mine - other).norm() < 0.02 * (other - before).norm(), "theirs are rounded to bfloat16"
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +150,7 @@ def test_it_loads_with_its_processor_and_answers_as_it_was_trained(
     loaded = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     with torch.no_grad():
         logits = loaded(**given).logits
-        ids, _, owners = encode(build_tokenizer(), SOME[:1])
-        wanted, _ = answered(model, prepared(SOME[:1]), ids[:1], owners[:1])
+        wanted, _ = answered(model, prepared(SOME[:1]), encode(build_tokenizer(), SOME[:1]))
     torch.testing.assert_close(given["pixel_values"], prepared(SOME[:1]), rtol=0, atol=1e-6)
     torch.testing.assert_close(logits, wanted[:, : logits.shape[1]], rtol=0, atol=1e-4)
 

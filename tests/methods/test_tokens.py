@@ -219,6 +219,11 @@ def test_counts_are_found_on_calibration_images(pico: Pico, tmp_path: Path) -> N
     room = Room(range(3), 16, 1, half=False)
     counts = {r.block: r.keep - 1 for r in model.blueprint.reductions}
     assert work(source.shapes, room, counts) <= 0.7 * work(source.shapes, room, {})
+    equal_steps, (taken,) = made.trials[0], [trial for trial in made.trials if trial.chosen]
+    assert equal_steps.name == "equal steps" and len(made.trials) > 2
+    assert taken.flops == pytest.approx(work(source.shapes, room, counts) / work(source.shapes, room, {}))
+    within = [trial.divergence for trial in made.trials if trial.flops <= 0.7]
+    assert min(within) <= taken.divergence <= equal_steps.divergence
     (note,) = made.notes
     found, equal = (float(number) for number in re.findall(r"(\d+\.\d+) (?:nats|with)", note))
     images = torch.cat([torch.as_tensor(batch["pixel_values"]) for batch in batches])

@@ -3,122 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from pydantic import ValidationError
 
 from compressor.errors import UsageError
-from compressor.exporters.modeling_tokens import _reduced
+from compressor.exporters.modeling_ends import _handed_on
 from compressor.exporters.onnx import export_onnx
+from compressor.exporters.onnx.trace import BATCH, trace
 from compressor.measure.onnx_runner import OnnxRunner
+from compressor.model.blueprint import Reduction
 from compressor.model.folder import ModelFolder, open_model
 from compressor.model.token_margins import margins
+from compressor.model.token_pixels import patch_entropy
 from compressor.model.token_reduction import TokenTrack, choose, reduce
+from compressor.model.token_regions import budgets, region_labels, shared_out
 from compressor.model.token_scores import Seen
 from compressor.passes import methods
 from tests.methods.test_tokens import loaded, pixels, planned
-from tests.methods.token_papers import Array, best, cosine
+from tests.methods.visual_papers import BLOCKS, PRESETS, Image, shared
 
 Pico = Callable[..., Path]
-COLUMNS, BLOCKS = 4, 3
-
-
-@dataclass
-class Image:
-    """What the blocks of an encoder have seen of one image: attention [blocks, heads, tokens, tokens] and so on."""
-
-    hidden: Array
-    attention: Array
-    keys: Array
-    values: Array
-
-    def class_attention(self, block: int = -1) -> Array:
-        """Of the patches."""
-        return np.asarray(self.attention[block, :, 0, 1:].mean(0))
-
-
-Kept = list[list[int]]
-"""For each token that goes on the patches that it is the mean of, in order of their first."""
-
-
-def alone(patches: list[int]) -> Kept:
-    return [[patch] for patch in sorted(patches)]
-
-
-def divprune(s: Image, left: int) -> Kept:
-    x = s.hidden[1:]
-    distance = np.array([[1 - cosine(a, b) for b in x] for a in x])
-    everything = list(range(len(x)))
-    chosen = [max(everything, key=lambda i: min(distance[i, j] for j in everything if j != i))]
-    while len(chosen) < left:
-        rest = [i for i in everything if i not in chosen]
-        chosen.append(max(rest, key=lambda i: min(distance[i, j] for j in chosen)))
-    return alone(chosen)
-
-
-def fopru_rank(s: Image, left: int) -> Kept:
-    return alone(best(s.class_attention(), list(range(16)), left))
-
-
-def fopru_rows(s: Image, left: int) -> Kept:
-    sums = [sum(s.class_attention()[row * COLUMNS : (row + 1) * COLUMNS]) for row in range(4)]
-    rows = best(np.array(sums), list(range(4)), left // COLUMNS)
-    return alone([row * COLUMNS + column for row in rows for column in range(COLUMNS)])
-
-
-def visionzip(s: Image, left: int) -> Kept:
-    contextual = 2
-    dominant = best(s.class_attention(), list(range(16)), left - contextual)
-    rest = [i for i in range(16) if i not in dominant]
-    centres = rest[:: len(rest) // contextual][:contextual]
-    keys = s.keys[-1].mean(0)[1:]
-    groups = {i: [i] for i in [*dominant, *centres]}
-    for i in rest:
-        if i not in centres:
-            groups[max(centres, key=lambda c: cosine(keys[i], keys[c]))].append(i)
-    return [groups[i] for i in sorted(groups)]
-
-
-def vtc_cls(s: Image, left: int) -> Kept:
-    scores = np.mean([s.class_attention(block) for block in range(BLOCKS)], axis=0)
-    return alone(best(scores, list(range(16)), left))
-
-
-def hiprune(s: Image, left: int) -> Kept:
-    middle, deep = (s.attention[block].mean((0, 1))[1:] for block in (1, 2))
-    (anchor,) = best(middle, list(range(16)), 1)
-    row, column = divmod(anchor, COLUMNS)
-    around = [(row + down, column + right) for down, right in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))]
-    first = [r * COLUMNS + c for r, c in around if 0 <= r < 4 and 0 <= c < COLUMNS]
-    return alone([*first, *best(deep, [i for i in range(16) if i not in first], left - len(first))])
-
-
-def flowcut(s: Image, left: int) -> Kept:
-    total: Array | None = None
-    for block in range(BLOCKS):
-        values = s.values[block].transpose(1, 0, 2).reshape(17, -1)
-        products = np.exp(values @ values[0])
-        alike = products / products.sum()
-        score = (s.attention[block, :, 0].mean(0) + alike) * np.abs(values).sum(1)
-        total = score if total is None else 0.5 * total + 0.5 * score
-    assert total is not None
-    return alone(best(total[1:], list(range(16)), left))
-
-
-PRESETS: dict[str, tuple[Callable[[Image, int], Kept], str, dict[str, Any]]] = {
-    "divprune": (divprune, "divprune", {}),
-    "fopru": (fopru_rank, "fopru", {}),
-    "fopru rows": (fopru_rows, "fopru", {"select": "rows"}),
-    "visionzip": (visionzip, "visionzip", {"anchors": 0.25}),
-    "vtc-cls": (vtc_cls, "vtc-cls", {}),
-    "hiprune": (hiprune, "hiprune", {"earlier": [2], "anchors": 0.7}),
-    "flowcut": (flowcut, "flowcut", {}),
-}
 
 
 def images_of(dense: Any, source: ModelFolder, inputs: torch.Tensor) -> list[Image]:
@@ -138,7 +51,8 @@ def images_of(dense: Any, source: ModelFolder, inputs: torch.Tensor) -> list[Ima
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(width)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     attention = weights / weights.sum(-1, keepdims=True)
-    return [Image(seen["hidden"][0][i].numpy(), attention[i], k[i], v[i]) for i in range(len(inputs))]
+    hidden, images = seen["hidden"][0].numpy(), inputs.numpy()
+    return [Image(hidden[i], attention[i], k[i], v[i], images[i]) for i in range(len(inputs))]
 
 
 @pytest.fixture(scope="module")
@@ -177,18 +91,68 @@ def test_the_modelling_file_selects_the_same(pico: Pico, name: str) -> None:
         return {"keys": keys, "values": values, "attention": torch.rand(2, 4, 17, 17, generator=generator).softmax(-1)}
 
     *earlier, last = (block() for _ in range(len(reduction.also) + 1))
+    images = torch.randn(2, 3, 32, 32, generator=generator)
     seen = Seen(hidden=hidden, earlier=tuple(Seen(**each) for each in earlier), **last)
+    seen = replace(seen, entropy=patch_entropy(images, 16, 4))
     track = TokenTrack.start(hidden)
     wanted = reduce(reduction, choose(reduction, seen, track), hidden, track)[0]
-    theirs = {**last, "hidden": hidden, "earlier": earlier}
-    found = _reduced(reduction.stated(), theirs, hidden, {"sizes": torch.ones(2, 17, 1)})[0]
+    theirs = {**last, "hidden": hidden, "earlier": earlier, "pixels": images}
+    found = _handed_on(reduction.stated(), theirs, hidden)
     assert found.shape == (2, reduction.keep, 48)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     near = margins(reduction, seen)
     assert near.shape == (2, 17) and (near[:, 0] == torch.inf).all() and (near[:, 1:] >= 0).all()
 
 
-@pytest.mark.parametrize("name", ["divprune", pytest.param("visionzip", marks=pytest.mark.exhaustive)])
+class Chooses(torch.nn.Module):
+    """Every preset's selection, of what blocks have seen of the same images."""
+
+    def __init__(self, reductions: list[Reduction]) -> None:
+        super().__init__()
+        self.reductions = reductions
+
+    def forward(self, hidden: torch.Tensor, keys: torch.Tensor, attention: torch.Tensor, pixels: torch.Tensor) -> Any:
+        blocks = [Seen(keys[:, i], 1, keys[:, i] + 1, attention[:, i], hidden=hidden) for i in range(BLOCKS)]
+        seen = replace(blocks[-1], entropy=patch_entropy(pixels, 16, 4))
+        made = []
+        for reduction in self.reductions:
+            given = replace(seen, earlier=tuple(blocks[i] for i in reduction.also))
+            track = TokenTrack.start(hidden)
+            made.append(reduce(reduction, choose(reduction, given, track), hidden, track)[0])
+        return tuple(made)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("holov", "recoverable"),
+        pytest.param(("hired", "globalcom2", "correlation", "todre", "flowcut"), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_one_graph_makes_selections_alone_as_in_a_batch(pico: Pico, names: tuple[str, ...]) -> None:
+    source = open_model(pico("llava_vision"))
+    cases = [PRESETS[name] for name in names]
+    folders = [planned(source, preset, {"tokens": 8, **options}) for _, preset, options in cases]
+    module = Chooses([folder.blueprint.reductions[0] for folder in folders]).eval()
+    generator = torch.Generator().manual_seed(2)
+    hidden, keys, attention, images = (
+        torch.randn(3, *shape, generator=generator)
+        for shape in ((17, 48), (BLOCKS, 17, 4, 12), (BLOCKS, 4, 17, 17), (3, 32, 32))
+    )
+    inputs = (hidden, keys, attention.softmax(-1), images)
+    graph = ir.to_proto(trace(module, inputs, ({0: BATCH},) * 4, 20))
+    for tensor in graph.graph.initializer:
+        assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all(), "an artifact of it would fail"
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    names = [value.name for value in session.get_inputs()]
+    together = module(*inputs)
+    for samples in (slice(None), slice(1, 2)):
+        found = session.run(None, {name: tensor[samples].numpy() for name, tensor in zip(names, inputs, strict=True)})
+        for case, ours, theirs in zip(names, found, together, strict=True):
+            np.testing.assert_allclose(ours, theirs[samples].numpy(), atol=1e-5, err_msg=case)
+
+
+@pytest.mark.parametrize("name", ["vflowopt", pytest.param("visionzip", marks=pytest.mark.exhaustive)])
 def test_the_graph_selects_the_same(pico: Pico, tmp_path: Path, name: str) -> None:
     source = open_model(pico("llava_vision"))
     _, preset, options = PRESETS[name]
@@ -199,11 +163,37 @@ def test_the_graph_selects_the_same(pico: Pico, tmp_path: Path, name: str) -> No
     np.testing.assert_allclose(OnnxRunner(tmp_path).forward({"pixel_values": images.numpy()}), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("weights", "rooms", "total"),
+    [
+        ([1, 1, 1, 1], [4, 4, 4, 4], 8),
+        ([100, 1, 1, 2], [4, 4, 4, 4], 11),  # more than there is room for, and then again
+        ([5, 3, 2, 0.001], [9, 9, 9, 9], 17),
+        ([1, 0, 0, 0], [2, 3, 4, 5], 13),  # what has no weight takes up the rest
+        ([0.3, 0.3, 0.3, 0.1], [4, 4, 4, 4], 5),  # equal remainders: the first
+    ],
+)
+def test_budgets_sum_up_and_what_is_over_is_handed_on(weights: list[float], rooms: list[int], total: int) -> None:
+    given = torch.tensor([weights, weights[::-1]], dtype=torch.float32)
+    space = torch.tensor([rooms, rooms[::-1]], dtype=torch.float32)
+    found = budgets(shared_out(given, space, total), total)
+    assert found.sum(-1).tolist() == [total, total] and (found <= space).all()
+    assert found[0].tolist() == shared([max(weight, 1e-6) for weight in weights], rooms, total)
+
+
+def test_regions_divide_any_grid() -> None:
+    labels = region_labels(30, 6, 4).reshape(5, 6)
+    assert labels.tolist() == [[0, 0, 0, 1, 1, 1]] * 3 + [[2, 2, 2, 3, 3, 3]] * 2
+    assert region_labels(36, 6, 16).bincount().tolist() == [4, 2, 4, 2, 2, 1, 2, 1, 4, 2, 4, 2, 2, 1, 2, 1]
+
+
 def test_what_does_not_fit_is_refused(pico: Pico) -> None:
     source = open_model(pico("llava_vision"))
     with pytest.raises(UsageError, match=r"hiprune.earlier: \[3\] for block 3"):
         planned(source, "hiprune", {"tokens": 8, "earlier": [3]})
+    with pytest.raises(UsageError, match=r"hired.regions: 25 regions of 4 x 4 patches"):
+        planned(source, "hired", {"tokens": 8, "regions": 25})
     mechanism = methods()["visual-tokens"].Options
-    for options in ({"score": "hidden_state"}, {"select": "neighbours"}, {"earlier": [1]}):
+    for options in ({"score": "hidden_state"}, {"select": "neighbours"}, {"earlier": [1]}, {"quota": "density"}):
         with pytest.raises(ValidationError, match="goes with"):
             mechanism(tokens=8, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.report._curves import on_front, sweep_curves, sweep_rows
+from compressor.report._curves import on_front, search_curves, sweep_curves, sweep_rows
 from compressor.report.html import html_report
 from compressor.report.schema import check_report
 from tests.report.samples import encoder
@@ -61,3 +61,17 @@ def test_the_page_lists_the_points_dearest_first() -> None:
     assert page.problems == [] and page.open == []
     assert "0.8 beaten by another" in page.text and "0.7 the artifact" in page.text and "0.5 not verified" in page.text
     assert "Other values" not in Page(html_report(encoder())).text
+
+
+def test_what_a_search_tried_is_drawn_and_what_it_took_is_marked() -> None:
+    made = encoder()
+    tried = [("equal steps", 0.7, 0.3, False), ("", 0.9, 0.1, False), ("", 0.8, 0.4, False), ("", 0.69, 0.2, True)]
+    trials = [{"name": n, "flops": f, "divergence": d, "chosen": c} for n, f, d, c in tried]
+    made["passes"] = [{**made["passes"][0], "trials": trials}]
+    ((name, curve),) = search_curves(check_report(made))
+    assert name == made["passes"][0]["name"] and curve.ends == ("0.400", "0.100", "0.69×", "0.90×")
+    assert [dot.kind for dot in curve.dots] == ["behind", "front", "behind", "front"]
+    assert [dot.label for dot in curve.dots] == ["equal steps", "", "", "taken"] and curve.dots[3].chosen
+    page = Page(html_report(made))
+    assert page.problems == [] and page.open == []
+    assert "What was tried" in page.text and "What was tried" not in Page(html_report(encoder())).text

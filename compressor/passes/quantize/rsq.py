@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -41,6 +42,7 @@ class Rsq(Gptq):
     def __init__(self, options: Any) -> None:
         """Take validated options."""
         super().__init__(options)
+        self.needs = replace(self.needs, turns_stream=options.rotate is not False)
         self._importance: dict[int, torch.Tensor] = {}
         self.notes: list[str] = []
 

@@ -92,7 +92,11 @@ class SliceGPT:
         self.options = options
         walks = 3 if options.rotation == "shared" else 2
         self.needs = Needs(
-            calibration="must", dense=options.refit, walks=walks, tokens_per_channel=options.tokens_per_channel
+            calibration="must",
+            dense=options.refit,
+            walks=walks,
+            tokens_per_channel=options.tokens_per_channel,
+            turns_stream=True,
         )
         self.notes: list[str] = []
 

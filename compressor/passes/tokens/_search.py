@@ -1,7 +1,7 @@
 """The counts that lose least under a budget of operations, found by agreement with the dense model.
 
 Greedy: a few tokens at a time go in the block where the divergence from the dense model's outputs, on calibration
-images without labels, grows least for the operations that it saves.
+images without labels, grows least for the operations that it saves. What was tried on the way is kept for the report.
 """
 
 from __future__ import annotations
@@ -103,6 +103,25 @@ def searched(
         gone[block] = gone.get(block, 0) + step
         path.append((counts, now))
     return path[1:]
+
+
+class Tried:
+    """A loss that remembers what it was asked for.
+
+    Attributes:
+        points: for each counts the share of the blocks' operations that they leave, and their loss; in order.
+    """
+
+    def __init__(self, shapes: StackShapes, room: Room, loss: Callable[[Counts], float]) -> None:
+        """Ask `loss`, of a model of `shapes`."""
+        self._shapes, self._room, self._loss = shapes, room, loss
+        self.points: list[tuple[float, float]] = []
+
+    def __call__(self, counts: Counts) -> float:
+        """Return the loss of counts."""
+        lost = self._loss(counts)
+        self.points.append((work(self._shapes, self._room, counts) / work(self._shapes, self._room, {}), lost))
+        return lost
 
 
 class Divergence:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor._lazy import lazy
 from compressor.errors import ModelError, UsageError
-from compressor.passes.base import Findings, Needs, Options, PassFamily, Target
+from compressor.passes.base import Findings, Needs, Options, PassFamily, Target, Trial
 from compressor.passes.tokens._options import TokenOptions
 from compressor.passes.tokens._schedule import chosen_layers, schedule
-from compressor.passes.tokens._search import Counts, Divergence, Room, even, searched, work
+from compressor.passes.tokens._search import Counts, Divergence, Room, Tried, even, searched, work
 from compressor.passes.tokens._texts import text_reductions
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class TokenReduction:
         """Take validated options; `name` is that of the preset."""
         self.options, self.name = options, name
         self.notes: list[str] = []
+        self.trials: list[Trial] = []
         self._planned: Blueprint | None = None
         if options.flops is not None:
             self.needs = Needs(calibration="must", walks=2, foreseen=False)
@@ -120,14 +121,16 @@ class TokenReduction:
         room = self._room(source, rows * columns)
         images = [torch.as_tensor(inputs["pixel_values"]) for inputs in walk.batches]
         with torch.no_grad():
-            loss = Divergence(source, images, lambda counts: self._reductions(source, counts))
+            divergence = Divergence(source, images, lambda counts: self._reductions(source, counts))
+            loss = Tried(source.shapes, room, divergence)
             equal = even(source.shapes, room, self.options.flops)
             beside = loss(equal)
             counts, lost = searched(source.shapes, room, self.options.flops, loss)[-1]
         if lost > beside:
             counts, lost = equal, beside
         left = torch.tensor([[block, left] for block, left in counts.items()])
-        return Findings({"left": left, "losses": torch.tensor([lost, beside])})
+        chosen = [found for _, found in loss.points].index(lost)  # equal steps come first
+        return Findings({"left": left, "tried": torch.tensor(loss.points), "chosen": torch.tensor([chosen])})
 
     def begin(self, planned: Blueprint, findings: Findings) -> None:
         """Receive the counts."""
@@ -138,7 +141,12 @@ class TokenReduction:
         assert self._planned is not None, "planned before"
         if self.options.flops is not None:
             counts = {int(block): int(left) for block, left in self._found.tensors["left"]}
-            lost, beside = self._found.tensors["losses"].tolist()
+            chosen = int(self._found.tensors["chosen"])
+            points = self._found.tensors["tried"].tolist()
+            self.trials = [
+                Trial(share, loss, "" if n else "equal steps", n == chosen) for n, (share, loss) in enumerate(points)
+            ]
+            lost, beside = points[chosen][1], points[0][1]
             text = ", ".join(f"{left} behind block {block + 1}" for block, left in counts.items())
             self.notes = [
                 f"patch tokens found on the calibration images: {text}; divergence from dense {lost:.4f} nats,"

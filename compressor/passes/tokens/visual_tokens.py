@@ -9,7 +9,7 @@ needed. It covers the image tower of LLaVA models.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 _TOUCHING = 5
 """An anchor and what touches it above, below and beside."""
+REGIONS = "Into how many regions the image is divided, the fields of a square grid, each with a budget of its own."
+_SELECTS = (
+    "topk: the highest scores; rows: the rows of highest sums; neighbours: the highest of an earlier block and what"
+    " touches them, then the highest; topk_anchors: the highest, and tokens that the rest is merged into; clusters: the"
+    " same with centres of clusters; regions: the highest of each region; most_distant: those farthest from each other;"
+    " k_center: the same, from the highest score on."
+)
+_MERGING = ("topk_anchors", "clusters")
+_PLACED = ("rows", "neighbours", "regions")
 
 
 class CountOptions(Options):
@@ -49,6 +58,12 @@ class LayerOptions(CountOptions):
     )
 
 
+class RegionOptions(LayerOptions):
+    """How many tokens go on, whose attention says which, and how many regions have a budget."""
+
+    regions: Literal[4, 9, 16, 25, 36] = Field(4, description=REGIONS)
+
+
 class VisualTokenOptions(LayerOptions):
     """Options of `visual-tokens`."""
 
@@ -56,6 +71,8 @@ class VisualTokenOptions(LayerOptions):
         "cls_attn",
         "cls_attn_layers",
         "flowcut",
+        "attention_entropy",
+        "cls_similarity",
         "received",
         "wpr",
         "diag_x_col",
@@ -66,25 +83,35 @@ class VisualTokenOptions(LayerOptions):
     heads: Literal["mean", "max", "rms", "informative"] = Field(
         "mean", description="What makes one score of those of all heads; informative: of heads of middling variance."
     )
-    select: Literal["topk", "rows", "neighbours", "topk_anchors", "most_distant"] = Field(
-        "topk",
-        description="topk: the highest scores; rows: the rows of highest sums; neighbours: the highest of an earlier"
-        " block and what touches them, then the highest; topk_anchors: the highest, and tokens that the rest is merged"
-        " into; most_distant: those farthest from each other.",
+    select: Literal["topk", "rows", "neighbours", "topk_anchors", "clusters", "regions", "most_distant", "k_center"] = (
+        Field("topk", description=_SELECTS)
     )
     earlier: tuple[Block, ...] | Literal["all"] = Field(
-        (), description="Blocks before `layer` that cls_attn_layers, flowcut and neighbours read too, or all."
+        (),
+        description="Blocks before `layer` that cls_attn_layers, flowcut and neighbours read too, or all; for regions"
+        " the one whose attention budgets come from.",
     )
     anchors: float = Field(
-        0.15, gt=0, lt=1, description="topk_anchors and neighbours: the share of the tokens that are anchors."
+        0.15,
+        gt=0,
+        lt=1,
+        description="topk_anchors, clusters and neighbours: the share of the tokens that are anchors.",
     )
+    regions: Literal[4, 9, 16, 25, 36] = Field(4, description=REGIONS)
+    quota: Literal["attention", "guided", "context", "density"] | None = Field(
+        None, description="regions: what budgets come from; see the page of the method."
+    )
+    temperature: float = Field(1.0, gt=0, description="Of the softmax of the quotas guided and context.")
+    alike: float = Field(0.7, gt=0, lt=1, description="Quota density: from which cosine of keys on patches are alike.")
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
         if (self.score == "hidden_state") != (self.select == "most_distant"):
             raise ValueError("score hidden_state goes with select most_distant, and only that")
+        if (self.select == "regions") != (self.quota is not None):
+            raise ValueError("quota goes with select regions, which needs it")
         reads = self.score in ("cls_attn_layers", "flowcut") or self.select == "neighbours"
-        if reads != bool(self.earlier):
+        if reads != bool(self.earlier) and self.select != "regions":
             raise ValueError("earlier goes with score cls_attn_layers or flowcut, or select neighbours, which need it")
         return self
 
@@ -113,6 +140,7 @@ class VisualTokens:
         from compressor.model.blueprint import Reduction
         from compressor.model.cost import image_grid
         from compressor.model.reduced import check_reducible
+        from compressor.model.token_output import BY_PIXELS
 
         if source.family.selector is None:
             raise ModelError(
@@ -133,14 +161,15 @@ class VisualTokens:
             kept + leading,
             options.score,
             options.select,
-            "merge" if options.select == "topk_anchors" else "drop",
+            "merge" if options.select in _MERGING else "drop",
             "none",
             leading,
             heads=options.heads,
-            columns=columns if options.select in ("rows", "neighbours") else 0,
+            columns=columns if options.select in _PLACED or options.score in BY_PIXELS else 0,
             site="output",
             also=self._earlier(source.family.name, block),
             anchors=self._anchors(kept),
+            **self._regional(rows, columns),
         )
         self._planned = replace(source.blueprint, reductions=(found,))
         return self._planned
@@ -164,9 +193,26 @@ class VisualTokens:
             )
         return tuple(layer - 1 for layer in wanted)
 
+    def _regional(self, rows: int, columns: int) -> dict[str, Any]:
+        options = self.options
+        if options.quota is None:
+            return {}
+        if options.regions > min(rows, columns) ** 2:
+            raise UsageError(
+                f"{self.name}.regions: {options.regions} regions of {rows} x {columns} patches",
+                hint=f"At most {min(rows, columns)} side by side fit in.",
+            )
+        softened = options.quota in ("guided", "context")
+        return {
+            "regions": options.regions,
+            "quota": options.quota,
+            "temperature": options.temperature if softened else 0.0,
+            "alike": options.alike if options.quota == "density" else 0.0,
+        }
+
     def _anchors(self, kept: int) -> int:
         select, share = self.options.select, self.options.anchors
-        if select == "topk_anchors":
+        if select in _MERGING:
             return min(max(round(share * kept), 1), kept - 1) if kept > 1 else 1
         return max(int(share * kept / _TOUCHING), 1) if select == "neighbours" else 0
 
