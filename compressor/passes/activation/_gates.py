@@ -60,6 +60,11 @@ def paths(block: nn.Module, family: Family, options: ThresholdOptions, method: s
     return [*of_attention, ffn.writer if options.by == "largest" else activation_path(block, family, method)]
 
 
+def per_channel(path: str, family: Family, options: ThresholdOptions) -> bool:
+    """Tell whether the gate at a path has a threshold for each channel: of those, the activation function's alone."""
+    return options.by == "contribution" and path not in (family.attention.query.path, family.attention.output)
+
+
 def silence(
     block: BlockView, options: ThresholdOptions, planned: Blueprint, method: str
 ) -> tuple[Gates, dict[str, float]]:

@@ -98,8 +98,10 @@ class Thresholds:
         prefix = base_prefix(skeleton) + family.blocks
         block = submodule(skeleton, f"{prefix}.0")
         paths = _gates.paths(block, family, self.options, self.name)
-        names = [f"{prefix}.{index}.{path}" for index in range(len(source.shapes.layers)) for path in paths]
-        self._planned = replace(source.blueprint, gates={name: GateSpec() for name in names})
+        each = {path: GateSpec(per_channel=_gates.per_channel(path, family, self.options)) for path in paths}
+        blocks = range(len(source.shapes.layers))
+        gates = {f"{prefix}.{index}.{path}": gate for index in blocks for path, gate in each.items()}
+        self._planned = replace(source.blueprint, gates=gates)
         return self._planned
 
     def change_block(self, block: BlockView) -> Change:
