@@ -1,8 +1,8 @@
 """CATS: contextually-aware thresholding (arXiv 2404.08763).
 
 One threshold for each block: the quantile of |SiLU(W_g·x)| over calibration tokens. Where the gate's activation stays
-below it, the channel is 0: rows of the up projection and columns of the down projection need not be read, while the gate
-projection is read whole.
+below it, the channel is 0: rows of the up projection and columns of the down projection need not be read, while the
+gate projection is read whole.
 
     h_i = a_i·u_i where |a_i| > t, else 0;   a = SiLU(W_g·x), u = W_u·x
 """

@@ -20,6 +20,6 @@ METHOD = Preset(
     of=Thresholds,
     Options=SilenceOptions,
     fixed={"at": "activation", "by": "contribution", "attention": True},
-    summary="Let FFN channels that add little count as 0, by thresholds of their own; query and output inputs, too (CHESS).",
+    summary="Let FFN channels that add little count as 0, by thresholds of their own; query and output too (CHESS)",
     paper="arXiv 2409.01366",
 )

@@ -3,9 +3,9 @@
     at activation   a = act(W_g·x):  a_i = 0 where |a_i| ≤ t  (or ≤ t_i): rows of W_up and columns of W_down are skipped
     at inputs       every matrix:    x_i = 0 where |x_i| ≤ t:             columns of that matrix are skipped
 
-t is the quantile of the magnitudes on calibration tokens at which the wanted share is silent. The calibrated repair then
-refits what writes to the residual stream (attention's output matrix, the FFN's writer) by least squares, on the *gated*
-activations h' of the changed model, towards the dense model's stream:
+t is the quantile of the magnitudes on calibration tokens at which the wanted share is silent. The calibrated repair
+then refits what writes to the residual stream (attention's output matrix, the FFN's writer) by least squares, on the
+*gated* activations h' of the changed model, towards the dense model's stream:
 
     min over W of  E w‖y − W·h'‖² + λ‖W − W_0‖²,   y = dense stream behind the writer − changed stream before it
 
@@ -47,8 +47,8 @@ class ThresholdOptions(SilenceOptions):
     )
     by: Literal["magnitude", "contribution", "largest"] = Field(
         "magnitude",
-        description="magnitude: one threshold; contribution: one for each channel, of its value times the mean magnitude"
-        " of what it is multiplied by; largest: the largest of each token go on, whatever their size.",
+        description="magnitude: one threshold; contribution: one for each channel, of its value times the mean"
+        " magnitude of what it is multiplied by; largest: the largest of each token go on, whatever their size.",
     )
     attention: bool = Field(
         False, description="At activation: gate the inputs of the query and output matrices of attention, too."
