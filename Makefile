@@ -11,7 +11,7 @@ LLAVA ?= demo-llava
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-test demo demo-model demo-llava test test-all check fuzz bench clean
+.PHONY: help setup setup-test demo demo-model demo-llava test test-all kernels check fuzz bench clean
 
 help:
 	@echo 'make setup       make $(VENV) and install compressor into it'
@@ -20,6 +20,7 @@ help:
 	@echo 'make demo-llava  train a small LLaVA model on generated pictures and questions; leaves $(LLAVA)/'
 	@echo 'make test        install the test extras and run the tests, on one model family of each kind'
 	@echo 'make test-all    the same on all families and variants'
+	@echo 'make kernels     mypy and tests of the native operators in kernels/ (about a minute)'
 	@echo 'make check       ruff, mypy --strict, layer order, tests: what a change must pass'
 	@echo 'make fuzz        read 10 000 altered recipes, models, data and artifacts (about ten minutes)'
 	@echo 'make bench       measure the figures that README and recipes state'
@@ -60,6 +61,10 @@ test-all: setup-test
 build/typings:
 	mkdir -p $@/compressor
 	ln -sfn ../../../exporters $@/compressor/exporters
+
+kernels: setup-test
+	cd kernels && $(abspath $(BIN))/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q kernels/tests
 
 check: setup-test build/typings
 	$(BIN)/ruff check .

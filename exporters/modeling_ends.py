@@ -26,6 +26,8 @@ def _handed_on(reduction: dict[str, Any], seen: dict[str, Any], hidden: torch.Te
             **seen,
             "entropy": _entropy(seen["pixels"], hidden.shape[1] - reduction["protect"], reduction["columns"]),
         }
+    if reduction["select"] == "coverage":
+        return _take(hidden, _covering(reduction, seen, hidden))
     if reduction["select"] == "regions":
         return _take(hidden, _in_regions(reduction, seen))
     if reduction["select"] == "k_center":
@@ -33,6 +35,25 @@ def _handed_on(reduction: dict[str, Any], seen: dict[str, Any], hidden: torch.Te
     if reduction["select"] == "clusters":
         return _clustered(reduction, _scores(reduction, seen), hidden)
     return _reduced(reduction, seen, hidden, {"sizes": torch.ones_like(hidden[..., :1])})[0]
+
+
+def _covering(reduction: dict[str, Any], seen: dict[str, Any], features: torch.Tensor) -> torch.Tensor:
+    """Return the features [batch, n] that cover a question's tokens and all features best, by rising place."""
+    text = features[:, :0] if seen["text"] is None else seen["text"]
+    stay = features.shape[1] - seen["keys"].shape[1] + reduction["protect"]  # at the start, whatever they cover
+    unit, lengths = features[:, stay:], text.norm(dim=-1, keepdim=True)
+    unit, real = unit / unit.norm(dim=-1, keepdim=True), (lengths > 0).to(unit.dtype)
+    words = (text / lengths.clamp(min=1e-12) @ unit.transpose(1, 2) / 0.02).softmax(-1) * real
+    words = words / real.sum(1, keepdim=True).clamp(min=1)
+    alike = (unit @ unit.transpose(1, 2) / 0.2).softmax(-1) * (0.5 / unit.shape[1])
+    targets, samples = torch.cat([words, alike], dim=1).transpose(1, 2), torch.arange(len(unit))
+    covered, taken, chosen = torch.zeros_like(targets[:, 0]), torch.zeros_like(targets[..., 0]), []
+    for _ in range(reduction["keep"] - reduction["protect"]):
+        chosen.append(((targets - covered[:, None]).clamp(min=0).sum(-1) + taken).argmax(-1))
+        covered = covered.maximum(targets[samples, chosen[-1]])
+        taken[samples, chosen[-1]] = -1.0
+    kept = torch.stack(chosen, dim=1).sort(dim=-1).values + stay
+    return torch.cat([torch.arange(stay, device=kept.device).expand(len(kept), -1), kept], dim=1)
 
 
 def _entropy(pixels: torch.Tensor, patches: int, columns: int) -> torch.Tensor:

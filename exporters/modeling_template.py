@@ -15,15 +15,27 @@ from transformers import PreTrainedModel as Base
 
 # the text of these modules comes to stand here
 from compressor.exporters.modeling_ends import _handed_on
-from compressor.exporters.modeling_tokens import _begun, _columns, _graph, _reduced, _reduced_texts, _restored
+from compressor.exporters.modeling_llm import (
+    _begin_prompt,
+    _end_prompt,
+    _given_to_fewer,
+    _go_on,
+    _hear_prompt,
+    _holds_image,
+    _kept_of_prompt,
+    _prompt_attention,
+    _transition,
+)
+from compressor.exporters.modeling_tokens import _begun, _graph, _reduced, _reduced_texts, _restored, _summed
 
 OWN_TYPE = ""  # model_type of config.json where stock modules would compute something else
 _KNOWN = {
     "score": ("mean_key", "random", "cls_attn", "received", "wpr", "diag_x_col", "value_norm", "cascade", "none")
-    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity"),
+    + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum")
+    + ("unturned_attn", "transitions", "page_rank"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
-    + ("regions", "k_center", "clusters"),
-    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore"),
+    + ("regions", "k_center", "clusters", "coverage"),
+    "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit", "recover"),
 }
 
 
@@ -112,7 +124,7 @@ class _ReducedBlock(_Block):
         paths: dict[str, Any],
         head_dim: int,
         reduction: dict[str, Any] | None,
-        traits: tuple[bool, bool, bool, bool, bool],
+        traits: tuple[bool, bool, dict[str, Any] | None, bool, bool],
         tracks: list[Any],
     ) -> None:
         super().__init__(block, paths)
@@ -135,8 +147,9 @@ class _ReducedBlock(_Block):
         seen |= {"mask": track["mask"]} if "mask" in track else {}
         if self.shows is not None:
             self.shows.update(seen)
-        if self._sums:
-            seen["importance"] = _columns(seen["attention"], seen.get("mask")).sum(1) + track.get("importance", 0)
+        if self._sums is not None:
+            received = _summed(self._sums, seen["attention"], seen.get("mask"))
+            seen["importance"] = received + track.get("importance", 0)
             track = {**track, "importance": seen["importance"]}
         shortcut = getattr(self, "attention_shortcut", None)
         stream = (hidden_states if shortcut is None else shortcut(hidden_states)) + attended
@@ -176,11 +189,66 @@ class _OutputReduction(nn.Module):
         """Note the pixels that the model is called with: a hook to be called before it."""
         self._pixels = kwargs.get("pixel_values", args[0] if args else None)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
         *earlier, last = self._seen
-        return _handed_on(
-            self._reduction, {**last, "hidden": hidden, "earlier": earlier, "pixels": self._pixels}, hidden
-        )
+        given = {"hidden": hidden, "earlier": earlier, "pixels": self._pixels, "text": text}
+        return _handed_on(self._reduction, {**last, **given}, hidden)
+
+
+class _PromptBlock(_Block):
+    """A block of a language model behind which image tokens become fewer, or one that follows such a block."""
+
+    def __init__(
+        self, block: nn.Module, section: dict[str, Any], index: int, inside: list[dict[str, Any]], call: dict[str, Any]
+    ) -> None:
+        super().__init__(block, section["paths"])
+        before = [entry for entry in inside if entry["block"] < index]
+        self._reduction = next((entry for entry in inside if entry["block"] == index), None)
+        self._left, self._behind = before[-1]["keep"] if before else inside[0]["count"], bool(before)
+        self._index, self._head_dim, self._call = index, section["head_dim"], call
+        reading = (entry for entry in inside if entry["score"] == "transitions")
+        self._adds = any(index in (entry["block"], *entry.get("also", ())) for entry in reading)
+        self.first = self.last = False
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        call, cache, reduction = self._call, kwargs.get("past_key_values"), self._reduction
+        if self.first:
+            _begin_prompt(call, hidden_states)
+        past = int(cache.get_seq_length(self._index)) if cache is not None else 0
+        given = {**kwargs, **_given_to_fewer(call, kwargs, past)} if self._behind else kwargs
+        projected: list[torch.Tensor] = []
+        readers = [self.get_submodule(name) for name in self._paths["attention_readers"][:2]]
+        handles = [reader.register_forward_hook(lambda _, __, out: projected.append(out)) for reader in readers]
+        try:
+            middle = self._attended(hidden_states, (), given)
+        finally:
+            for handle in handles:
+                handle.remove()
+        out = self._written(middle)
+        if self._adds:
+            sums = call["transitions"]
+            call["transitions"] = _transition(hidden_states, out) + (0 if sums is None else sums)
+        if reduction is not None and _holds_image(call, reduction):
+            first, score = reduction.get("start", 0) - call["past"], reduction["score"]
+            seen: dict[str, Any] = {"out": out, "first": first, "transitions": call["transitions"]}
+            if score != "random":
+                module = self.get_submodule(self._paths["attention_module"])
+                seen["attention"] = _prompt_attention(module, self._head_dim, projected, given, self._index, score)
+            kept = _kept_of_prompt(reduction, seen, self._left)
+            _go_on(call, kept, out.shape[1])
+            out = out.gather(1, kept[..., None].expand(-1, -1, out.shape[-1]))
+        return _end_prompt(call, out) if self.last else out
+
+
+def _change_prompts(base: nn.Module, section: dict[str, Any], inside: list[dict[str, Any]]) -> None:
+    """Put blocks in the places of stock ones behind which image tokens become fewer, and of all that follow."""
+    blocks, call = base.get_submodule(section["paths"]["blocks"]), _hear_prompt(base)
+    inside = sorted(inside, key=lambda entry: entry["block"])
+    first = min(block for entry in inside for block in (entry["block"], *entry.get("also", ())))
+    for index in range(first, len(blocks)):  # type: ignore[arg-type]
+        blocks[index] = _PromptBlock(blocks[index], section, index, inside, call)  # type: ignore[index,operator]
+    blocks[first].first = True  # type: ignore[index]
+    blocks[-1].last = True  # type: ignore[index]
 
 
 def _loud(values: torch.Tensor, gate: dict[str, Any], threshold: Any) -> torch.Tensor:
@@ -264,20 +332,26 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     base = getattr(model, model.base_model_prefix, model)
     blocks, tracks = base.get_submodule(section["paths"]["blocks"]), []  # type: ignore[var-annotated]
     post = section["paths"]["residual"] == "post"
-    inside = [entry for entry in stack["tokens"] if entry.get("site", "block") == "block"]
-    reductions, outputs = {entry["block"]: entry for entry in inside}, [e for e in stack["tokens"] if e not in inside]
+    inside, outputs, prompts = (
+        [entry for entry in stack["tokens"] if entry.get("site", "block") == site]
+        for site in ("block", "output", "llm_layer")
+    )
+    reductions = {entry["block"]: entry for entry in inside}
     for entry in stack["tokens"]:
         if any(entry[key] not in known for key, known in _KNOWN.items()):
             raise ValueError(f"config.json: a token reduction that this file does not know: {entry}")
+    if prompts:
+        _change_prompts(base, section, prompts)
     first, returns = True, any(entry.get("returns") for entry in inside)
     full = returns or (bool(reductions) and post)
     for index in range(len(blocks)):
         before = [entry for block, entry in reductions.items() if block < index]
         biased = bool(before) and before[-1]["attention_bias"] == "log_size"
-        sums = any(entry["score"] == "cascade" and block >= index for block, entry in reductions.items())
+        reading = [entry for block, entry in reductions.items() if block >= index]
+        sums = next((entry for entry in reading if entry["score"] in ("cascade", "cls_sum")), None)
         shown = any(index in (entry["block"], *entry.get("also", ())) for entry in outputs)
         restores = full and index == len(blocks) - 1
-        if biased or sums or shown or restores or index in reductions or (before and post):
+        if biased or sums is not None or shown or restores or index in reductions or (before and post):
             traits = (first, biased, sums, returns, restores)
             blocks[index] = _ReducedBlock(
                 blocks[index], section["paths"], section["head_dim"], reductions.get(index), traits, tracks
@@ -288,7 +362,8 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
     for entry in outputs:
         seen = [blocks[block].shows for block in (*entry.get("also", ()), entry["block"])]
         selector = _OutputReduction(entry, seen)
-        setattr(model, section["paths"]["selector"], selector)
+        place = "feature_selector" if entry["select"] == "coverage" else "selector"
+        setattr(model, section["paths"][place], selector)
         model.register_forward_pre_hook(selector.see, with_kwargs=True)
     if reductions and post:
 

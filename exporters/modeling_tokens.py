@@ -55,7 +55,7 @@ def _scores(reduction: dict[str, Any], seen: dict[str, Any]) -> torch.Tensor:
         return torch.cat([shares[:, :-patches], attention + entropy], dim=1)
     if name == "cls_similarity":
         return torch.as_tensor((seen["hidden"] @ seen["hidden"][:, 0, :, None])[..., 0])
-    if name == "cascade":
+    if name in ("cascade", "cls_sum"):
         return torch.as_tensor(seen["importance"])
     if name == "cls_attn_layers":
         alone = {**reduction, "score": "cls_attn"}
@@ -142,6 +142,17 @@ def _merged(
 def _reduced(
     reduction: dict[str, Any], seen: dict[str, Any], x: torch.Tensor, track: dict[str, Any]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return the same as `_combined`; with `keep_norm` means are as long as the tokens in them are on average."""
+    if not reduction.get("keep_norm"):
+        return _combined(reduction, seen, x, track)
+    both, after = _combined(reduction, seen, torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1), track)
+    made, length = both[..., :-1], both[..., -1:]
+    return made * (length / made.norm(dim=-1, keepdim=True).clamp(min=1e-12)), after
+
+
+def _combined(
+    reduction: dict[str, Any], seen: dict[str, Any], x: torch.Tensor, track: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """Return the stream [batch, kept, width] and what is known of its tokens after a reduction.
 
     Args:
@@ -201,6 +212,17 @@ def _reduced(
     fused = (lost / lost.sum(-1, keepdim=True))[:, None] @ _take(x, gone), _take(sizes, gone).sum(1, keepdim=True)
     before = track.get("cache", (x[:, :0], sizes[:, :0]))
     after |= _moved(track, x.shape[1], kept, gone, torch.full_like(gone, stay if dropped == "fuse" else -1))
+    if dropped == "exit":
+        home = track["home"]
+        states = _take(x, home.clamp(min=0))
+        leaving = ((home >= 0) & (after["home"] < 0))[..., None]
+        after["exits"] = torch.where(leaving, states, track.get("exits", torch.zeros_like(states)))
+    elif dropped == "recover":
+        likeness = unit[:, protect:] @ _take(unit, kept)[:, protect:].transpose(1, 2)
+        made = torch.nn.functional.pad((likeness / reduction["temperature"]).softmax(-1), (protect, 0, protect, 0))
+        own = torch.arange(x.shape[1], device=x.device)[None, :, None] == kept[:, None]
+        step = torch.where(own.any(-1, keepdim=True), own.to(x.dtype), made)
+        after["recovery"] = track["recovery"] @ step if "recovery" in track else step
     x = _take(x, kept)
     if dropped == "fuse":
         x, after["sizes"] = torch.cat([x, fused[0]], dim=1), torch.cat([after["sizes"], fused[1]], dim=1)
@@ -266,6 +288,13 @@ def _moved(
     home, places = track["home"], torch.full((len(kept), tokens), -1, device=kept.device)
     places.scatter_(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept)).scatter_(1, gone, into)
     return {"home": places.gather(1, home.clamp(min=0)).masked_fill(home < 0, -1)}
+
+
+def _summed(reduction: dict[str, Any], attention: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return what tokens receive in one block, [batch, tokens], for a reduction that adds it up over blocks."""
+    if reduction["score"] == "cascade":
+        return _columns(attention, mask).sum(1)
+    return attention[:, :, : reduction.get("classes") or reduction["protect"]].mean(2).sum(1)
 
 
 def _columns(attention: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -335,6 +364,11 @@ def _likest(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
 
 def _restored(hidden: torch.Tensor, track: dict[str, Any]) -> torch.Tensor:
     """Return hidden states of all first tokens: those of the one that stands for it, or else the mean."""
+    if "recovery" in track:
+        return torch.as_tensor(track["recovery"] @ hidden)
+    if "exits" in track:
+        home = track["home"][..., None]
+        return torch.where(home < 0, track["exits"], _take(hidden, track["home"].clamp(min=0)))
     weights = track["sizes"] * (track["mask"][..., None].to(hidden.dtype) if "mask" in track else 1)
     mean = (hidden * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
     home = track["home"]

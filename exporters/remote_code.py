@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from compressor.model.folder import ModelFolder
 from compressor.model.source import OWN_CLASS
 
 MODULE = "modeling_compressed"
-_PARTS = ("modeling_tokens", "modeling_ends")
+_PARTS = ("modeling_tokens", "modeling_ends", "modeling_llm")
 _PLACE = "# the text of these modules comes to stand here\n"
 _HERE = "# --- from here on, a part of the modelling file ---"
 _END = "# --- up to here ---"
@@ -44,6 +45,7 @@ def paths_of(family: Family) -> dict[str, Any]:
         "ffn_writer": ffn.writer,
         "ffn_scale": ffn.scale,
         "selector": family.selector,
+        "feature_selector": family.feature_selector,
     }
 
 
@@ -61,9 +63,8 @@ def _template() -> str:
     here = Path(__file__).resolve().parent
     text, parts = (here / "modeling_template.py").read_text(encoding="utf-8"), []
     for name in _PARTS:
-        before, line, after = text.partition(f"from compressor.exporters.{name} import ")
-        assert line, "the template imports what it uses of each part"
-        text = before + after.partition("\n")[2]
+        text, imports = re.subn(rf"from compressor\.exporters\.{name} import (\(.*?\)|.*?)\n", "", text, flags=re.S)
+        assert imports == 1, "the template imports what it uses of each part"
         part = (here / f"{name}.py").read_text(encoding="utf-8")
         parts.append(part.partition(_HERE)[2].strip())
     before, line, after = text.partition(_PLACE)

@@ -150,6 +150,7 @@ class Family:
         output: what a graph calls the hidden states.
         own: whether the class of its models is one of `compressor.model`, and none of transformers.
         selector: module of the model in whose place tokens are selected that leave the last block; None without one.
+        feature_selector: the same behind the projector, where a text may have a say.
         positions: the parameter with the positions of patches, if its module can resample them to images of other
             sizes (`interpolate_pos_encoding`); None where images have one size.
     """
@@ -184,4 +185,5 @@ class Family:
     output: str = "last_hidden_state"
     own: bool = False
     selector: str | None = None
+    feature_selector: str | None = None
     positions: str | None = None

@@ -17,5 +17,6 @@ LLAVA_VISION = replace(
     output="image_features",
     own=True,
     selector="select_tokens",
+    feature_selector="select_features",
 )
 FAMILIES = (LLAVA_VISION,)

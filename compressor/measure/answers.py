@@ -8,7 +8,7 @@ answers; `greedy` is the share of questions to which greedy decoding gives the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from compressor.data.kinds import AnswerData, Ids, Inputs, Question
 from compressor.errors import DataError
 from compressor.measure.onnx_runner import OnnxRunner
-from compressor.measure.runner import Array, Past, Runner, read_config
+from compressor.measure.runner import Array, Past, Runner, question_width, read_config
 from compressor.measure.scores import Quality, Scores, quality_of
 from compressor.measure.statistics import Ratio, Statistic
 from compressor.measure.torch_runner import TorchRunner
@@ -40,9 +40,22 @@ class SeeingModel:
         """Return the features [images, features, width] of images [images, channels, height, width]."""
         return self.vision.forward(images)
 
+    def features_of(self, images: Inputs) -> Callable[[int, Ids], Array]:
+        """Return what gives the features [features, width] of one of some images, asked for by a prompt [T]."""
+        if not question_width(read_config(self.vision.folder)):
+            found = self.features(images)
+            return lambda row, _: found[row]
+
+        def seen_for(row: int, prompt: Ids) -> Array:
+            words = self.language.embed(prompt[None, prompt != self.image_token])
+            image = {name: array[row : row + 1] for name, array in images.items()}
+            return self.features({**image, "text_features": words})[0]
+
+        return seen_for
+
     def inputs(self, features: Array, ids: Ids) -> Inputs:
         """Return what the language model reads for the features of one image [features, width] and tokens [T]."""
-        (place,) = np.flatnonzero(ids == self.image_token)
+        place = int(np.flatnonzero(ids == self.image_token)[0])  # an answer may hold that token as well
         before, behind = ids[None, :place], ids[None, place + 1 :]
         places = np.full((1, len(features)), self.image_token)
         parts = [self.language.embed(before), features[None], self.language.embed(behind)]
@@ -54,6 +67,21 @@ class SeeingModel:
     def logits(self, features: Array, ids: Ids) -> Array:
         """Return the logits [features + T - 1, vocabulary] of a prompt with an image."""
         return np.asarray(self.language.forward(self.inputs(features, ids))[0])
+
+    def answered(self, features: Array, prompt: Ids, answer: Ids) -> Array:
+        """Return the logits [answer, vocabulary] from which each token of an answer is predicted.
+
+        The prompt is one call, as a user makes it: which image tokens go inside the language model, if any do, must not
+        depend on the answer.
+        """
+        asked = self.inputs(features, prompt)
+        length = asked["input_ids"].shape[1]
+        mask = np.ones((1, length + len(answer) - 1), np.int64)
+        logits, past = self.language.extend({**asked, "attention_mask": mask[:, :length]})
+        if len(answer) == 1:
+            return np.asarray(logits[0, -1:])
+        rest, _ = self.language.extend({"input_ids": answer[None, :-1], "attention_mask": mask}, past)
+        return np.concatenate([logits[0, -1:], rest[0]])
 
     def generate(self, features: Array, ids: Ids, count: int) -> Ids:
         """Return the greedy continuation [count] of a prompt with an image."""
@@ -111,13 +139,14 @@ def _seen(
     """Yield every question with the features of its image [features, width], ours and the dense model's."""
     questions, first = deque(data.questions), 0
     for batch in data.images:
-        mine = ours.features(batch)
-        theirs = dense.features(batch) if dense is not None else None
-        while questions and questions[0].image < first + len(mine):
+        mine = ours.features_of(batch)
+        theirs = dense.features_of(batch) if dense is not None else None
+        count = len(next(iter(batch.values())))
+        while questions and questions[0].image < first + count:
             asked = questions.popleft()
-            row = asked.image - first
-            yield asked, mine[row], theirs[row] if theirs is not None else None
-        first += len(mine)
+            row, prompt = asked.image - first, np.asarray(asked.prompt)
+            yield asked, mine(row, prompt), theirs(row, prompt) if theirs is not None else None
+        first += count
 
 
 def _room(model: SeeingModel, features: Array, asked: Question) -> int:
@@ -205,7 +234,7 @@ def _add(
 
 def _answer_logits(model: SeeingModel, features: Array, prompt: Sequence[int], answer: Sequence[int]) -> Array:
     """Return the logits [answer, vocabulary] from which each token of an answer is predicted."""
-    return model.logits(features, np.asarray([*prompt, *answer], dtype=np.int64))[-len(answer) - 1 : -1]
+    return model.answered(features, np.asarray(prompt, dtype=np.int64), np.asarray(answer, dtype=np.int64))
 
 
 def _same(longest: int, asked: Question, ours: tuple[SeeingModel, Array], dense: tuple[SeeingModel, Array]) -> bool:

@@ -25,7 +25,7 @@ from compressor.errors import ModelError, UsageError
 from compressor.machine import memory as process
 from compressor.machine.fresh import run_module
 from compressor.measure.opening import open_runner
-from compressor.measure.runner import Runner, read_config
+from compressor.measure.runner import Runner, question_width, read_config
 from compressor.measure.timing import Footprint, Phase, Series, Timing
 from compressor.model.image_size import other_size
 from compressor.storage.artifact import runtime_model
@@ -33,6 +33,8 @@ from compressor.storage.artifact import runtime_model
 MIN_ROUNDS = 3
 """Rounds of a sitting, however slow the models are."""
 _CALL_SECONDS = 0.03
+_QUESTION = 16
+"""Tokens of a question that an image is seen for, where the model reads one."""
 _Phases = dict[tuple[str, int, int, int], list[Series]]
 """Name, batch, length and tokens of a phase -> one series per model."""
 
@@ -138,7 +140,10 @@ def probe_inputs(runner: Runner, batch: int, length: int, vocabulary: int, seed:
     rng = np.random.default_rng(seed)
     if runner.inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
-        return {"pixel_values": rng.standard_normal((batch, channels, height, width), dtype=np.float32)}
+        found: Inputs = {"pixel_values": rng.standard_normal((batch, channels, height, width), dtype=np.float32)}
+        if columns := question_width(read_config(runner.folder)):
+            found["text_features"] = rng.standard_normal((batch, _QUESTION, columns), dtype=np.float32)
+        return found
     ids = rng.integers(0, vocabulary, (batch, length), dtype=np.int64)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 

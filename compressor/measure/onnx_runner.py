@@ -31,6 +31,8 @@ _DTYPES = {
 }
 _HIDDEN = tuple(dict.fromkeys(family.output for family in FAMILIES))
 _EMBEDS = "inputs_embeds"
+_TEXT = "text_features"
+"""A question that an image is seen for; there may be none."""
 _EXACT = "session.x64quantprecision"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -160,6 +162,8 @@ class OnnxRunner:
         given.update(zip(self._past, past, strict=True))
         if self._embedding is not None and _EMBEDS not in given and "input_ids" in inputs:
             given[_EMBEDS] = self.embed(cast(Ids, inputs["input_ids"]))
+        if _TEXT in self._inputs and _TEXT not in given:
+            given[_TEXT] = np.zeros((_batch_of(inputs), 0, self._inputs[_TEXT].shape[2]), np.float32)
         if missing := sorted(set(self._inputs) - set(given)):
             raise UsageError(f"{self.folder}: the graph needs the input {missing[0]}, got {sorted(inputs)}")
         return {k: np.ascontiguousarray(given[k], dtype=_DTYPES.get(v.type)) for k, v in self._inputs.items()}

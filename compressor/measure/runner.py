@@ -7,6 +7,7 @@ that `extend` returns and takes back. Encoders return `last_hidden_state` [B, T,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -84,6 +85,18 @@ def complete(inputs: Inputs, wanted: set[str], past: int = 0) -> Inputs:
     if "token_type_ids" in wanted and "token_type_ids" not in given:
         given["token_type_ids"] = np.zeros_like(ids)
     return given
+
+
+def question_width(config: Mapping[str, Any]) -> int:
+    """Return the width of the `text_features` that a model reads beside its image, by config.json; 0: it reads none."""
+    section = config.get("compression")
+    stacks = section.get("stacks") if isinstance(section, dict) else None
+    parts = (
+        [part.get("tokens") for part in stacks.values() if isinstance(part, dict)] if isinstance(stacks, dict) else []
+    )
+    entries = [entry for part in parts if isinstance(part, list) for entry in part if isinstance(entry, dict)]
+    width = config.get("projection_size")
+    return width if isinstance(width, int) and any(entry.get("select") == "coverage" for entry in entries) else 0
 
 
 def greedy(runner: Runner, ids: Ids, new_tokens: int) -> Ids:

@@ -92,7 +92,8 @@ class TorchRunner:
 
     def _call(self, inputs: Inputs, past: int, **options: Any) -> Any:
         torch.set_num_threads(self._threads)
-        wanted = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values"} & self._accepted
+        names = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values", "text_features"}
+        wanted = names & self._accepted
         if self.task != "text-generation":
             wanted.discard("position_ids")
         given = complete(inputs, wanted, past=past)

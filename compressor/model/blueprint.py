@@ -18,6 +18,10 @@ from compressor.storage.grids import GridSpec, read_section
 SECTION = "compression"
 """Key of config.json that states what differs from the stock model, grids left out."""
 VERSION = 2
+SUMMED = ("cascade", "cls_sum")
+"""Scores that are sums over all blocks so far."""
+LLM_LAYER = "llm_layer"
+"""Site of a reduction behind a block of a language model."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,25 @@ class Reduction:
         temperature: of the shares in which tokens are handed on (`transform`), or regions get theirs (`regions`).
         columns: patches side by side in the image (`propagate`, `rows`, `neighbours`, `regions`).
         classes: how many of the first tokens the head reads, where others are protected too (registers). 0: all.
-        also: at the site `output`: earlier blocks whose attention it reads, too.
+        also: at the sites `output` and `llm_layer`: earlier blocks that it reads, too.
         anchors: how many tokens others are merged into (`topk_anchors`, `clusters`), or go on with their neighbours
             (`neighbours`).
         regions: into how many the image is divided (`regions`), a square number.
         quota: what the regions' budgets come from (`compressor.model.token_regions`).
         alike: from which cosine on two tokens are alike (quota `density`).
-        site: `block`, between attention and FFN; or `output`, behind the last block (`compressor.model.token_output`).
+        site: `block`, between attention and FFN; `output`, behind the last block (`compressor.model.token_output`); or
+            `llm_layer`, behind a block of a language model (`compressor.model.llm_block`).
         share: of a text: thousandths of its tokens that go on, so that each text's count comes from its own length
             (`compressor.model.token_texts`); `keep` is then 0. 0: the counts are `keep`.
         beyond: of a text: its first so many tokens do not count for `share`, so that a short text loses none.
         closing: of a text: how many tokens at its end never go ([SEP]).
+        keep_norm: what is made of several tokens is as long as they are on average.
         returns: of an image: tokens that go come back behind the last block, each as the one that stands for it then.
+        start: at the site `llm_layer`: position of the first image token of a prompt.
+        count: there: image tokens of a prompt before the first reduction; `keep` are those that go on behind this one.
+        spaced: there: how many of those are evenly spaced ones, whatever their scores.
+        mass: there: share of the scores' sum that those that go on have at least; the count comes from it, `keep` being
+            the least. 0: the count is `keep`.
     """
 
     block: int
@@ -80,6 +91,11 @@ class Reduction:
     beyond: int = 0
     closing: int = 0
     returns: bool = False
+    keep_norm: bool = False
+    start: int = 0
+    count: int = 0
+    spaced: int = 0
+    mass: float = 0.0
 
     def __post_init__(self) -> None:
         """Take the blocks of `also` in the form that JSON gives them, too."""
@@ -160,6 +176,17 @@ class Blueprint:
         return tuple(reduction for reduction in self.reductions if reduction.site == "block")
 
     @property
+    def layer_reductions(self) -> tuple[Reduction, ...]:
+        """Where image tokens become fewer behind a block of a language model, by rising block."""
+        found = (reduction for reduction in self.reductions if reduction.site == LLM_LAYER)
+        return tuple(sorted(found, key=lambda reduction: reduction.block))
+
+    def in_prompts_at(self, block: int) -> bool:
+        """Tell whether a block of a language model is one of ours for the sake of image tokens."""
+        found = self.layer_reductions
+        return bool(found) and block >= min(block for r in found for block in (r.block, *r.also))
+
+    @property
     def output_reduction(self) -> Reduction | None:
         """The reduction of the tokens that leave the last block, None where there is none."""
         return next((reduction for reduction in self.reductions if reduction.site == "output"), None)
@@ -174,13 +201,13 @@ class Blueprint:
         before = [reduction for reduction in self._inside if reduction.block < block]
         return bool(before) and before[-1].attention_bias == "log_size"
 
-    def sums_at(self, block: int) -> bool:
-        """Tell whether a block sums up the attention that tokens receive: for a reduction in it or behind it."""
-        return any(reduction.score == "cascade" and reduction.block >= block for reduction in self._inside)
+    def sums_at(self, block: int) -> Reduction | None:
+        """Return the reduction in a block or behind it for which it sums up the attention that tokens receive."""
+        return next((r for r in self._inside if r.score in SUMMED and r.block >= block), None)
 
     def reduced_at(self, block: int) -> bool:
         """Tell whether a block is one of ours for the sake of tokens."""
-        inside = self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block)
+        inside = self.reduction_at(block) is not None or self.bias_at(block) or self.sums_at(block) is not None
         behind = any(reduction.share and reduction.block < block for reduction in self.reductions)
         return inside or behind or self.shown_at(block) or self.restores_at(block)
 

@@ -75,3 +75,14 @@ def told_alike(folder: Path, dense: Path, model: ModelFolder) -> bool:
     files = [own_file(place, PROCESSOR) for place in (folder, dense)]
     ours, theirs = (read_json(file) if file is not None else None for file in files)
     return theirs is not None and ours == with_places(theirs, model)
+
+
+def features_in_prompt(model: ModelFolder) -> int | None:
+    """Return how many image tokens a prompt of a LLaVA model's language part has; None where its folder does not say.
+
+    Raises:
+        ModelError: the image part of the model cannot be read.
+    """
+    from compressor.model.folder import open_model
+
+    return image_features(open_model(model.path, part="vision")) if model.part == "language" else None

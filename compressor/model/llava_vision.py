@@ -61,17 +61,22 @@ class LlavaVisionEncoder(PreTrainedModel):
         del self.vision_tower.post_layernorm  # stands before the class token's embedding, which LLaVA does not read
         self.multi_modal_projector = LlavaProjector(config)
         self.select_tokens = nn.Identity()
+        self.select_features: nn.Module | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the module that makes tokens of pixels."""
         return torch.nn.Module.get_submodule(self, "vision_tower.embeddings.patch_embedding")
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, text_features: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
         """Return image features [batch, tokens, width of the language model] as `last_hidden_state`.
 
         Args:
             pixel_values: [batch, channels, height, width].
+            text_features: the language model's embeddings of a question's tokens [batch, tokens, width of the language
+                model], zeros where a shorter question is padded; read only where features are chosen by them.
             **kwargs: settings of what is returned; there are no others than the above.
         """
         tower = self.vision_tower
@@ -79,7 +84,10 @@ class LlavaVisionEncoder(PreTrainedModel):
         hidden = self.select_tokens(tower.encoder(inputs_embeds=hidden).last_hidden_state)
         if self.config.vision_feature_select_strategy == "default":
             hidden = hidden[:, 1:]
-        return BaseModelOutput(last_hidden_state=self.multi_modal_projector(hidden))
+        features = self.multi_modal_projector(hidden)
+        if self.select_features is not None:
+            features = self.select_features(features, text_features)
+        return BaseModelOutput(last_hidden_state=features)
 
 
 # --- up to here ---

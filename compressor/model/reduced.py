@@ -21,7 +21,7 @@ from compressor.model.blocks import adopt, ffn_half, past_attention, scaled
 from compressor.model.blueprint import Blueprint, Reduction, in_order
 from compressor.model.token_graph import token_graph
 from compressor.model.token_reduction import TokenTrack, check_known, choose, reduce
-from compressor.model.token_scores import ATTENTIVE, Seen, column_sums
+from compressor.model.token_scores import ATTENTIVE, Seen, summed
 from compressor.model.token_select import Choice
 
 Tell = Callable[[Reduction, Choice, Seen], None]
@@ -31,7 +31,9 @@ Tell = Callable[[Reduction, Choice, Seen], None]
 class Tracks:
     """Where the blocks of one model leave the track for the next, and what some have seen; of the last forward pass.
 
-    `tell` is told of every choice, where somebody wants to know.
+    `tell` is told of every choice, where somebody wants to know. `past` is how many tokens the key-value cache holds
+    that the model is called with, and `prompt` stands for the call while a graph of a language model is traced
+    (`compressor.model.llm_prompt.Prompt`).
     """
 
     def __init__(self) -> None:
@@ -41,13 +43,17 @@ class Tracks:
         self.tell: Tell | None = None
         self.mask: Tensor | None = None
         self.pixels: Tensor | None = None
+        self.past = 0
+        self.prompt: Any = None
 
     def hear(self, _: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note the mask that the model below its head is called with: a hook to be called before it.
+        """Note the mask and the cache that the model below its head is called with: a hook to be called before it.
 
         Blocks are given what attention makes of it, which is nothing while a graph is traced.
         """
         self.mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        cache = kwargs.get("past_key_values")
+        self.past = 0 if cache is None else int(cache.get_seq_length())
 
     def see(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Note the pixels that the model is called with: a hook to be called before it."""
@@ -143,7 +149,7 @@ class ReducedBlock(nn.Module):
     ) -> tuple[Tensor, Choice | None, TokenTrack]:
         """Return the stream between attention and FFN, behind the reduction; the choice; the track."""
         reduction = self.reduction
-        if self.sums:
+        if self.sums is not None:
             track = replace(track, importance=seen.importance)
         if reduction is None:
             return stream, None, track
@@ -162,7 +168,7 @@ class ReducedBlock(nn.Module):
         bias = self._bias(track)
         normed = hidden if post else self.get_submodule(attention.norm)(hidden)
         asking = [found.score for found in (self.reduction, self.shown_for) if found is not None]
-        if self.sums or any(score in ATTENTIVE for score in asking):
+        if self.sums is not None or any(score in ATTENTIVE for score in asking):
             attended, seen = self._open_attention(normed, bias, track)
         else:
             attended, seen = self._stock_attention(normed, bias, track, args, kwargs)
@@ -207,8 +213,8 @@ class ReducedBlock(nn.Module):
         probabilities = (scores if bias is None else scores + bias).softmax(-1)
         heads = (probabilities @ value.transpose(1, 2)).transpose(1, 2)
         importance = None
-        if self.sums:
-            importance = column_sums(probabilities, track.mask).sum(1)
+        if self.sums is not None:
+            importance = summed(self.sums.score, probabilities, self.sums.classes or self.sums.protect, track.mask)
             importance = importance if track.importance is None else importance + track.importance
         written = self.get_submodule(attention.output)(heads.reshape(*normed.shape[:2], -1))
         wanted = self.reduction or self.shown_for

@@ -21,7 +21,12 @@ from compressor.architectures.tasks import class_of
 from compressor.errors import ModelError
 from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
+<<<<<<< HEAD
 from compressor.model.gated import GatedActivation, GatedLinear
+=======
+from compressor.model.gated import GatedLinear
+from compressor.model.llm_block import LlmBlock
+>>>>>>> main
 from compressor.model.modules import base_of, optional_submodules, set_vector, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
 from compressor.model.token_output import install_output_reduction
@@ -63,7 +68,7 @@ def build_skeleton(config: PretrainedConfig, family: Family, task: str, blueprin
     for index in range(len(blocks)):
         blocks[index] = built_block(blocks[index], family, blueprint, index, tracks)
     if (output := blueprint.output_reduction) is not None:
-        install_output_reduction(model, family.selector, output, tracks)
+        install_output_reduction(model, family, output, tracks)
     if blueprint.reductions and family.inputs == "tokens":
         base_of(model).register_forward_pre_hook(tracks.hear, with_kwargs=True)
     install_gates(model, blueprint)
@@ -93,6 +98,8 @@ def built_block(block: nn.Module, family: Family, blueprint: Blueprint, index: i
     """
     if blueprint.shapes.shortcuts and not hasattr(block, "attention_shortcut"):
         block = ShortcutBlock(block, family, blueprint.shapes.layers[index])
+    if blueprint.in_prompts_at(index):
+        return LlmBlock(block, family, blueprint, index, tracks)
     if blueprint.reduced_at(index):
         return ReducedBlock(block, family, blueprint, index, tracks)
     return block

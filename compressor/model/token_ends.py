@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from compressor.model.blueprint import Reduction
 from compressor.model.token_clusters import with_clusters
+from compressor.model.token_coverage import most_covering
 from compressor.model.token_regions import best_in_regions
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, hidden_state, mean_key
 from compressor.model.token_select import Choice, others
@@ -53,6 +55,14 @@ def _clusters(reduction: Reduction, seen: Seen) -> Choice:
     return with_clusters(scores, hidden_state(seen), reduction.keep, reduction.anchors, reduction.protect)
 
 
+def _coverage(reduction: Reduction, seen: Seen) -> Choice:
+    features, start = hidden_state(seen), reduction.protect
+    assert seen.text is not None, "behind the projector"
+    kept = most_covering(features[:, start:], seen.text, reduction.keep - start) + start
+    first = torch.arange(start, device=kept.device).expand(kept.shape[0], -1)
+    return of_kept(torch.cat([first, kept], dim=1), features.shape[1])
+
+
 ENDS: Mapping[str, Callable[[Reduction, Seen], Choice]] = {
     "most_distant": _most_distant,
     "k_center": _k_center,
@@ -60,5 +70,6 @@ ENDS: Mapping[str, Callable[[Reduction, Seen], Choice]] = {
     "rows": _rows,
     "topk_anchors": _topk_anchors,
     "clusters": _clusters,
+    "coverage": _coverage,
 }
 """Names of selections, as recipes and config.json write them."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compressor.model.blueprint import Reduction
 from compressor.model.token_clusters import density_peaks, distances_and_density
+from compressor.model.token_coverage import coverage_gaps
 from compressor.model.token_regions import QUOTAS, budgets, regions_seen, shared_out
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, hidden_state, mean_key
 from compressor.model.token_select import gathered, lowest, nearest_partners
@@ -36,6 +37,10 @@ def margins(reduction: Reduction, seen: Seen) -> Tensor:
         return found
     if reduction.select == "most_distant":
         gaps = distance_gaps(FEATURES[reduction.score](seen), reduction.keep, protect)
+        return _of_all(gaps, tokens, protect)
+    if reduction.select == "coverage":
+        assert seen.text is not None, "behind the projector"
+        gaps = coverage_gaps(hidden_state(seen)[:, protect:], seen.text, reduction.keep - protect)
         return _of_all(gaps, tokens, protect)
     if reduction.select == "regions":
         return _padded(_apart_in_regions(reduction, seen), protect)

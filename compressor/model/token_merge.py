@@ -76,7 +76,28 @@ def transform(choice: Choice, x: Tensor, sizes: Tensor) -> Pair:
     return total / stood, stood
 
 
-COMBINATIONS: Mapping[str, Callable[[Choice, Tensor, Tensor], Pair]] = {
+Combination = Callable[[Choice, Tensor, Tensor], Pair]
+_SHORTEST = 1e-12
+
+
+def keeping_norm(combine: Combination, choice: Choice, x: Tensor, sizes: Tensor) -> Pair:
+    """Combine tokens to means that are as long as the tokens in them are on average.
+
+    A mean of vectors is shorter than they are. Later blocks norm what they read, so what they add would weigh more on
+    it than on any of them. The idea is of ToFu (arXiv 2312.01026), whose merged tokens have the longest length instead.
+
+    Args:
+        combine: makes means: one of `COMBINATIONS` that does (merge, fuse, transform).
+        choice: which tokens go.
+        x: [batch, tokens, width].
+        sizes: [batch, tokens, 1].
+    """
+    both, sizes = combine(choice, torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1), sizes)
+    made, length = both.split([x.shape[-1], 1], dim=-1)
+    return made * (length / made.norm(dim=-1, keepdim=True).clamp(min=_SHORTEST)), sizes
+
+
+COMBINATIONS: Mapping[str, Combination] = {
     "merge": merge,
     "drop": drop,
     "fuse": fuse,
@@ -84,8 +105,11 @@ COMBINATIONS: Mapping[str, Callable[[Choice, Tensor, Tensor], Pair]] = {
     "transform": transform,
     "cache": drop,
     "restore": drop,
+    "exit": drop,
+    "recover": drop,
 }
 """Names of what becomes of dropped tokens, as recipes and config.json write them.
 
-With `cache` one token made of them waits in the token track, and with `restore` those that wait come back.
+With `cache` one token made of them waits in the token track, and with `restore` those that wait come back. With `exit`
+each waits there as it is until the last block has run; with `recover` each is then made of those that are left.
 """

@@ -10,7 +10,7 @@ from torch import Tensor
 from compressor.errors import ModelError
 from compressor.model.blueprint import Reduction
 from compressor.model.token_ends import ENDS
-from compressor.model.token_merge import COMBINATIONS, Pair, drop, fused_token
+from compressor.model.token_merge import COMBINATIONS, Pair, drop, fused_token, keeping_norm
 from compressor.model.token_regions import QUOTAS
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, mean_key
 from compressor.model.token_select import (
@@ -55,6 +55,10 @@ class TokenTrack:
         lengths: of texts: their tokens before the first reduction, [batch, 1]; None of images.
         home: where each token before the first reduction is now stood for, [batch, first tokens]; −1: nowhere. None of
             images whose tokens do not come back.
+        exits: what the tokens that have left early were when they left, [batch, first tokens, width]; 0 at others. None
+            where none has.
+        recovery: what each of the first tokens will be of those that are left, [batch, first tokens, tokens]; rows sum
+            to 1. None where they come back otherwise.
     """
 
     sizes: Tensor
@@ -64,6 +68,8 @@ class TokenTrack:
     mask: Tensor | None = None
     lengths: Tensor | None = None
     home: Tensor | None = None
+    exits: Tensor | None = None
+    recovery: Tensor | None = None
 
     @classmethod
     def start(
@@ -94,13 +100,18 @@ class TokenTrack:
         """
         if self.home is None:
             return hidden
+        if self.recovery is not None:
+            return self.recovery @ hidden
+        if self.exits is not None:
+            there = gathered(hidden, self.home.clamp(min=0))
+            return torch.where(self.home.unsqueeze(2) < 0, self.exits, there)
         mask = torch.ones_like(self.sizes[..., 0], dtype=torch.bool) if self.mask is None else self.mask
         return restored(hidden, self.home, mask, self.sizes)
 
 
 def check_known(reduction: Reduction) -> None:
     """Raise ModelError where a reduction names what there is not."""
-    by_features = reduction.select in ("bipartite", "most_distant")
+    by_features = reduction.select in ("bipartite", "most_distant", "coverage")
     scores = FEATURES if by_features else {} if reduction.select == "all" else SCORES
     known = {"select": SELECTS, "score": scores or (reduction.score,), "dropped": COMBINATIONS, "heads": JOINS}
     known["quota"] = tuple(QUOTAS) if reduction.select == "regions" else ("",)
@@ -145,7 +156,7 @@ def choose(reduction: Reduction, seen: Seen, track: TokenTrack) -> Choice:
         assert track.graph is not None, "made at the first such reduction"
         columns = gathered(track.graph, gone)  # symmetric: its rows are its columns
         return Choice(kept, gone, weights=reduction.alpha * gathered(columns.transpose(1, 2), kept))
-    if reduction.dropped == "transform":
+    if reduction.dropped in ("transform", "recover"):
         return Choice(kept, gone, weights=shares(mean_key(seen), kept, reduction.temperature, protect))
     return Choice(kept, gone)
 
@@ -191,7 +202,11 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
     """Return the stream between attention and FFN, [batch, kept, width], and the track after a choice."""
     if reduction.share:
         return reduce_texts(reduction, choice, stream, track)
-    x, sizes = COMBINATIONS[reduction.dropped](choice, stream, track.sizes)
+    combine = COMBINATIONS[reduction.dropped]
+    if reduction.keep_norm:
+        x, sizes = keeping_norm(combine, choice, stream, track.sizes)
+    else:
+        x, sizes = combine(choice, stream, track.sizes)
     cache = track.cache
     if reduction.dropped == "cache":
         lost = fused_token(choice, stream, track.sizes)
@@ -205,11 +220,50 @@ def reduce(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTra
         importance = importance.gather(1, choice.kept)
     if track.graph is not None and reduction.dropped == "propagate":
         graph = gathered(gathered(track.graph, choice.kept).transpose(1, 2), choice.kept)
-    home = track.home
+    home, exits = track.home, track.exits
     if home is not None:
         fused = choice.kept.shape[1] if reduction.dropped == "fuse" else None
         home = moved(home, replace(choice, places=standing(choice, stream.shape[1], fused)))
-    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache, home=home)
+        if reduction.dropped == "exit":
+            assert track.home is not None
+            exits = left_early(stream, track.home, home, exits)
+        elif reduction.dropped == "recover":
+            track = replace(track, recovery=recovery(choice, stream.shape[1], track.recovery))
+    return x, replace(track, sizes=sizes, importance=importance, graph=graph, cache=cache, home=home, exits=exits)
+
+
+def recovery(choice: Choice, tokens: int, before: Tensor | None) -> Tensor:
+    """Return what each of the first tokens will be of those that are left, [batch, first tokens, kept].
+
+    One that stays is itself; one that goes is made of those that stay, in the shares `choice.weights` (`shares`).
+
+    Args:
+        choice: of `tokens` tokens.
+        tokens: before it.
+        before: the same before the choice, [batch, first tokens, tokens]; None: these are the first tokens.
+    """
+    assert choice.weights is not None
+    protect = tokens - choice.weights.shape[2]
+    made = torch.nn.functional.pad(choice.weights.transpose(1, 2), (protect, 0, protect, 0))
+    own = torch.arange(tokens, device=made.device).reshape(1, -1, 1) == choice.kept.unsqueeze(
+        1
+    )  # [batch, tokens, kept]
+    step = torch.where(own.any(-1, keepdim=True), own.to(made.dtype), made)
+    return step if before is None else before @ step
+
+
+def left_early(stream: Tensor, before: Tensor, now: Tensor, exits: Tensor | None) -> Tensor:
+    """Return what all tokens that have left early were when they left, [batch, first tokens, width].
+
+    Args:
+        stream: tokens of which some leave, [batch, tokens, width].
+        before: where in `stream` each of the first tokens is, [batch, first tokens]; −1: it has left before.
+        now: where it is behind the reduction.
+        exits: those that have left before; None: none has.
+    """
+    leaving = ((before >= 0) & (now < 0)).unsqueeze(2)
+    states = gathered(stream, before.clamp(min=0))
+    return torch.where(leaving, states, torch.zeros_like(states) if exits is None else exits)
 
 
 def reduce_texts(reduction: Reduction, choice: Choice, stream: Tensor, track: TokenTrack) -> tuple[Tensor, TokenTrack]:

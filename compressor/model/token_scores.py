@@ -33,6 +33,7 @@ class Seen:
         earlier: what the blocks that `Reduction.also` names have seen; none for a reduction inside a block.
         mask: of texts: False at padding, bool [batch, tokens]; None where nothing is padded.
         entropy: of the pixels of each patch [batch, patches]; None where no score asks for it.
+        text: embeddings of a question's tokens [batch, words, width]; None where no selection asks for them.
     """
 
     keys: Tensor
@@ -44,6 +45,7 @@ class Seen:
     earlier: tuple[Seen, ...] = ()
     mask: Tensor | None = None
     entropy: Tensor | None = None
+    text: Tensor | None = None
 
 
 Join = Callable[[Tensor], Tensor]
@@ -203,12 +205,26 @@ def value_norm(seen: Seen, join: Join) -> Tensor:
 
 
 def cascade(seen: Seen, join: Join) -> Tensor:
-    """Return the attention received in this and all earlier blocks, summed over queries and heads: [batch, tokens].
+    """Return the attention received in this and all earlier blocks, summed over heads: [batch, tokens].
 
-    SpAtten (arXiv 2012.09852, section III-A).
+    Of all tokens: SpAtten (arXiv 2012.09852, section III-A); of the leading ones: A-CLIP (arXiv 2212.08653).
     """
     assert seen.importance is not None, "blocks up to a reduction that reads it sum it up"
     return seen.importance
+
+
+def summed(score: str, attention: Tensor, leading: int, mask: Tensor | None) -> Tensor:
+    """Return what one block adds to `Seen.importance`, summed over heads: [batch, tokens].
+
+    Args:
+        score: `cascade`: what all tokens pay; `cls_sum`: what the leading ones pay.
+        attention: probabilities [batch, heads, queries, keys].
+        leading: how many tokens at the start stand for the whole image.
+        mask: of texts: False at padding, bool [batch, queries].
+    """
+    if score == "cls_sum":
+        return attention[:, :, :leading].mean(2).sum(1)
+    return column_sums(attention, mask).sum(1)
 
 
 def random_score(seen: Seen, join: Join) -> Tensor:
@@ -244,11 +260,12 @@ SCORES: Mapping[str, Callable[[Seen, Join], Tensor]] = {
     "attention_entropy": attention_entropy,
     "cls_similarity": cls_similarity,
     "cascade": cascade,
+    "cls_sum": cascade,
     "random": random_score,
 }
 """Names of scores, as recipes and config.json write them."""
 ATTENTIVE = (
     *("cls_attn", "cls_attn_layers", "flowcut", "received", "wpr", "diag_x_col", "cascade", "value_norm"),
-    "attention_entropy",
+    *("cls_sum", "attention_entropy"),
 )
 """Scores for which a block must show its attention's probabilities or values."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from compressor.exporters.steps import STEPS, Advance, silent
 from compressor.machine.progress import Progress
 from compressor.machine.threads import fixed_threads
 from compressor.measure.streamed import measure_streamed
-from compressor.model.cost import recorded_layers
+from compressor.model.cost import Cost, recorded_layers
 from compressor.model.folder import ModelFolder
 from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline.artifact import export_model, grid_records
@@ -36,7 +37,7 @@ from compressor.pipeline.record import (
     quantization_step,
     run_report,
 )
-from compressor.pipeline.sealed import ALL, Made, graph_names, own_graph, seal_one, seal_whole, summed, whole_job
+from compressor.pipeline.sealed import ALL, Made, graph_of, seal_one, seal_whole, summed, whole_job
 from compressor.pipeline.source import checked_source, checked_whole, recorded, source_checks
 from compressor.pipeline.sweep import swept
 from compressor.pipeline.together import verify_whole
@@ -100,24 +101,26 @@ def run(
             for doubt in bound.doubts:
                 progress.info(f"note: {doubt}")
             hashes = {part: input_hashes(prepared) for part, prepared in parts.items()}
-        progress.expect(sum(map(_stages, parts.values())) + 1 + isinstance(bound, Whole))
+        points = len(bound.recipe.others) * (1 + sum(_steps(prepared) + 1 for prepared in parts.values()))
+        progress.expect(sum(map(_stages, parts.values())) + points + 1 + isinstance(bound, Whole))
         with locked(work_folder(out), resume=resume) as work:
-            graphs = graph_names(bound) if isinstance(bound, Whole) else {ALL: own_graph(bound)}
             with clock.stage("load"):
                 whole = checked_whole(bound.path, progress) if isinstance(bound, Whole) else {"skipped": ""}
             made: dict[str, Made] = {}
             for part, prepared in parts.items():
-                made[part] = _make(prepared, hashes[part], work / part, graphs[part], progress, clock, made)
+                made[part] = _make(prepared, hashes[part], work / part, graph_of(bound, part), progress, clock, made)
             return _finish(bound, made, whole, out, work, progress, clock, signer)
 
 
 def _stages(prepared: Prepared) -> int:
-    """Return how many stages follow beside verification: source gate, calibration, passes, two exports, the sweep's."""
-    calibrates = bool(prepared.passes) and prepared.uses_calibration
-    points = len(prepared.recipe.others) * (calibrates + len(prepared.passes) + 2)
+    """Return how many stages follow beside verification: source gate, calibration, passes, two exports."""
     compares = prepared.recipe.export.format != "safetensors"
-    gated = why_skipped(prepared.source) is None
-    return gated + calibrates + len(prepared.passes) + compares + 1 + points
+    return (why_skipped(prepared.source) is None) + _steps(prepared) + compares + 1
+
+
+def _steps(prepared: Prepared) -> int:
+    """Return how many stages calibration and passes are."""
+    return (bool(prepared.passes) and prepared.uses_calibration) + len(prepared.passes)
 
 
 def _make(
@@ -175,9 +178,9 @@ def _finish(
         gate += [replace(c, name=f"{part}.{c.name}" if part else c.name)
                 for part, one in made.items() for c in source_checks(one.source)]  # fmt: skip
         verdict = replace(verdict, checks=(*gate, *verdict.checks))
-    sweep = None if isinstance(bound, Whole) else _swept(bound, made[ALL], verdict, work, progress, clock)
-    place = _place(out, verdict)
     costs = summed([one.costs for one in made.values()])
+    sweep = swept(bound.recipe, verdict, costs, work, _Points(bound, made, progress, clock))
+    place = _place(out, verdict)
     entries = [of_part(entry, part) if part else entry for part, one in made.items() for entry in one.entries]
     report = run_report(bound, costs, entries, verdict, clock, sweep)
     report = write_reports(artifact, {**report, "timing": verdict.timing}, public_text(bound))
@@ -188,25 +191,47 @@ def _finish(
     return {**report, "artifact": str(place)}
 
 
-def _swept(
-    bound: Prepared, made: Made, verdict: Verdict, work: Path, progress: Progress, clock: Clock
-) -> dict[str, Any] | None:
-    """Return the sweep of a recipe for the report."""
-    hashes = made.facts["inputs"]
+@dataclass(frozen=True)
+class _Points:
+    """Makes and measures the points of a sweep beside the artifact's own (`compressor.pipeline.sweep.Run`)."""
 
-    def make(prepared: Prepared, folder: Path) -> Made:
-        compressed, entries = _run_passes(prepared, hashes, None, folder, progress, clock)
-        exported, facts = _export(prepared, compressed, entries, folder, ONNX_MODEL, progress)
-        facts |= {key: made.facts[key] for key in ("inputs", "source")}
+    bound: Prepared | Whole
+    made: Mapping[str, Made]
+    progress: Progress
+    clock: Clock
+
+    def basis(self, recipe: Recipe) -> str:
+        """Name the model, its data and how it is exported."""
+        facts = [(one.prepared, one.facts["inputs"]) for one in self.made.values()]
+        return json.dumps([[dense_basis(prepared, hashes), hashes] for prepared, hashes in facts], sort_keys=True)
+
+    def measure(self, recipe: Recipe, work: Path) -> tuple[Verdict, tuple[Cost, Cost]]:
+        """Make an artifact as the recipe says, and verify it without bounds."""
+        other = prepare_any(recipe, self.bound.model_id)
+        parts: dict[str, Made] = {}
+        for part, prepared in (other.parts if isinstance(other, Whole) else {ALL: other}).items():
+            parts[part] = self._made(replace(prepared, source=self.made[part].prepared.source), part, work, parts)
+        costs = summed([one.costs for one in parts.values()])
+        if isinstance(other, Whole):
+            whole = replace(whole_job(other, parts, seal_whole(other, parts, {}, work)), bounds={}, memory=False)
+            self.progress.stage("verify", total=whole.steps)
+            with self.clock.stage("verify"):
+                return verify_whole(whole, self.progress.advance), costs
+        job = replace(_job(parts[ALL], seal_one(parts[ALL])), bounds={}, images=None, memory=False)
+        self.progress.stage("verify", total=VERIFY_STEPS)
+        with self.clock.stage("verify"):
+            return run_fresh(job, advance=self.progress.advance), costs
+
+    def _made(self, prepared: Prepared, part: str, work: Path, before: Mapping[str, Made]) -> Made:
+        first, graph = self.made[part], graph_of(self.bound, part)
+        hashes, folder = first.facts["inputs"], work / part
+        folder.mkdir(exist_ok=True)
+        seen = seen_by(prepared, {name: one.compressed for name, one in before.items()})
+        compressed, entries = _run_passes(prepared, hashes, None, folder, self.progress, self.clock, seen)
+        exported, facts = _export(prepared, compressed, entries, folder, graph, self.progress)
+        facts |= {key: first.facts[key] for key in ("inputs", "source")}
         costs = count_costs(prepared, compressed)
-        return Made(prepared, made.source, compressed, costs, entries, made.dense, exported, facts)
-
-    def judge(job: Job) -> Verdict:
-        progress.stage("verify", total=VERIFY_STEPS)
-        with clock.stage("verify"):
-            return run_fresh(job, advance=progress.advance)
-
-    return swept(bound.recipe, made, verdict, work, make, judge)
+        return Made(prepared, first.source, compressed, costs, entries, first.dense, exported, facts)
 
 
 def _run_passes(

@@ -138,9 +138,9 @@ def whole_job(whole: Whole, made: Mapping[str, Made], artifact: Path) -> WholeJo
     )
 
 
-def graph_names(whole: Whole) -> dict[str, str]:
-    """Return part -> file of its graph."""
-    return {part: tower.graph for part, tower in parts_of(whole.path).items()}
+def graph_of(bound: Prepared | Whole, part: str) -> str:
+    """Return the file of the graph of a part; see `own_graph` for a model without parts."""
+    return parts_of(bound.path)[part].graph if isinstance(bound, Whole) else own_graph(bound)
 
 
 def own_graph(prepared: Prepared) -> str:

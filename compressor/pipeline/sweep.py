@@ -7,68 +7,54 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from compressor.pipeline.inputs import dense_basis
-from compressor.pipeline.prepare import Prepared, prepare
-from compressor.pipeline.sealed import Made, seal_one
+from compressor.model.cost import Cost
 from compressor.recipe import Recipe
 from compressor.storage.json_files import read_json
-from compressor.verification import Job, Verdict
+from compressor.verification import Verdict
 
 _FOLDER, _RESULT = "sweep", "point.json"
 
-Judge = Callable[[Job], Verdict]
-"""Verifies in a fresh process."""
-Make = Callable[[Prepared, Path], Made]
-"""Applies the passes of a recipe and exports, in a folder."""
+
+class Run(Protocol):
+    """How the point of a value is made and measured; of a model, or of all parts of one."""
+
+    def basis(self, recipe: Recipe) -> str:
+        """Name everything beside passes and evaluation data that the point of a recipe depends on."""
+
+    def measure(self, recipe: Recipe, work: Path) -> tuple[Verdict, tuple[Cost, Cost]]:
+        """Carry a recipe out in a folder; return the verdict, and the costs of the dense model and of ours."""
 
 
-def swept(recipe: Recipe, made: Made, verdict: Verdict, work: Path, make: Make, judge: Judge) -> dict[str, Any] | None:
+def swept(recipe: Recipe, verdict: Verdict, costs: tuple[Cost, Cost], work: Path, run: Run) -> dict[str, Any] | None:
     """Return report.json's `sweep`: the artifact's own point and those of all other values; None without a sweep.
 
     Args:
         recipe: of the run.
-        made: of the recipe as it stands.
-        verdict: on that.
+        verdict: on its artifact.
+        costs: theoretical costs of the dense model and of the artifact.
         work: folder of the run.
-        make: makes another one.
-        judge: measures it.
+        run: makes and measures the other points.
     """
     sweep = recipe.sweep
     if sweep is None:
         return None
     own = getattr(recipe.passes[sweep.place].options, sweep.key)
-    points = [{**_point(own, verdict, made), "chosen": True}]
+    points = [{**_point(own, verdict, costs), "chosen": True}]
     for index, (value, variant) in enumerate(recipe.others):
-        points.append(_measured(value, variant, made, work / _FOLDER / str(index), make, judge))
+        points.append(_measured(value, variant, work / _FOLDER / str(index), run))
     return {"option": sweep.name, "points": points}
 
 
-def _measured(value: Any, recipe: Recipe, made: Made, work: Path, make: Make, judge: Judge) -> dict[str, Any]:
+def _measured(value: Any, recipe: Recipe, work: Path, run: Run) -> dict[str, Any]:
     """Return one point, of an earlier run where that was the same one."""
-    bound = replace(prepare(recipe, made.prepared.model_id), source=made.prepared.source)
-    basis, result = _basis(bound, made.facts["inputs"]), work / _RESULT
+    basis, result = _basis(recipe, run), work / _RESULT
     if result.is_file() and (kept := read_json(result)).get("basis") == basis:
         return dict(kept["point"])
     work.mkdir(parents=True, exist_ok=True)
-    other = make(bound, work)
-    section = recipe.evaluation
-    verdict = judge(
-        Job(
-            artifact=seal_one(other),
-            dense=made.dense,
-            data=bound.evaluation,
-            metrics=tuple(section.metrics) if section is not None else (),
-            passes=bound.method_names,
-            flops=(other.costs[0].flops, other.costs[1].flops),
-            memory=False,
-        )
-    )
-    point = _point(value, verdict, other)
+    point = _point(value, *run.measure(recipe, work))
     shutil.rmtree(work)
     work.mkdir()
     half = result.with_suffix(".part")
@@ -77,16 +63,15 @@ def _measured(value: Any, recipe: Recipe, made: Made, work: Path, make: Make, ju
     return point
 
 
-def _basis(bound: Prepared, hashes: Mapping[str, str]) -> str:
+def _basis(recipe: Recipe, run: Run) -> str:
     """Name everything that a point depends on."""
-    recipe = bound.recipe
     evaluation = recipe.evaluation.model_dump(mode="json") if recipe.evaluation is not None else None
     passes = [[entry.name, entry.to_json()] for entry in recipe.passes]
-    return json.dumps([dense_basis(bound, hashes), passes, evaluation, dict(hashes)], sort_keys=True)
+    return json.dumps([run.basis(recipe), passes, evaluation], sort_keys=True)
 
 
-def _point(value: Any, verdict: Verdict, made: Made) -> dict[str, Any]:
-    dense, ours = made.costs
+def _point(value: Any, verdict: Verdict, costs: tuple[Cost, Cost]) -> dict[str, Any]:
+    dense, ours = costs
     return {
         "value": value,
         "passed": verdict.passed,

@@ -62,6 +62,7 @@ class WholeJob:
         metrics: metrics to report; empty means all.
         threads: intra-op threads for everything.
         timing: whether to time at all.
+        memory: whether to measure peak memory.
     """
 
     artifact: Path
@@ -73,6 +74,7 @@ class WholeJob:
     metrics: tuple[str, ...] = ()
     threads: int = 1
     timing: bool = True
+    memory: bool = True
 
     @property
     def steps(self) -> int:
@@ -125,6 +127,7 @@ def _job(job: WholeJob, part: str, place: Path) -> Job:
         shorter=facts.lengths[0] - facts.lengths[1] if facts.lengths is not None else 0,
         threads=job.threads,
         timing=job.timing,
+        memory=job.memory,
     )
 
 

@@ -106,6 +106,7 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
         except RecipeError as error:
             problems += error.problems
     problems += _not_stock(recipe, parts)
+    problems += _unsweepable(recipe, name, folder)
     if _IMAGES in parts:  # of the others' tokens, recipes say nothing
         problems += unkept(recipe, sources[_IMAGES], parts[_IMAGES].blueprints[-1])
     if problems:
@@ -138,6 +139,18 @@ def _check_questions(requests: Sequence[DataRequest | None], folder: Path) -> No
     for request in requests:
         if request is not None and token is not None and is_there(request):
             load_answers(request, folder, None, token)
+
+
+def _unsweepable(recipe: Recipe, name: str, folder: Path) -> Iterator[Problem]:
+    """Yield which values of a recipe's sweep do not fit the model."""
+    if (sweep := recipe.sweep) is None:
+        return
+    for value, variant in recipe.variants:
+        try:
+            _prepare_whole(variant, name, folder)
+        except RecipeError as error:
+            for problem in error.problems:
+                yield recipe.problem(("sweep", sweep.name), f"{value}: {problem.message}")
 
 
 def _prompts(parts: Mapping[str, Prepared]) -> tuple[int, int]:
@@ -202,9 +215,6 @@ def _problems(
     if recipe.export.format == "ort":
         message = "ort is not written for a model of several parts; allowed: onnx, safetensors, or set model.part"
         yield recipe.problem(("export", "format"), message)
-    for path, asked in ((("report", "images"), recipe.report.images), (("sweep",), recipe.sweep)):
-        if asked:
-            yield recipe.problem(path, "is not there for a model of several parts; remove it, or set model.part")
     yield from _of_answers(recipe, entries) if joined.image_token is not None else _of_prompts(recipe, towers, entries)
     (offered,) = TASKS[joined.task].metrics.values()
     yield from disagreements(recipe, ())
@@ -275,6 +285,7 @@ def _recipe_for(recipe: Recipe, part: str, entries: tuple[PassEntry, ...], joine
         calibration=_section_for(recipe.calibration, part, joined),
         evaluation=_section_for(recipe.evaluation, part, joined),
         verify={},
+        sweep=None,
     )
 
 

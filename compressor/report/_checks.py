@@ -48,6 +48,7 @@ MEANINGS: Mapping[str, str] = {
     "graph.inference": "The shapes of the graph's tensors agree with each other.",
     "graph.session": "The runtime loads the model.",
     "graph.task": "The artifact computes what its config.json and the dense model are for.",
+    "joint.image_token": "The token that stands for an image in a prompt is the dense model's.",
     "joint.scalars": "The parts' embeddings are joined by the numbers by which the dense model joins them.",
     "parity": "The artifact gives the outputs of the compressed model in PyTorch, on recorded inputs.",
     "parity.argmax": "The best answer is the same as in PyTorch, at every position of the recorded inputs.",

@@ -90,6 +90,14 @@ tokens, *embedding = session.run(None, {"pixel_values": pixels})
 print(tokens.shape, *(array.shape for array in embedding))  # [batch, tokens, width], and one row for each image
 """
 
+_QUESTION = (
+    """tokens, *embedding = session.run(None, {"pixel_values": pixels})
+""",
+    """question = np.zeros((1, 0, WIDTH), np.float32)  # of its tokens, by embed_tokens.onnx of the language part
+tokens, *embedding = session.run(None, {"pixel_values": pixels, "text_features": question})
+""",
+)
+
 ZERO_SHOT = """\
 import json
 
@@ -201,6 +209,9 @@ def _graph_parts(task: str, facts: ArtifactFacts) -> list[tuple[str, str]]:
     plain = plain.replace("padding=True", 'padding="max_length"') if facts.full_length else plain
     if facts.embeddings:
         plain = plain.replace(*_TOKENS).replace("EMBEDDINGS", facts.embeddings)
+    if facts.question:
+        plain = plain.replace(*_QUESTION).replace("WIDTH", str(facts.question))
+        plain = plain.replace("import onnxruntime", "import numpy as np\nimport onnxruntime")
     code = plain.replace("GRAPH", facts.graph).replace("MODE", "L" if facts.grey else "RGB")
     parts = [("ONNX Runtime", code)]
     if facts.genai:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from compressor.architectures import EMBEDDINGS, Family, Tower, family_named
 from compressor.errors import ModelError
-from compressor.measure.runner import stated_family
+from compressor.measure.runner import question_width, stated_family
 from compressor.model.parts import joined_by, parts_of
 from compressor.storage.artifact import runtime_model
 from compressor.storage.companions import MODULES
@@ -30,6 +30,7 @@ class ArtifactFacts:
         sentences: whether sentence-transformers knows the folder as a sentence encoder.
         grey: whether an image model takes images of one channel.
         pixels: whether the model reads images.
+        question: width of the embeddings of a question that it reads beside an image; 0: it reads none.
         kind: class of transformers that loads the model, where it is not the one of its task.
         full_length: whether texts are padded to all the positions of the model.
         graphs: of a model of several parts, the files of their graphs and the outputs that hold their embeddings.
@@ -46,6 +47,7 @@ class ArtifactFacts:
     sentences: bool = False
     grey: bool = False
     pixels: bool = False
+    question: int = 0
     kind: str = ""
     full_length: bool = False
     graphs: tuple[tuple[str, str], ...] = ()
@@ -70,6 +72,7 @@ class ArtifactFacts:
             sentences=task == "feature-extraction" and (folder / MODULES).is_file(),
             grey=config.get("num_channels") == 1,
             pixels="image_size" in config,
+            question=question_width(config),
             kind=stated if family is not None and stated in family.bodies else "",
             full_length=any(f is not None and f.full_length for f in (family, *(_family(tower) for tower in towers))),
             graphs=tuple((tower.graph, tower.embedding) for tower in towers),

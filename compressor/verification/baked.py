@@ -48,7 +48,7 @@ def check_baked(folder: Path, weights: StoredWeights) -> list[Check]:
         "config.rotation": _rotation(weights, model, skeleton),
     }
     checks = [yes(name, not found, "; ".join(found[:_SHOWN])) for name, found in problems.items()]
-    if model.task == "text-generation" and not weights.apart:
+    if model.task == "text-generation" and not weights.apart and not model.blueprint.layer_reductions:
         checks.append(_check_genai(folder, model, weights))
     return checks
 
@@ -87,6 +87,8 @@ def _ports(weights: StoredWeights, model: ModelFolder) -> list[str]:
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         wanted["pixel_values"] = [None, config.num_channels, height, width]
+        if any(reduction.select == "coverage" for reduction in model.blueprint.reductions):
+            wanted["text_features"] = [None, None, config.projection_size]
     if model.task == "text-generation":
         wanted["logits"] = [None, None, config.vocab_size]
     elif TASKS[model.task].output == "logit":

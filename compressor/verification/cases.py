@@ -8,6 +8,7 @@ photographs, and once as independent pixels: only those tell the pixels of a pat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError
 from compressor.measure.benchmark import image_shape
-from compressor.measure.runner import Array, Runner, read_config, stated_family
+from compressor.measure.runner import Array, Runner, question_width, read_config, stated_family
 
 COLUMNS = 1024
 _FEW_COLUMNS = 64
 _LONGEST = {"text-generation": 300}
 _LONGEST_ENCODER = 512
 _IMAGE_BLOCKS = (16, 14, 8, 7, 4, 2, 1)
+_TEXT, _QUESTION = "text_features", 6
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,30 @@ def cases_of(runner: Runner) -> tuple[Case, ...]:
     if family is not None and family.full_length:
         cases = tuple(case for case in cases if case.padding == "none")
     limit = positions(runner)
+    if span := image_span(read_config(runner.folder)):
+        cases = _with_image(cases, sum(span))
     longest = min(limit, _LONGEST.get(runner.task, _LONGEST_ENCODER))
     fitting = tuple(case for case in cases if sum(case.chunks) <= limit)
     if not fitting:
         raise ModelError(f"{runner.folder}: {limit} positions are too few for a probe")
     return (*fitting, Case("long", 1, (longest,), columns=_FEW_COLUMNS))
+
+
+def image_span(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return position and number of the image tokens that become fewer inside a language model; None where none do."""
+    section = config.get("compression")
+    stacks = section.get("stacks") if isinstance(section, dict) else None
+    for stack in stacks.values() if isinstance(stacks, dict) else ():
+        for entry in stack.get("tokens", ()):
+            if entry.get("site") == "llm_layer":
+                return int(entry.get("start", 0)), int(entry["count"])
+    return None
+
+
+def _with_image(cases: tuple[Case, ...], end: int) -> tuple[Case, ...]:
+    """Return probes of a model whose image tokens become fewer, which end at `end`: no padded call may hold them."""
+    kept = tuple(case for case in cases if case.padding == "none" or max(case.chunks) <= end)
+    return (*kept, Case("image", 1, (end + 9, 1, 1, 3), columns=_FEW_COLUMNS))
 
 
 def positions(runner: Runner) -> int:
@@ -125,12 +146,17 @@ def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Genera
     config = read_config(runner.folder)
     if runner.inputs == "pixels":
         channels, height, width = image_shape(runner.folder)
+        question: Inputs = {}
+        if case.batch > 1 and (columns := question_width(config)):  # with a question and without one
+            question[_TEXT] = rng.standard_normal((case.batch, _QUESTION, columns)).astype(np.float32)
+            question[_TEXT][-1, -1] = 0  # a shorter question is padded with zeros
         if case.pixels == "noise":
-            return {"noise": np.asarray([rng.integers(1 << 31), case.batch, channels, height, width], np.int64)}
+            noise = [rng.integers(1 << 31), case.batch, channels, height, width]
+            return {"noise": np.asarray(noise, np.int64), **question}
         # Seeded noise in blocks: 100 times smaller on disk than pixels, and closer to an image than white noise.
         block = next(b for b in _IMAGE_BLOCKS if height % b == 0 and width % b == 0)
         small = rng.standard_normal((case.batch, channels, height // block, width // block)).astype(np.float32)
-        return {"blocks": small, "block": np.asarray([block], np.int64)}
+        return {"blocks": small, "block": np.asarray([block], np.int64), **question}
     length = sum(case.chunks)
     ids = tokens.take(case.batch, length)
     mask = np.ones_like(ids)
@@ -152,13 +178,14 @@ def make_probe(runner: Runner, case: Case, tokens: Tokens, rng: np.random.Genera
 
 def restore(stored: Inputs) -> Inputs:
     """Return the inputs of a model from the form that goes to disk."""
+    beside = {_TEXT: stored[_TEXT]} if _TEXT in stored else {}
     if "noise" in stored:
         seed, *shape = (int(number) for number in stored["noise"])
-        return {"pixel_values": _noise(seed, shape)}
+        return {"pixel_values": _noise(seed, shape), **beside}
     if "blocks" not in stored:
         return stored
     block = int(stored["block"][0])
-    return {"pixel_values": stored["blocks"].repeat(block, axis=2).repeat(block, axis=3)}
+    return {"pixel_values": stored["blocks"].repeat(block, axis=2).repeat(block, axis=3), **beside}
 
 
 def _noise(seed: int, shape: list[int]) -> Array:

@@ -56,7 +56,8 @@ def draw(probe: Inputs, calibration: Inputs, rng: np.random.Generator) -> Inputs
     blocks = "blocks" in probe and height % _BLOCK == 0 and width % _BLOCK == 0
     block = _BLOCK if blocks else 1
     parts = chosen.reshape(count, channels, height // block, block, width // block, block)
-    return {"blocks": parts.mean(axis=(3, 5)), "block": np.asarray([block], np.int64)}
+    beside = {name: array for name, array in probe.items() if name not in ("noise", "blocks", "block")}
+    return {"blocks": parts.mean(axis=(3, 5)), "block": np.asarray([block], np.int64), **beside}
 
 
 @dataclass

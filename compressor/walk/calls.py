@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ModelError
+from compressor.model.llm_block import LlmBlock
 from compressor.model.reduced import ReducedBlock
 from compressor.model.token_reduction import TokenTrack
 from compressor.model.token_select import Choice
@@ -55,7 +56,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def run_block(module: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     """Return the hidden states that a block makes of `hidden` [batch, tokens, width]."""
-    of_tokens = {"track": call.track, "choice": call.choice} if isinstance(module, ReducedBlock) else {}
+    of_tokens = {"track": call.track, "choice": call.choice} if isinstance(module, ReducedBlock | LlmBlock) else {}
     out = module(hidden, *call.args, **call.kwargs, **of_tokens)
     return torch.as_tensor(out[0] if isinstance(out, tuple) else out)
 

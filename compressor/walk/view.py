@@ -9,6 +9,7 @@ from compressor.architectures import Family, LayerShape
 from compressor.machine.memory import trim_heap
 from compressor.model.blocks import ffn_half, past_attention, scaled
 from compressor.model.folder import ModelFolder
+from compressor.model.llm_block import LlmBlock
 from compressor.model.reduced import ReducedBlock
 from compressor.storage.grids import Grid
 from compressor.storage.tensors import Checkpoint
@@ -39,10 +40,10 @@ class BlockView:
         self.layer: LayerShape = source.shapes.layers[index]
         self.head_dim = source.shapes.head_dim
         self.grids: dict[str, Grid] = {}
-        if isinstance(dense, ReducedBlock):
+        if isinstance(dense, ReducedBlock | LlmBlock):
             self._choose(dense, streams.dense if streams.flows_dense else streams.current)
 
-    def _choose(self, block: ReducedBlock, stream: Stream) -> None:
+    def _choose(self, block: ReducedBlock | LlmBlock, stream: Stream) -> None:
         """Let one stream choose the tokens that go; whoever runs the block keeps to that, so rows stay aligned."""
         for k in range(len(self)):
             hidden, call = stream.read(k, self._depth(Point.INPUT)), self.call(k)
@@ -57,7 +58,7 @@ class BlockView:
 
     def install(self, module: nn.Module) -> None:
         """Put another module in the changed block's place: the block itself, as the pass's blueprint has it."""
-        if isinstance(module, ReducedBlock) and module is not self.module:
+        if isinstance(module, ReducedBlock | LlmBlock) and module is not self.module:
             self._choose(module, self._streams.current)
         self.module = module
 
@@ -165,7 +166,8 @@ class BlockView:
         family = self.family
         if family.residual == "parallel":
             return run_block(module, middle, self.call(k))
-        return ffn_half(module, family, middle)
+        out = ffn_half(module, family, middle)
+        return module.reduced(out, self.call(k).choice) if isinstance(module, LlmBlock) else out
 
     def finish(self) -> None:
         """Advance both streams for the batches that the pass did not advance itself."""

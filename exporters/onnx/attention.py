@@ -38,9 +38,14 @@ class CacheShape:
 class NewTokensCache(Cache):
     """A cache that hands the new keys and values back alone: joining them with the past is the attention's work."""
 
-    def __init__(self) -> None:
-        """Start without layers: nothing is stored."""
+    def __init__(self, attention: TracedAttention) -> None:
+        """Start without layers: nothing is stored; `attention` joins what is new with the past."""
         super().__init__(layers=[])
+        self._attention = attention
+
+    def joined_keys(self) -> Tensor:
+        """Return the keys of past and new tokens of the layer that was called last."""
+        return self._attention.present[-1][0]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeyValue:
         """Return the new keys and values as they are."""
@@ -66,8 +71,10 @@ class TracedAttention:
         total: int32 `[1]`, length of the mask (gqa).
         tables: cos and sin of every position, `[positions, rotary / 2]`, of the layer about to be called; None when
             the queries and keys are rotated already, or never.
+        stages: for each attention layer in call order how often tokens have become fewer before it; none where they
+            never do.
         shapes: filled by `record`.
-        biases: masks by window, shared by the layers (plain).
+        biases: masks by stage and window, shared by the layers (plain).
     """
 
     form: Literal["record", "gqa", "plain"]
@@ -78,8 +85,9 @@ class TracedAttention:
     last_token: Tensor | None = None
     total: Tensor | None = None
     tables: KeyValue | None = None
+    stages: list[int] = field(default_factory=list)
     shapes: list[CacheShape] = field(default_factory=list)
-    biases: dict[int, Tensor] = field(default_factory=dict)
+    biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def start(self, past: list[KeyValue]) -> None:
         """Forget the last call of the model."""
@@ -156,25 +164,33 @@ class TracedAttention:
         return output.reshape(batch, length, heads, size)
 
     def _plain(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, softcap: float) -> Tensor:
+        stage = self.stages[len(self.present)] if self.stages else 0
         past_key, past_value = self.past[len(self.present)]
         key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
         self.present.append((key, value))
-        if window not in self.biases:
-            self.biases[window] = self._bias(query, window)
-        return attend(query, key, value, scale, self.biases[window], softcap)
+        if (stage, window) not in self.biases:
+            mask = self.mask if stage == 0 else self._mask_of_those_left(key)
+            self.biases[stage, window] = self._bias(query, mask, window)
+        return attend(query, key, value, scale, self.biases[stage, window], softcap)
 
-    def _bias(self, query: Tensor, window: int) -> Tensor:
-        """Return 0 where a new token sees a token and the type's minimum elsewhere: `[batch, 1, sequence, total]`."""
+    def _mask_of_those_left(self, key: Tensor) -> Tensor:
+        """Return the mask of the keys `[batch, heads, tokens left, size]`: what went stood before all that it hides."""
         assert self.mask is not None
-        total, length = self.mask.shape[1], query.shape[2]
+        # From the lengths of inputs alone: what is computed in one block would make it unlike the others.
+        return self.mask.index_select(1, torch.arange(key.shape[2]) + (self.mask.shape[1] - key.shape[2]))
+
+    def _bias(self, query: Tensor, mask: Tensor | None, window: int) -> Tensor:
+        """Return 0 where a new token sees a token and the type's minimum elsewhere: `[batch, 1, sequence, total]`."""
+        assert mask is not None
+        total, length = mask.shape[1], query.shape[2]
         keys = torch.arange(total)[None, :]
         queries = (total - length + torch.arange(length))[:, None]
         seen = keys <= queries
-        seen = seen[None, None] & self.mask[:, None, None, :].bool()
+        seen = seen[None, None] & mask[:, None, None, :].bool()
         if window:
             assert self.positions is not None
             # Padding between two tokens does not put them farther apart: positions count, not places.
-            held = self.mask.cumsum(dim=1)[:, None, None, :] - 1
+            held = mask.cumsum(dim=1)[:, None, None, :] - 1
             seen = seen & (held > self.positions[:, None, :, None] - window)
         return bias_of(seen, query.dtype)
 

@@ -24,11 +24,14 @@ from compressor.exporters.onnx.attention import (
 )
 from compressor.exporters.onnx.copying import PortNames
 from compressor.exporters.onnx.norms import fused_rms_norms
+from compressor.exporters.onnx.prompt import STAND_IN, TracedPrompt, put_in, reductions_in, tracks_of
 from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
 from compressor.exporters.onnx.rotary import check_rotation, rotary_inside
 from compressor.exporters.onnx.trace import BATCH, SEQUENCE, TOTAL, trace
 
 _BATCH, _LENGTH, _PAST = 2, 3, 5  # all different: the tracer takes equal sizes for the same one
+_LEFT, _APART = 1000, 40
+"""Tokens left behind the first reduction, one more behind each further one; how much longer each past is."""
 
 
 class _Decoder(nn.Module):
@@ -44,7 +47,7 @@ class _Decoder(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=NewTokensCache(),
+            past_key_values=NewTokensCache(self.attention),
             use_cache=True,
         )
         logits: Tensor = output.logits
@@ -73,6 +76,23 @@ class _PortableDecoder(_Decoder):
         attention.start(past)
         attention.mask, attention.positions = attention_mask, position_ids
         return self.run(input_ids, attention_mask, position_ids), attention.present
+
+
+class _PromptDecoder(_PortableDecoder):
+    """One in which image tokens become fewer; `kept` are stand-ins for the places of those that are left."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[KeyValue],
+        kept: list[Tensor],
+    ) -> tuple[Tensor, list[KeyValue]]:
+        tracks = tracks_of(self.model)
+        assert tracks is not None, "a block of ours shares them"
+        tracks.prompt = TracedPrompt(input_ids, attention_mask, kept)
+        return super().forward(input_ids, attention_mask, position_ids, past)
 
 
 def _length_of(mask: Tensor) -> Tensor:
@@ -109,19 +129,29 @@ def trace_decoder(model: nn.Module, found: Survey, *, portable: bool, opset: int
         ModelError: the model's attention cannot be expressed, or torch cannot trace it.
     """
     attention = TracedAttention("plain" if portable else "gqa")
-    wrapper = (_PortableDecoder if portable else _GroupQueryDecoder)(model, attention).eval()
+    reductions = reductions_in(model)
+    kind = (_PromptDecoder if reductions else _PortableDecoder) if portable else _GroupQueryDecoder
+    wrapper = kind(model, attention).eval()
     ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
     mask = torch.ones(_BATCH, _PAST + _LENGTH, dtype=torch.int64)
     new, all_tokens = {0: BATCH, 1: SEQUENCE}, {0: BATCH, 1: TOTAL}
 
     def trace_some(layers: list[int]) -> ir.Model:
         shapes = [found.caches[index] for index in layers]
-        past = [tuple(torch.zeros(_BATCH, s.heads, _PAST, s.size, dtype=dtype) for _ in "kv") for s in shapes]
-        cache = [({0: BATCH, 2: "past_sequence_length"},) * 2 for _ in shapes]
+        attention.stages = [found.stages[index] for index in layers]
+        held = [_PAST + _APART * stage for stage in attention.stages]
+        past = [
+            tuple(torch.zeros(_BATCH, s.heads, length, s.size, dtype=dtype) for _ in "kv")
+            for s, length in zip(shapes, held, strict=True)
+        ]
+        cache = [({0: BATCH, 2: _numbered("past_sequence_length", stage)},) * 2 for stage in attention.stages]
+        kept = [torch.zeros(_LEFT + number, dtype=torch.int64) for number in range(reductions)]
         inputs = (ids, mask, ids.clone(), past) if portable else (ids, mask, past)
         dims = (new, all_tokens, new, cache) if portable else (new, all_tokens, cache)
+        if reductions:
+            inputs, dims = (*inputs, kept), (*dims, [{0: f"left_{number + 1}"} for number in range(reductions)])
         graph = trace(wrapper, inputs, dims, opset)
-        _name_ports(graph.graph, portable, layers)
+        _name_ports(graph.graph, portable, layers, found.stages, reductions)
         return graph
 
     positions = getattr(model.config, "max_position_embeddings", None) or 0
@@ -131,6 +161,9 @@ def trace_decoder(model: nn.Module, found: Survey, *, portable: bool, opset: int
         if not portable:
             stack.enter_context(rotary_inside(model, attention, int(positions)))
         graph = trace_repeating(model, found.blocks, trace_some, _cache_ports)
+    if (tracks := tracks_of(model)) is not None:
+        tracks.prompt = None
+        put_in(graph.graph)
     _order_ports(graph.graph, len(found.blocks))
     return graph
 
@@ -141,6 +174,11 @@ class Survey:
 
     blocks: list[Block]
     caches: list[CacheShape]
+
+    @property
+    def stages(self) -> list[int]:
+        """For each block how often image tokens have become fewer before it."""
+        return [int(getattr(block.module, "stage", 0)) for block in self.blocks]
 
 
 def survey(model: nn.Module) -> Survey:
@@ -170,16 +208,25 @@ def _cache_ports(index: int) -> PortNames:
     return [f"past_key_values.{index}.{part}" for part in parts], [f"present.{index}.{part}" for part in parts]
 
 
-def _name_ports(graph: ir.Graph, portable: bool, layers: list[int]) -> None:
+def _numbered(name: str, stage: int) -> str:
+    """Return the name of a dimension in the layers behind a number of reductions of image tokens."""
+    return f"{name}_{stage}" if stage else name
+
+
+def _name_ports(graph: ir.Graph, portable: bool, layers: list[int], stages: list[int], reductions: int) -> None:
     """Give inputs and outputs their names and dimensions; `layers` are those that are there."""
     names = ["input_ids", "attention_mask", *(["position_ids"] if portable else [])]
     caches = [_cache_ports(index) for index in layers]
-    for value, name in zip(graph.inputs, [*names, *(name for past, _ in caches for name in past)], strict=True):
+    held = [name for past, _ in caches for name in past]
+    stand_ins = [f"{STAND_IN}{number}" for number in range(reductions)]
+    for value, name in zip(graph.inputs, [*names, *held, *stand_ins], strict=True):
         value.name = name
     for value, name in zip(graph.outputs, ["logits", *(n for _, present in caches for n in present)], strict=True):
         value.name = name
-    for value, cache in zip(graph.outputs[1:], graph.inputs[len(names) :], strict=True):
-        value.shape = ir.Shape([BATCH, static_size(cache, 1), TOTAL, static_size(cache, 3)])
+    totals = [_numbered(TOTAL, stages[index]) for index in layers for _ in "kv"]
+    ports = graph.inputs[len(names) : len(names) + len(held)]
+    for value, cache, total in zip(graph.outputs[1:], ports, totals, strict=True):
+        value.shape = ir.Shape([BATCH, static_size(cache, 1), total, static_size(cache, 3)])
     graph.outputs[0].shape = ir.Shape([BATCH, SEQUENCE, static_size(graph.outputs[0], 2)])
 
 

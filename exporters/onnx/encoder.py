@@ -2,9 +2,9 @@
 
 A text encoder takes `input_ids`, `attention_mask` (but where it reads padding like any token) and, where it has token
 types, `token_type_ids`, all `[batch, sequence]`; an image model takes `pixel_values [batch, channels, height, width]`
-of static size. The output is `logits` for a model with a classification head, and `last_hidden_state` otherwise; behind
-it comes the embedding of the whole sample, where the family pools by itself. Families may give hidden states another
-name.
+of static size, and `text_features [batch, sequence, width]` where features are chosen for a question. The output is
+`logits` for a model with a classification head, and `last_hidden_state` otherwise; behind it comes the embedding of the
+whole sample, where the family pools by itself. Families may give hidden states another name.
 
 A graph in which image tokens go keeps the names of the values that say which go on: `kept_tokens.BLOCK`, or
 `kept_tokens.output` [batch, kept], places in the sequence before. On request it has one output more, `kept_mask`
@@ -31,6 +31,7 @@ from compressor.exporters.onnx.repeat import Block, blocks_of, trace_repeating
 from compressor.exporters.onnx.trace import BATCH, SEQUENCE, trace
 from compressor.model.blueprint import Reduction
 from compressor.model.reduced import reductions_of, told
+from compressor.model.token_output import BY_TEXT
 from compressor.model.token_places import KEPT, kept_name
 from compressor.model.token_scores import Seen
 from compressor.model.token_select import Choice
@@ -38,6 +39,7 @@ from compressor.model.token_select import Choice
 _BATCH, _LENGTH = 2, 7
 _OUTPUTS = ("logits", "last_hidden_state")
 KEPT_MASK = "kept_mask"
+TEXT = "text_features"
 
 
 class _Encoder(nn.Module):
@@ -120,8 +122,7 @@ def trace_encoder(model: nn.Module, *, opset: int, dtype: torch.dtype, kept_mask
         names = [*outputs, *map(kept_name, reduced)]
         names += [KEPT_MASK] if kept_mask and reduced else []
         wrapper = _Encoder(model, attention, list(inputs), outputs, kept_mask and bool(reduced)).eval()
-        dims: dict[int, str] = {0: BATCH} if "pixel_values" in inputs else {0: BATCH, 1: SEQUENCE}
-        all_dims = (tuple(dims for _ in inputs),)
+        all_dims = (tuple({0: BATCH} if name == "pixel_values" else {0: BATCH, 1: SEQUENCE} for name in inputs),)
         graph = trace_repeating(
             model, blocks, lambda _: trace(wrapper, tuple(inputs.values()), all_dims, opset), lambda _: ([], [])
         )
@@ -144,7 +145,10 @@ def example_inputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     if getattr(model, "main_input_name", "") == "pixel_values":
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(_BATCH, config.num_channels, height, width, dtype=dtype)}
+        pixels = torch.zeros(_BATCH, config.num_channels, height, width, dtype=dtype)
+        if any(reduction.select in BY_TEXT for reduction in reductions_of(model)):
+            return {"pixel_values": pixels, TEXT: torch.zeros(_BATCH, _LENGTH, config.projection_size, dtype=dtype)}
+        return {"pixel_values": pixels}
     ids = torch.zeros(_BATCH, _LENGTH, dtype=torch.int64)
     if family_of(config).full_length:
         return {"input_ids": ids}

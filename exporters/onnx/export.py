@@ -19,6 +19,7 @@ from compressor.exporters.onnx.decoder import Survey, survey, trace_decoder
 from compressor.exporters.onnx.encoder import name_choices, trace_encoder
 from compressor.exporters.onnx.genai_config import write_genai_config
 from compressor.exporters.onnx.passes import tidy
+from compressor.exporters.onnx.prompt import name_check, reductions_in
 from compressor.exporters.onnx.quantized import Grids
 from compressor.exporters.onnx.saving import save, stamp
 from compressor.exporters.onnx.trace import quiet
@@ -91,7 +92,7 @@ def export_onnx(
     graph, files, stored = _write(model, source.weights, source.task, out, options, source, advance)
     _write_config(source, out / "config.json")
     files += [out / "config.json", *copy_companions(source.path, out, source.alone_reads)]
-    if source.task == "text-generation" and options.embeddings is None:
+    if source.task == "text-generation" and options.embeddings is None and not source.blueprint.layer_reductions:
         files.append(write_genai_config(source.path, source.config, graph, out))
     return replace(_result(graph, files, time.perf_counter() - start), codes=stored)
 
@@ -149,7 +150,7 @@ def _write(
     with weightless(model, weights, dtype) as aliases:
         if task == "text-generation":
             found = survey(model)
-            kind = _decoder_kind(found, options)
+            kind = "portable" if reductions_in(model) else _decoder_kind(found, options)
             opset = _opset(kind, options)
             graph = trace_decoder(model, found, portable=kind == "portable", opset=opset, dtype=dtype)
         else:
@@ -161,6 +162,7 @@ def _write(
     with quiet():
         stored = tidy(graph, grids, signed=options.arm)
     name_choices(graph.graph)
+    name_check(graph.graph)
     stamp(graph, {"task": task, "graph": kind, "dtype": options.dtype})
     advance("graph in order")
     files = []

@@ -1,21 +1,20 @@
-"""What selections of image tokens cost the answers of a LLaVA model: `python -m tests.bench.llava MODEL QUESTIONS`.
+"""What selections of image tokens cost the answers of a small LLaVA model, trained by `make demo-llava`.
 
-MODEL is a folder of `make demo-llava`, QUESTIONS its `questions.jsonl` beside `images/`. The three graphs run in plain
-ONNX Runtime sessions. For each method and number of tokens one line of JSON: `accuracy` of whole answers, by kind of
+The three graphs run in plain ONNX Runtime sessions. For each pass one row: `accuracy` of whole answers, by kind of
 question too, over the tokens of the right answers `kl` from the model with all tokens (nats) and `top1` agreement, and
 the share of questions with the same `greedy` answer.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import re
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from compressor.data.kinds import AnswerData, Batches
 from compressor.data.questions import load_answers
@@ -24,16 +23,32 @@ from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.answers import SeeingModel, measure_answers
 from compressor.measure.onnx_runner import OnnxRunner
-from compressor.model.folder import open_model
+from compressor.model.folder import ModelFolder, open_model
 from compressor.model.parts import image_token_of
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
+from compressor.passes.tokens.llm_tokens import LlmTokens
+from tests.bench.harness import Context, Row, drop
 
-METHODS = (
-    *("fastervlm", "random-visual-tokens", "divprune", "visionzip", "fopru", "vtc-cls", "hiprune", "flowcut"),
-    *("hired", "globalcom2", "holov", "correlation", "todre", "vflowopt", "recoverable"),
+SUITE = "llava"
+VARIABLE = "COMPRESSOR_BENCH_LLAVA"
+_NAME = "small LLaVA"
+_BEHIND = (
+    *("fastervlm", "vtc-cls", "fopru", "hiprune", "flowcut", "visionzip", "divprune", "todre", "hired", "globalcom2"),
+    *("holov", "correlation", "vflowopt", "recoverable", "mmtok", "random-visual-tokens"),
 )
+_INSIDE = ("fastv", "feather", "transprune", "aim", "random-llm-tokens")
 SHARES = (0.5, 0.25, 0.11)
+PASSES = (
+    *(f"{name}: {{keep: {keep}}}" for keep in SHARES for name in _BEHIND),
+    *(f"{name}: {{keep: {keep}, layers: [1]}}" for keep in SHARES for name in _INSIDE),
+    *(
+        "p-sigmoid: {layers: [1, 2], sigmoid: [10.0, 0.4]}",
+        "zipvl: {layers: [1], mass: 0.9}",
+        "todre-late: {layers: [2]}",
+    ),
+)
+"""Selections behind the image encoder, and inside the language model, which has three layers."""
 PROMPT = "<image> {question} answer :"
 
 
@@ -43,21 +58,26 @@ def open_vision(model: Path, work: Path, method: str | None = None, **options: A
     for folder in (tower, graph):
         folder.mkdir(parents=True)
     export_safetensors(open_model(model, part="vision"), tower)
-    part = open_model(tower)
-    if method is not None:
-        known = methods()[method]
-        setting = Setting(work=work / "pass", fingerprint="bench", cache_bytes=1 << 28)
-        part, _ = apply_pass(known(known.Options(**options)), part, Batches(lambda: iter(()), 0), setting)
-    export_onnx(part, graph)
+    export_onnx(_after(open_model(tower), work, method, options), graph)
     return OnnxRunner(graph)
 
 
-def open_language(model: Path, work: Path) -> OnnxRunner:
-    """Export the language part of a LLaVA model as two graphs."""
-    work.mkdir(parents=True)
+def open_language(model: Path, work: Path, method: str | None = None, **options: Any) -> OnnxRunner:
+    """Export the language part of a LLaVA model as two graphs, after a pass that needs no data if one is named."""
+    graph = work / "graph"
+    graph.mkdir(parents=True)
     names = OnnxOptions(name="decoder_model_merged.onnx", embeddings="embed_tokens.onnx")
-    export_onnx(open_model(model, part="language"), work, names)
-    return OnnxRunner(work)
+    export_onnx(_after(open_model(model, part="language"), work, method, options), graph, names)
+    return OnnxRunner(graph)
+
+
+def _after(part: ModelFolder, work: Path, method: str | None, options: Mapping[str, Any]) -> ModelFolder:
+    """Return a part of a model after a pass that needs no data."""
+    if method is None:
+        return part
+    known = methods()[method]
+    setting = Setting(work=work / "pass", fingerprint="bench", cache_bytes=1 << 28)
+    return apply_pass(known(known.Options(**options)), part, Batches(lambda: iter(()), 0), setting)[0]
 
 
 def read_questions(model: SeeingModel, file: Path) -> AnswerData:
@@ -72,31 +92,34 @@ def figures(ours: SeeingModel, dense: SeeingModel, questions: AnswerData) -> dic
     return {**found.quality.ours, "kinds": {kind: entry["ours"] for kind, entry in found.kinds.items()}}
 
 
-def measured(model: Path, file: Path, work: Path, cases: Sequence[tuple[str, float]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the figures of the model with all tokens, then those of each method and share of the tokens."""
+def run(context: Context) -> Row:
+    """Measure every pass on the model and questions that `make demo-llava` has left in the folder of the variable."""
+    folder = Path(os.environ.get(VARIABLE) or "absent")
+    if not (folder / "questions.jsonl").is_file():
+        reason = f"{VARIABLE} names no folder of `make demo-llava`"
+        return {"settings": [], "rows": [], "skipped": [{"what": _NAME, "reason": reason}], "planned": []}
+    lines = [line for line in PASSES if re.search(context.only or "", line)]
+    work = context.folder(SUITE, "models")
+    drop(work)
+    rows = [{"model": _NAME, **row} for row in measured(folder / "model", folder / "questions.jsonl", work, lines)]
+    drop(work)
+    settings = [{"name": _NAME, "trained": json.loads((folder / "model" / "training.json").read_text())}]
+    return {"settings": settings, "rows": rows, "skipped": [], "planned": [[_NAME, line] for line in ("", *PASSES)]}
+
+
+def measured(model: Path, file: Path, work: Path, lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the figures of the model with all tokens, then those after each pass in `lines`."""
     language, token = open_language(model, work / "language"), image_token_of(model)
     assert token is not None, "of a LLaVA model"
     dense = SeeingModel(open_vision(model, work / "dense"), language, token)
     questions = read_questions(dense, file)
-    yield {"method": "dense", "keep": 1.0, **figures(dense, dense, questions)}
-    for method, keep in cases:
-        vision = open_vision(model, work / f"{method}-{keep}", method, keep=keep)
-        yield {"method": method, "keep": keep, **figures(SeeingModel(vision, language, token), dense, questions)}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print a line of JSON for each case."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.llava", description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("--only", default="", help="methods whose names match a regular expression")
-    given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="llava-bench-") as work:
-        cases = [(method, keep) for keep in SHARES for method in METHODS if re.search(given.only, method)]
-        for line in measured(given.model, given.questions, Path(work), cases):
-            print(json.dumps(line), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    yield {"pass": "", **figures(dense, dense, questions)}
+    for number, line in enumerate(lines):
+        ((method, options),) = yaml.safe_load(line).items()
+        place = work / str(number)
+        if LlmTokens in (methods()[method], getattr(methods()[method], "of", None)):
+            ours = SeeingModel(dense.vision, open_language(model, place, method, **options), token)
+        else:
+            ours = SeeingModel(open_vision(model, place, method, **options), language, token)
+        yield {"pass": line, **figures(ours, dense, questions)}
+        drop(place)

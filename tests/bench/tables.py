@@ -296,6 +296,23 @@ def features_table(features: Results) -> str:
     return table(head, rows)
 
 
+def llava_table(llava: Results) -> str:
+    """Return what answers are worth after each selection: right ones, overall and by kind, and distance from dense."""
+    kinds = list(llava["rows"][0]["kinds"]) if llava["rows"] else []
+    head = ("pass", "right answers", *kinds, "agreement", "KL, nats")
+    rows = [
+        (
+            f"`{row['pass']}`" if row["pass"] else "all tokens",
+            f"{row['accuracy']:.1%}",
+            *(f"{row['kinds'][kind]:.1%}" for kind in kinds),
+            f"{row['top1']:.1%}",
+            f"{row['kl']:.3f}",
+        )
+        for row in llava["rows"]
+    ]
+    return table(head, rows)
+
+
 def real_table(real: Results) -> str:
     """Return one row per run on the model of real size; below, a forward pass and onnxruntime-genai's decoding."""
     head = ("pass", "quality", "parameters", "bytes", "speed-up", "CPU s", "over a forward pass", "peak MB", "verdict")
@@ -331,6 +348,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "real": ("A model of real size: SmolLM2-135M-Instruct", real_table),
     "tokens": ("Token reduction", tokens_table),
     "features": ("Features of images: DINOv2-small", features_table),
+    "llava": ("Image tokens of a small LLaVA model", llava_table),
     "memory": ("Memory over depth", memory_table),
     "speed": ("Realised speed", speed_table),
     "export": ("Export", export_table),

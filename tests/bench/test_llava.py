@@ -38,9 +38,8 @@ def test_figures_are_those_of_the_training_and_fall_with_the_tokens(tmp_path: Pa
     batch = list(itertools.islice(pictures("valid"), 4))
     save(model, tokenizer, tmp_path / "model", {})
     write_questions(batch, tmp_path)
-    dense, fewer = measured(
-        tmp_path / "model", tmp_path / "questions.jsonl", tmp_path / "work", [("random-visual-tokens", 0.25)]
-    )
+    lines = ["random-visual-tokens: {keep: 0.25}"]
+    dense, fewer = measured(tmp_path / "model", tmp_path / "questions.jsonl", tmp_path / "work", lines)
     right = score(model, tokenizer, batch)
     assert dense["kl"] == 0 and dense["top1"] == dense["greedy"] == 1 and dense["accuracy"] == right.pop("all")
     assert dense["kinds"] == right

@@ -21,6 +21,7 @@ _BY_SHARE = (
     "token-transforming",
     "received",
     "spatten",
+    "attentive-mask",
     "clca",
     "random-tokens",
 )
@@ -32,6 +33,9 @@ PASSES = (
     "tome: {r: 8, score: random}",
     "tome: {r: 13, score: random}",
     "tome: {r: 13, proportional: false}",
+    "tome: {r: 8, keep_norm: true}",
+    "tome: {r: 13, keep_norm: true}",
+    *(f"token-transforming: {{keep: {keep}, keep_norm: true}}" for keep in _SHARES),
     "token-transforming: {keep: 0.6, score: random}",
     "token-transforming: {keep: 0.7} + int8-dynamic: {}",
     "width: {sparsity: 0.2} + token-transforming: {keep: 0.7} + int8-dynamic: {}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "evit": {"keep": 0.6, "layers": [1, 2]},
     "diffrate": {"r": 4, "layers": [2], "merged": 0.5},
 }
+EARLY: dict[str, Any] = {"keep": 0.6, "layers": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +83,73 @@ def test_every_token_stands_again_as_the_one_that_stands_for_it(source: ModelFol
     assert (lost > 0) == (name == "diffrate"), "what is dropped has the mean of the others"
 
 
-def test_graph_modelling_file_and_walk_give_the_same(source: ModelFolder, tmp_path: Path) -> None:
-    folder = planned(source, "tome", {**METHODS["tome"], "full_length": True})
+def test_tokens_that_leave_early_come_back_as_they_left(source: ModelFolder) -> None:
+    """In float64, block by block and image by image, against the stream that enters each FFN."""
+    folder = planned(source, "dtop", EARLY)
+    module, images = loaded(source, folder).double(), pixels(source, 2).double()
+    choices: list[Any] = []
+    entering: list[torch.Tensor] = []
+    for block in module.encoder.layer:
+        block.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    with told(module, lambda _, choice, seen: choices.append(choice)):
+        found = features(module, images)
+    first, count = entering[0].shape[1], len(images)
+    wanted, places = np.zeros((count, first, found.shape[-1])), [list(range(first)) for _ in images]
+    for index, (block, x) in enumerate(zip(module.encoder.layer, entering, strict=True)):
+        normed = block.norm1(x)
+        scale = block.layer_scale1.lambda1 if hasattr(block, "layer_scale1") else 1.0
+        middle = (x + block.attention(normed)[0] * scale).detach().numpy()
+        for row, choice in enumerate(zip(choices[index].kept, choices[index].gone, strict=True) if index < 2 else ()):
+            kept, gone = (part.tolist() for part in choice)
+            for place in gone:
+                wanted[row, places[row][place]] = middle[row, place]
+            places[row] = [places[row][place] for place in kept]
+    assert all(len(left) < first for left in places)
+    ended = module.layernorm(torch.from_numpy(wanted)).detach().numpy()
+    for row, left in enumerate(places):
+        gone = [token for token in range(first) if token not in left]
+        np.testing.assert_allclose(found[row, gone], ended[row, gone], atol=1e-9)
+        assert np.abs(found[row, left] - ended[row, left]).min() > 1e-6, "those that stayed went through all blocks"
+
+
+def test_tokens_are_recovered_from_those_that_were_like_them(source: ModelFolder) -> None:
+    """In float64: shares by a softmax of cosines of keys, followed token by token, of what a plain drop leaves."""
+    folder = planned(source, "hot", {**EARLY, "temperature": 0.2})
+    plain = tuple(replace(r, dropped="drop", returns=False, temperature=0.0) for r in folder.blueprint.reductions)
+    dropping = loaded(source, source.with_blueprint(replace(source.blueprint, reductions=plain))).double()
+    images = pixels(source, 2).double()
+    heard: list[Any] = []
+    left: list[torch.Tensor] = []
+    dropping.encoder.layer[-1].register_forward_hook(lambda _, __, out: left.append(out))
+    with told(dropping, lambda reduction, choice, seen: heard.append((reduction.protect, choice, seen.keys.mean(2)))):
+        features(dropping, images)
+    found = features(loaded(source, folder).double(), images)
+    for row in range(len(images)):
+        parts = [{token: 1.0} for token in range(found.shape[1])]
+        for protect, choice, keys in heard:
+            kept, unit = choice.kept[row].tolist(), (keys[row] / keys[row].norm(dim=-1, keepdim=True)).numpy()
+            taking = {}
+            for gone in choice.gone[row].tolist():
+                weights = {k: np.exp(unit[gone] @ unit[k] / 0.2) for k in kept[protect:]}
+                taking[gone] = {k: weight / sum(weights.values()) for k, weight in weights.items()}
+            for part in parts:
+                for gone in [token for token in part if token in taking]:
+                    share = part.pop(gone)
+                    for k, weight in taking[gone].items():
+                        part[k] = part.get(k, 0.0) + share * weight
+            parts = [{kept.index(k): share for k, share in part.items()} for part in parts]
+        wanted = torch.stack([sum(share * left[0][row, k] for k, share in part.items()) for part in parts])
+        np.testing.assert_allclose(found[row], dropping.layernorm(wanted).detach().numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("tome", {**METHODS["tome"], "full_length": True}), ("dtop", EARLY), ("hot", EARLY)],
+)
+def test_graph_modelling_file_and_walk_give_the_same(
+    source: ModelFolder, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    folder = planned(source, name, options)
     module, images = loaded(source, folder), pixels(source, 3)
     wanted = features(module, images)
     export_onnx(folder, tmp_path, OnnxOptions())
@@ -109,6 +176,7 @@ def test_graph_modelling_file_and_walk_give_the_same(source: ModelFolder, tmp_pa
     [
         ("clca", {"keep": 0.7}, "dropped cache leaves nothing"),
         ("token-transforming", {"keep": 0.7}, "dropped transform leaves nothing"),
+        ("dtop", {"keep": 0.7, "head_only": True}, "head_only"),
     ],
 )
 def test_what_leaves_no_stand_in_is_refused(source: ModelFolder, name: str, options: dict[str, Any], said: str) -> None:

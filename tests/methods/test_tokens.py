@@ -32,7 +32,7 @@ from compressor.passes.base import Target
 from compressor.passes.tokens._schedule import ScheduleOptions, schedule
 from compressor.passes.tokens._search import Room, even, searched, work
 from tests.core.toy import toy_batches
-from tests.methods.token_papers import PRESETS, TEMPERATURE, papers_logits
+from tests.methods.token_papers import PRESETS, TEMPERATURE, at_length, papers_logits
 
 Pico = Callable[..., Path]
 
@@ -56,9 +56,11 @@ def pixels(source: ModelFolder, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", [*sorted(PRESETS), "keep_norm"])
 def test_the_model_computes_what_the_paper_says(pico: Pico, name: str, family: str) -> None:
-    step, options, biased = PRESETS[name]
+    step, options, biased = PRESETS["token-transforming" if name == "keep_norm" else name]
+    if name == "keep_norm":
+        name, step, options = "token-transforming", at_length, {**options, "keep_norm": True}
     options = {**options, **({"temperature": TEMPERATURE} if name == "token-transforming" else {})}
     source = open_model(pico(family, num_hidden_layers=4))
     folder = planned(source, name, options)
@@ -79,7 +81,7 @@ EVERYTHING = (
     Reduction(3, 10, "random", "topk", "fuse", "none", 1),
     Reduction(4, 11, "none", "all", "restore", "log_size", 1),
     Reduction(5, 9, "value_norm", "topk", "transform", "log_size", 1, heads="max", temperature=0.1),
-    Reduction(6, 6, "received", "topk", "merge", "log_size", 1, heads="rms", merged=2),
+    Reduction(6, 6, "received", "topk", "merge", "log_size", 1, heads="rms", merged=2, keep_norm=True),
 )
 
 
@@ -104,11 +106,12 @@ def test_the_modelling_file_computes_every_reduction(everything: tuple[ModelFold
     check_modelling_file(*everything)
 
 
-def test_registers_are_kept_and_not_asked(pico: Pico) -> None:
+@pytest.mark.parametrize("name", ["evit", "attentive-mask"])
+def test_registers_are_kept_and_not_asked(pico: Pico, name: str) -> None:
     """DINOv2: registers neither go nor say what goes, and layer scale is computed in the modelling file too."""
     kind = "Dinov2WithRegistersForImageClassification"
     source = open_model(pico("dinov2_with_registers", architecture=kind, num_hidden_layers=2))
-    folder = planned(source, "evit", {"keep": 0.5, "layers": [1]})
+    folder = planned(source, name, {"keep": 0.5, "layers": [2]})
     (reduction,) = folder.blueprint.reductions
     assert (reduction.protect, reduction.classes) == (source.family.leading_tokens, 1) and reduction.protect > 1
     check_modelling_file(source, folder)
@@ -306,6 +309,7 @@ def test_schedules_that_cannot_be_are_refused(pico: Pico) -> None:
         {"select": "bipartite"},
         {"score": "mean_key"},
         {"score": "cascade", "dropped": "fuse"},
+        {"dropped": "propagate", "keep_norm": True},
     ],
 )
 def test_parts_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:

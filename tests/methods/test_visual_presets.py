@@ -144,10 +144,10 @@ def test_one_graph_makes_selections_alone_as_in_a_batch(pico: Pico, names: tuple
     for tensor in graph.graph.initializer:
         assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all(), "an artifact of it would fail"
     session = onnxruntime.InferenceSession(graph.SerializeToString())
-    names = [value.name for value in session.get_inputs()]
+    given = [value.name for value in session.get_inputs()]
     together = module(*inputs)
     for samples in (slice(None), slice(1, 2)):
-        found = session.run(None, {name: tensor[samples].numpy() for name, tensor in zip(names, inputs, strict=True)})
+        found = session.run(None, {name: tensor[samples].numpy() for name, tensor in zip(given, inputs, strict=True)})
         for case, ours, theirs in zip(names, found, together, strict=True):
             np.testing.assert_allclose(ours, theirs[samples].numpy(), atol=1e-5, err_msg=case)
 

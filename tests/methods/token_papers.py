@@ -69,6 +69,10 @@ def spatten(s: Sample, left: int) -> None:
     s.keep([*range(s.leading), *best(s.importance, s.patches(), left)])
 
 
+def attentive_mask(s: Sample, left: int) -> None:
+    spatten(s, left)
+
+
 def zero_tprune(s: Sample, left: int) -> None:
     heads, tokens = s.attention.shape[:2]
     ranks, variances = [], []
@@ -126,6 +130,22 @@ def token_transforming(s: Sample, left: int) -> None:
     s.sizes = np.append(s.sizes[: s.leading], sizes)
 
 
+def at_length(s: Sample, left: int) -> None:
+    """Token Transforming, and the new tokens as long as their parts are on average (ToFu, arXiv 2312.01026)."""
+    column = s.attention.mean(0).sum(0)
+    stay, old = sorted(best(column, s.patches(), left)), s.patches()
+    parts = {k: np.array([np.exp(cosine(s.keys[k], s.keys[i]) / TEMPERATURE) for i in old]) for k in stay}
+    whole = sum(parts.values())
+    x, sizes = list(s.x[: s.leading]), list(s.sizes[: s.leading])
+    for k in stay:
+        counts = parts[k] / whole * s.sizes[old]
+        mean = sum(c * s.x[i] for c, i in zip(counts, old, strict=True)) / counts.sum()
+        length = sum(c * np.sqrt(sum(s.x[i] ** 2)) for c, i in zip(counts, old, strict=True)) / counts.sum()
+        x.append(mean / np.sqrt(sum(mean**2)) * length)
+        sizes.append(counts.sum())
+    s.x, s.sizes = np.array(x), np.array(sizes)
+
+
 def diffrate(s: Sample, left: int) -> None:
     a = cls_attention(s)
     order = best(a, s.patches(), len(s.patches()))
@@ -152,6 +172,7 @@ PRESETS: dict[str, tuple[Callable[[Sample, int], None], dict[str, Any], bool]] =
     "evit": (evit, {"keep": 0.6, "layers": [1, 3]}, False),
     "received": (received, {"keep": 0.6, "layers": [1, 3]}, False),
     "spatten": (spatten, {"keep": 0.6, "layers": [2, 4]}, False),
+    "attentive-mask": (attentive_mask, {"keep": 0.6, "layers": [2, 4]}, False),
     "zero-tprune": (zero_tprune, {"keep": 0.6, "layers": [1, 3]}, False),
     "gtp": (gtp, {"r": 3}, True),
     "token-transforming": (token_transforming, {"tokens": 6, "layers": [1, 3]}, True),
@@ -183,6 +204,8 @@ def papers_logits(
         s.x, s.attention, s.keys = stream.detach().numpy(), probabilities.detach().numpy(), k.mean(0).detach().numpy()
         if step is spatten:
             s.importance = s.attention.sum((0, 1)) + (0 if s.importance is None else s.importance)
+        if step is attentive_mask:
+            s.importance = cls_attention(s) + (0 if s.importance is None else s.importance)
         if index in counts:
             step(s, counts[index])
         if index == len(base.layers) - 2:

@@ -194,6 +194,25 @@ def recoverable(s: Image, left: int) -> Kept:
     return joined(dominant, centres, rest, lambda i, c: cosine(x[i], x[c]))
 
 
+def mmtok(features: Array, text: Array, left: int) -> list[int]:
+    def softmax(values: list[float]) -> Array:
+        weights = np.exp(values)
+        return np.asarray(weights / weights.sum())
+
+    words = np.array([softmax([cosine(t, x) / 0.02 for x in features]) for t in text])
+    image = np.array([softmax([cosine(y, x) / 0.2 for x in features]) for y in features])
+
+    def coverage(chosen: list[int]) -> float:
+        of_text = words[:, chosen].max(1).mean() if len(text) else 0.0
+        return float(of_text + 0.5 * image[:, chosen].max(1).mean())
+
+    chosen: list[int] = []
+    while len(chosen) < left:
+        rest = [i for i in range(len(features)) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: coverage([*chosen, i])))
+    return sorted(chosen)
+
+
 PRESETS: dict[str, tuple[Callable[[Image, int], Kept], str, dict[str, Any]]] = {
     "divprune": (divprune, "divprune", {}),
     "fopru": (fopru_rank, "fopru", {}),

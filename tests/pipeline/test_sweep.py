@@ -10,12 +10,10 @@ import pytest
 
 from compressor.errors import RecipeError
 from compressor.model.cost import Cost
-from compressor.pipeline import sweep
-from compressor.pipeline.prepare import Prepared, prepare
-from compressor.pipeline.sealed import Made
+from compressor.pipeline.prepare import prepare
 from compressor.pipeline.sweep import swept
 from compressor.recipe import Recipe
-from compressor.verification import Job, Verdict
+from compressor.verification import Verdict
 from compressor.verification.verdict import Check
 from tests.pipeline.conftest import Maker
 
@@ -27,36 +25,41 @@ def recipe(make_recipe: Maker) -> Callable[..., Recipe]:
     return lambda **values: make_recipe(**{**VALUES, "sweep": values or {"evit.keep": [0.9, 0.7, 0.5]}})
 
 
-def made(prepared: Prepared, folder: Path) -> Made:
-    keep = prepared.blueprints[-1].reductions[0].keep
-    costs = Cost(10, 10, 100), Cost(10, 10, keep)
-    return Made(prepared, {}, prepared.source, costs, [], folder, folder, {"inputs": {"model/x": "1"}})
+class Points:
+    """Costs each point by the tokens that it keeps, and lets a function judge it."""
+
+    def __init__(self, model: str, judge: Callable[[int], Verdict]) -> None:
+        self.model, self.judge = model, judge
+
+    def basis(self, recipe: Recipe) -> str:
+        return "the same model and data"
+
+    def measure(self, recipe: Recipe, work: Path) -> tuple[Verdict, tuple[Cost, Cost]]:
+        keep = prepare(recipe, self.model).blueprints[-1].reductions[0].keep
+        assert keep is not None and work.is_dir() and recipe.sweep is None
+        return self.judge(keep), (Cost(10, 10, 100), Cost(10, 10, keep))
 
 
-def test_a_stopped_sweep_goes_on(
-    recipe: Callable[..., Recipe], pico: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep, "seal_one", lambda made: made.folder)
+def test_a_stopped_sweep_goes_on(recipe: Callable[..., Recipe], pico: Callable[..., Path], tmp_path: Path) -> None:
     asked, model = recipe(), str(pico("vit"))
     judged: list[int] = []
 
-    def judge(job: Job) -> Verdict:
-        assert job.flops is not None and not job.bounds
+    def judge(keep: int) -> Verdict:
         if len(judged) == 1:
             raise KeyboardInterrupt
-        judged.append(job.flops[1])
+        judged.append(keep)
         return Verdict((Check("x", True),), compressed={"metrics": {"top1": 0.5}}, ratios={"speedup": {"forward": 2.0}})
 
-    def run(judge: Callable[[Job], Verdict]) -> Any:
-        return swept(asked, made(prepare(asked, model), tmp_path), Verdict((Check("x", True),)), tmp_path, made, judge)
+    def run(judge: Callable[[int], Verdict]) -> Any:
+        costs = Cost(10, 10, 100), Cost(10, 10, 13)
+        return swept(asked, Verdict((Check("x", True),)), costs, tmp_path, Points(model, judge))
 
     with pytest.raises(KeyboardInterrupt):
         run(judge)
     others: list[int] = []
 
-    def rest(job: Job) -> Verdict:
-        assert job.flops is not None
-        others.append(job.flops[1])
+    def rest(keep: int) -> Verdict:
+        others.append(keep)
         return Verdict((Check("x", False),))
 
     found = run(rest)

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-DAMPING = 0.01
-"""λ over the mean diagonal of E[h hᵀ]: writers start from weights that are nearly right."""
+DAMPINGS = (0.01, 0.1, 1.0)
+"""λ over the mean diagonal of E[h hᵀ], of which held-out calibration batches choose one."""
+HELD_OUT = 5
+"""Every so many batches one is held out."""
 Gates = dict[str, GateSpec]
 
 
@@ -190,32 +192,50 @@ def _gated(block: BlockView, path: str, inputs: torch.Tensor) -> torch.Tensor:
     return inputs if gate is None else torch.as_tensor(gate(inputs))
 
 
-def _refit(block: BlockView, path: str, moments: Moments) -> float:
-    """Refit a writer to what was seen; return what is missed of the target, relative."""
-    has_bias = slots.read_bias(block.module, path) is not None
-    found = fit(moments, damping=DAMPING, bias=has_bias, prior=slots.read(block.module, path))
+class _Seen:
+    """Moments of what a writer reads and should write, of all batches and of those that are held out."""
+
+    def __init__(self, block: BlockView, path: str) -> None:
+        writer = slots.read(block.module, path)
+        self.used, self.held = (Moments(writer.shape[1], writer.shape[0], writer.device) for _ in range(2))
+
+    def add(self, k: int, inputs: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor) -> None:
+        """See batch k: inputs [tokens, inputs], what should be written [tokens, outputs], weights [tokens]."""
+        (self.held if k % HELD_OUT == HELD_OUT - 1 else self.used).add(inputs, wanted, weights)
+
+
+def _refit(block: BlockView, path: str, seen: _Seen) -> dict[str, float]:
+    """Refit a writer where that helps on held-out batches, which also choose λ; return errors before and after."""
+    weight, bias = slots.read(block.module, path), slots.read_bias(block.module, path)
+    judged = seen.held if seen.held.count > 0 else seen.used
+    before = judged.error_of(weight, bias)
+    tried = {}
+    for damping in DAMPINGS:
+        found = fit(seen.used, damping=damping, bias=bias is not None, prior=weight)
+        tried[damping] = judged.error_of(found.weight, found.bias)
+    best = min(tried, key=lambda damping: tried[damping])
+    if tried[best] >= before:
+        return {"error_before": before, "error_after": before}
+    after = tried[best]
+    seen.used.join(seen.held)
+    found = fit(seen.used, damping=best, bias=bias is not None, prior=weight)
     slots.write(block.module, path, found.weight, found.bias)
-    return found.error
-
-
-def _moments_of(block: BlockView, path: str) -> Moments:
-    writer = slots.read(block.module, path)
-    return Moments(writer.shape[1], writer.shape[0], writer.device)
+    return {"error_before": before, "error_after": after}
 
 
 def _to_middle(block: BlockView, *, repair: bool) -> dict[str, float]:
     """Bring the streams between attention and FFN; with repair, refit attention's output matrix before."""
-    path, figures = block.family.attention.output, {}
+    path, figures = block.family.attention.output, dict[str, float]()
     if repair:
-        moments = _moments_of(block, path)
+        seen = _Seen(block, path)
         for k in range(len(block)):
             dense_in, mask = block.dense_in(k), block.token_mask(k)
             middle, written = attention_half(block, block.dense, dense_in, k)
             missed = unpadded(dense_in + written - block.current_in(k), mask)
             inputs = _gated(block, path, _heads(block, k))
-            moments.add(inputs, missed, _token_weights(unpadded(dense_in, mask)))
+            seen.add(k, inputs, missed, _token_weights(unpadded(dense_in, mask)))
             block.put_dense_middle(k, middle)
-        figures["attention_error"] = _refit(block, path, moments)
+        figures = {f"attention_{name}": value for name, value in _refit(block, path, seen).items()}
     block.seal()
     for k in range(len(block)):
         block.put_current_middle(k, block.to_middle(block.module, block.current_in(k), k))
@@ -224,17 +244,18 @@ def _to_middle(block: BlockView, *, repair: bool) -> dict[str, float]:
 
 def _to_end(block: BlockView, *, repair: bool) -> dict[str, float]:
     """Bring the streams behind the block; with repair, refit the FFN's writer before."""
-    path, figures = block.family.ffn.writer, {}
+    path, figures = block.family.ffn.writer, dict[str, float]()
     if repair:
-        moments = _moments_of(block, path)
+        seen = _Seen(block, path)
         for k in range(len(block)):
             dense, current = block.dense_middle(k), block.current_middle(k)
             mask = block.token_mask(k, like=current)
             out, written = ffn_half(block, block.dense, dense, k)
             inputs = _gated(block, path, _channels(block, k))
-            moments.add(inputs, unpadded(dense + written - current, mask), _token_weights(unpadded(dense, mask)))
+            wanted = unpadded(dense + written - current, mask)
+            seen.add(k, inputs, wanted, _token_weights(unpadded(dense, mask)))
             block.put_dense(k, out)
-        figures["reconstruction_error"] = _refit(block, path, moments)
+        figures = {f"ffn_{name}": value for name, value in _refit(block, path, seen).items()}
     block.seal()
     trim_heap()
     for k in range(len(block)):

@@ -64,6 +64,11 @@ def _check(name: str, options: TokenOptions, family: str) -> None:
             )
     if options.head_only:
         raise UsageError(f"{name}.head_only: it is for image classifiers (family {family})", hint="Leave it out.")
+    if options.keep_norm:
+        raise UsageError(
+            f"{name}.keep_norm: it is for images (family {family}): texts have norms behind the sums",
+            hint="Leave it out.",
+        )
     if options.full_length:
         raise UsageError(f"{name}.full_length: texts have their full length anyway", hint="Leave it out.")
     for key, covered in _COVERED.items():

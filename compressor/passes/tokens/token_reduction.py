@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-_COME_BACK = ("merge", "fuse", "drop")
+_RETURNING = ("exit", "recover")
+_COME_BACK = ("merge", "fuse", "drop", *_RETURNING)
 """What becomes of tokens that may come back: what else there is leaves none that stands for one of them."""
 
 
@@ -95,6 +96,11 @@ class TokenReduction:
 
     def _check_full_length(self) -> None:
         options = self.options
+        if options.dropped in _RETURNING and options.head_only:
+            raise UsageError(
+                f"{self.name}.head_only: its tokens come back behind the last block, for a head that reads them all",
+                hint="Leave it out, or take a method whose tokens do not come back.",
+            )
         if options.full_length and (options.head_only or options.dropped not in _COME_BACK):
             reason = "head_only lets" if options.head_only else f"dropped {options.dropped} leaves"
             raise UsageError(
@@ -181,10 +187,11 @@ class TokenReduction:
                     similar=_share(options.alike, gone, left) if select == "topk_alike" else 0,
                     merged=_share(options.merged, gone, gone) if dropped == "merge" and options.merged < 1 else 0,
                     alpha=options.alpha if dropped == "propagate" else 0.0,
-                    temperature=options.temperature if dropped == "transform" else 0.0,
+                    temperature=options.temperature if dropped in ("transform", "recover") else 0.0,
                     columns=columns if dropped == "propagate" else 0,
-                    classes=leading - registers if registers and options.score == "cls_attn" else 0,
-                    returns=options.full_length,
+                    classes=leading - registers if registers and options.score in ("cls_attn", "cls_sum") else 0,
+                    returns=options.full_length or dropped in _RETURNING,
+                    keep_norm=options.keep_norm,
                 )
             )
             tokens = left

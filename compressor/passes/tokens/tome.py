@@ -29,6 +29,9 @@ class TomeOptions(ScheduleOptions):
     proportional: bool = Field(
         True, description="A merged token draws as much attention as all that it stands for (log-size bias)."
     )
+    keep_norm: bool = Field(
+        False, description="Of images: a merged token is as long as its parts are on average; their mean is shorter."
+    )
 
 
 METHOD = Preset(

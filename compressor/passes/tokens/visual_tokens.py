@@ -30,7 +30,7 @@ _SELECTS = (
     "topk: the highest scores; rows: the rows of highest sums; neighbours: the highest of an earlier block and what"
     " touches them, then the highest; topk_anchors: the highest, and tokens that the rest is merged into; clusters: the"
     " same with centres of clusters; regions: the highest of each region; most_distant: those farthest from each other;"
-    " k_center: the same, from the highest score on."
+    " k_center: the same, from the highest score on; coverage: those that cover the image and a question best."
 )
 _MERGING = ("topk_anchors", "clusters")
 _PLACED = ("rows", "neighbours", "regions")
@@ -79,13 +79,24 @@ class VisualTokenOptions(LayerOptions):
         "value_norm",
         "random",
         "hidden_state",
-    ] = Field("cls_attn", description="What tokens are told apart by; hidden_state goes with most_distant alone.")
+    ] = Field(
+        "cls_attn",
+        description="What tokens are told apart by; hidden_state goes with most_distant and coverage, which need it.",
+    )
     heads: Literal["mean", "max", "rms", "informative"] = Field(
         "mean", description="What makes one score of those of all heads; informative: of heads of middling variance."
     )
-    select: Literal["topk", "rows", "neighbours", "topk_anchors", "clusters", "regions", "most_distant", "k_center"] = (
-        Field("topk", description=_SELECTS)
-    )
+    select: Literal[
+        "topk",
+        "rows",
+        "neighbours",
+        "topk_anchors",
+        "clusters",
+        "regions",
+        "most_distant",
+        "k_center",
+        "coverage",
+    ] = Field("topk", description=_SELECTS)
     earlier: tuple[Block, ...] | Literal["all"] = Field(
         (),
         description="Blocks before `layer` that cls_attn_layers, flowcut and neighbours read too, or all; for regions"
@@ -106,8 +117,8 @@ class VisualTokenOptions(LayerOptions):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        if (self.score == "hidden_state") != (self.select == "most_distant"):
-            raise ValueError("score hidden_state goes with select most_distant, and only that")
+        if (self.score == "hidden_state") != (self.select in ("most_distant", "coverage")):
+            raise ValueError("score hidden_state goes with select most_distant or coverage, and only these")
         if (self.select == "regions") != (self.quota is not None):
             raise ValueError("quota goes with select regions, which needs it")
         reads = self.score in ("cls_attn_layers", "flowcut") or self.select == "neighbours"
