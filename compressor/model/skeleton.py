@@ -21,12 +21,8 @@ from compressor.architectures.tasks import class_of
 from compressor.errors import ModelError
 from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
-<<<<<<< HEAD
 from compressor.model.gated import GatedActivation, GatedLinear
-=======
-from compressor.model.gated import GatedLinear
 from compressor.model.llm_block import LlmBlock
->>>>>>> main
 from compressor.model.modules import base_of, optional_submodules, set_vector, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
 from compressor.model.token_output import install_output_reduction
