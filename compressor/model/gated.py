@@ -36,7 +36,8 @@ class GatedActivation(nn.Module):
     def __init__(self, activation: nn.Module, gate: GateSpec, channels: int) -> None:
         """Take the place of `activation`, of which `channels` values come at a time; a gate takes another's place."""
         super().__init__()
-        self.activation = activation.activation if isinstance(activation, GatedActivation) else activation
+        inner = getattr(activation, "activation", activation) if isinstance(activation, GatedActivation) else activation
+        self.activation: nn.Module = inner
         self.gate = gate
         if gate.per_channel:
             self.threshold = nn.Parameter(torch.empty(channels, device="meta"), requires_grad=False)

@@ -71,7 +71,7 @@ def silence(
     block: BlockView, options: ThresholdOptions, planned: Blueprint, method: str
 ) -> tuple[Gates, dict[str, float]]:
     """Gate a block in place and bring both streams to its end; return its gates and measured figures."""
-    wanted, gates, figures = set(paths(block.module, block.family, options, method)), Gates(), {}
+    wanted, gates = set(paths(block.module, block.family, options, method)), Gates()
 
     def install(path: str, gate: GateSpec) -> None:
         from compressor.model.skeleton import install_gates
@@ -84,10 +84,9 @@ def silence(
     _gate_inputs(block, options, wanted, attention.readers, _read(block, attention.norm, middle=False), install)
     if attention.output in wanted:
         _gate_inputs(block, options, wanted, [attention.output], lambda k: _heads(block, k), install)
-    figures |= _to_middle(block, repair=options.repair)
+    figures = _to_middle(block, repair=options.repair)
     _gate_ffn(block, options, wanted, install)
-    figures |= _to_end(block, repair=options.repair)
-    return gates, figures
+    return gates, {**figures, **_to_end(block, repair=options.repair)}
 
 
 def _read(block: BlockView, norm: str, *, middle: bool) -> Callable[[int], torch.Tensor]:
