@@ -41,9 +41,9 @@ def _handed_on(reduction: dict[str, Any], seen: dict[str, Any], hidden: torch.Te
 
 def _covering(reduction: dict[str, Any], seen: dict[str, Any], features: torch.Tensor) -> torch.Tensor:
     """Return the features [batch, n] that cover a question's tokens and all features best, by rising place."""
-    text = features[:, :0] if seen["text"] is None else seen["text"]
+    text = (features[:, :0] if seen["text"] is None else seen["text"]).double()
     stay = features.shape[1] - seen["keys"].shape[1] + reduction["protect"]  # at the start, whatever they cover
-    unit, lengths = features[:, stay:], text.norm(dim=-1, keepdim=True)
+    unit, lengths = features[:, stay:].double(), text.norm(dim=-1, keepdim=True)
     unit, real = unit / unit.norm(dim=-1, keepdim=True), (lengths > 0).to(unit.dtype)
     words = (text / lengths.clamp(min=1e-12) @ unit.transpose(1, 2) / 0.02).softmax(-1) * real
     words = words / real.sum(1, keepdim=True).clamp(min=1)
