@@ -177,7 +177,7 @@ def _chat(tokenizer: Any, folder: Path, question: str) -> str:
         tokenizer.chat_template = read_json(file).get("chat_template")
     if tokenizer.chat_template is None:
         raise DataError(
-            f"model.prompt: {folder.name} has no chat template that says how a question is put to the model",
+            "model.prompt: the model has no chat template that says how a question is put to the model",
             hint=f'Set model.prompt (eval: --prompt), such as "<image> {QUESTION} answer :", with its image token.',
         )
     content = [{"type": "image"}, {"type": "text", "text": question}]

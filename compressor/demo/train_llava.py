@@ -178,22 +178,22 @@ def encode(tokenizer: Tokenizer, batch: Sequence[Picture]) -> Asked:
     pad, end, image = (VOCABULARY.index(word) for word in (PAD, END, IMAGE))
     rows = []
     for picture in batch:
-        ids, labels = [image] * PATCHES, [IGNORED] * PATCHES
-        positions, owners = list(range(PATCHES)), [0] * PATCHES
+        words, learned = [image] * PATCHES, [IGNORED] * PATCHES
+        places, numbers = list(range(PATCHES)), [0] * PATCHES
         for number, (_, question, answer) in enumerate(picture.questions, start=1):
             asked, told = tokenizer.encode(f"{question} {ANSWER}").ids, [*tokenizer.encode(answer).ids, end]
-            ids += [*asked, *told]
-            labels += [*[IGNORED] * len(asked), *told]
-            positions += range(PATCHES, PATCHES + len(asked) + len(told))
-            owners += [number] * (len(asked) + len(told))
-        rows.append((ids, labels, positions, owners))
+            words += [*asked, *told]
+            learned += [*[IGNORED] * len(asked), *told]
+            places += range(PATCHES, PATCHES + len(asked) + len(told))
+            numbers += [number] * (len(asked) + len(told))
+        rows.append((words, learned, places, numbers))
     length = max(len(row[0]) for row in rows)
-    padded = [
+    ids, labels, positions, owners = (
         torch.tensor([[*part, *[filler] * (length - len(part))] for part in parts])
         for parts, filler in zip(zip(*rows, strict=True), (pad, IGNORED, 0, -1), strict=True)
-    ]
+    )
     kinds = tuple(tuple(kind for kind, _, _ in picture.questions) for picture in batch)
-    return Asked(*padded, kinds=kinds)
+    return Asked(ids, labels, positions, owners, kinds)
 
 
 def answered(

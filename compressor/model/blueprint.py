@@ -120,13 +120,18 @@ def in_order(reductions: Sequence[Reduction]) -> list[Reduction]:
 
 @dataclass(frozen=True)
 class GateSpec:
-    """Which inputs of a linear module count as silent, so that their columns of the weight need not be read.
+    """Which inputs of a linear module, or values of an activation function, count as 0.
 
     Attributes:
-        threshold: inputs of at most this magnitude count as 0.
+        threshold: those of at most this magnitude do.
+        per_channel: each channel has a threshold of its own, in the tensor `threshold` of the activation function.
+        count: only so many go on, those of the largest magnitudes; 0: the threshold says which. One that is as large as
+            the next one behind them does not go on.
     """
 
-    threshold: float
+    threshold: float = 0.0
+    per_channel: bool = False
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Blueprint:
         stacks: widths by tower; "" names the one of a model that has no more.
         grids: specs of the grids that quantized weights lie on, by module name.
         reductions: where tokens become fewer, by rising block.
-        gates: thresholds of inputs, by the name of the linear module that reads them.
+        gates: thresholds, by the name of the linear module whose inputs, or of the activation whose values they gate.
         tied: whether the head shares the embedding matrix.
     """
 

@@ -62,7 +62,7 @@ def judge_whole(
     if against is not None:
         checks = whole_against(resolve_path(against), manifest, progress)
         checks += _source(against, section, manifests, progress)
-    with _dense(against, artifact, section, export, progress) as dense:
+    with dense_side(against, artifact, section, export, progress) as dense:
         images, metrics = evaluation_data(artifact, data, with_recipe=dense is not None)
         asks, prompts = joined_by(artifact).image_token is not None, None
         if images is not None and asks:
@@ -117,10 +117,15 @@ def _source(
 
 
 @contextmanager
-def _dense(
+def dense_side(
     against: str | None, artifact: Path, section: ModelSection, export: ExportSection, progress: Progress
 ) -> Iterator[Side | None]:
-    """Give the model to compare with, its parts in the artifact's format."""
+    """Give the model to compare with, its parts in the artifact's format; None where there is none.
+
+    Raises:
+        UsageError: it has other parts than the artifact.
+        CompressorError: it cannot be exported.
+    """
     if against is None:
         yield None
         return
@@ -137,7 +142,7 @@ def _dense(
                 progress.stage("export the model to compare with", total=STEPS[export.format])
                 source = open_model(place, dtype=section.dtype)
                 places[part] = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="compressor-dense-")))
-                export_dense(source, places[part], export, progress.advance)
+                export_dense(source, places[part], export, progress.advance, parts_of(folder)[part].graph)
         yield Side(places, scalars_of(folder), image_token_of(folder))
 
 
@@ -201,7 +206,7 @@ def bench_whole(ours: Path, against: str | None, progress: Progress, **options: 
     """
     section, export = own_sections(ours)
     found: dict[str, Timing] = {}
-    with _dense(against, ours, section, export, progress) as dense:
+    with dense_side(against, ours, section, export, progress) as dense:
         progress.stage("time")
         lengths = _lengths(dense.parts if dense is not None else {}, ours)
         for part, tower in parts_of(ours).items():

@@ -16,11 +16,11 @@ from compressor.machine.processor import TARGETS, target_for
 from compressor.model.blueprint import SECTION
 from compressor.model.config import config_for
 from compressor.model.folder import ModelFolder, open_model
-from compressor.model.image_places import prompt_lengths
+from compressor.model.image_places import image_features, prompt_lengths
 from compressor.model.parts import image_token_of, joined_by, parts_of
 from compressor.model.source import resolve_path
 from compressor.passes import methods
-from compressor.passes.base import Target
+from compressor.passes.base import Pass, Target
 from compressor.pipeline.measures import not_measured, unkept
 from compressor.pipeline.prepare import (
     NO_QUESTIONS,
@@ -31,6 +31,7 @@ from compressor.pipeline.prepare import (
     prepare,
     request_of,
 )
+from compressor.pipeline.spans import SPAN, placed
 from compressor.recipe import AUTO, PART, EvaluationSection, PassEntry, Recipe, disagreements
 
 _IMAGES = "vision"
@@ -117,11 +118,12 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
         calibration = request_of(recipe.calibration, "calibration", recipe, images)
     if joined.image_token is not None:
         asks = recipe.model.prompt or ""
-        lengths = _prompts(parts)
-        parts = {part: _asking(prepared, asks, image_token_of(folder), lengths) for part, prepared in parts.items()}
         calibration = replace(calibration, prompt=asks) if calibration is not None else None
         evaluation = replace(evaluation, prompt=asks) if evaluation is not None else None
-        _check_questions((calibration, evaluation), folder)
+        starts = _check_questions((calibration, evaluation), folder)
+        parts = _placed(recipe, name, joined, parts, starts)
+        lengths, token = _prompts(parts), image_token_of(folder)
+        parts = {part: _asking(prepared, asks, token, lengths) for part, prepared in parts.items()}
     elif evaluation is not None:
         (prompts,) = (prepared.evaluation for part, prepared in parts.items() if part != _IMAGES)
     said = [f"{part}: {doubt}" for part, prepared in parts.items() for doubt in prepared.doubts]
@@ -129,16 +131,45 @@ def _prepare_whole(recipe: Recipe, name: str, folder: Path) -> Whole:
     return Whole(recipe, name, folder, joined, parts, target, calibration, evaluation, prompts, doubts)
 
 
-def _check_questions(requests: Sequence[DataRequest | None], folder: Path) -> None:
+def _check_questions(requests: Sequence[DataRequest | None], folder: Path) -> list[int]:
     """See that questions can be put to the model, before work begins; data that is not there is told elsewhere.
+
+    Returns:
+        The places in prompts at which images begin.
 
     Raises:
         DataError: they cannot.
     """
-    token = image_token_of(folder)
+    token, found = image_token_of(folder), set()
     for request in requests:
         if request is not None and token is not None and is_there(request):
-            load_answers(request, folder, None, token)
+            asked = load_answers(request, folder, None, token).questions
+            found |= {one.prompt.index(token) for one in asked}
+    return sorted(found)
+
+
+def _placed(
+    recipe: Recipe, name: str, joined: Joined, parts: Mapping[str, Prepared], starts: Sequence[int]
+) -> dict[str, Prepared]:
+    """Return the parts, of which the passes on image tokens in prompts know where these stand and how many there are.
+
+    Args:
+        recipe: of the whole.
+        name: of the model.
+        joined: what the parts make together.
+        parts: as they were prepared.
+        starts: places in the prompts of the data at which images begin; none where there is no data.
+
+    Raises:
+        RecipeError: the recipe says otherwise, or the prompts differ in it.
+    """
+    vision, found = parts[_IMAGES], dict(parts)
+    count = image_features(planned_model(vision, len(vision.passes)))
+    for part, prepared in parts.items():
+        entries = placed(recipe, prepared.recipe.passes, count, starts)
+        if entries != prepared.recipe.passes:
+            found[part] = prepare(_recipe_for(recipe, part, entries, joined), name)
+    return found
 
 
 def _unsweepable(recipe: Recipe, name: str, folder: Path) -> Iterator[Problem]:
@@ -183,7 +214,7 @@ def _concerned(
     for entry in recipe.passes:
         method, refusals = known[entry.name](entry.options), {}
         for part, model in models.items():
-            if entry.part not in (AUTO, part) or (entry.part == AUTO and not _offered(method.family, sources[part])):
+            if entry.part not in (AUTO, part) or (entry.part == AUTO and not _offered(method, entry, sources[part])):
                 continue
             try:
                 models[part] = after_pass(method, model, target, quantized=bool(sources[part].grids))
@@ -200,9 +231,10 @@ def _concerned(
     return {part: tuple(items) for part, items in kept.items()}, tuple(doubts)
 
 
-def _offered(family: str, source: ModelFolder) -> bool:
+def _offered(method: Pass, entry: PassEntry, source: ModelFolder) -> bool:
     """Tell whether a pass for `auto` is for a part: of tokens, only those of images are many and alike."""
-    return family != "tokens" or source.family.inputs == "pixels"
+    reads = "tokens" if hasattr(entry.options, SPAN) else "pixels"
+    return method.family != "tokens" or source.family.inputs == reads
 
 
 def _problems(

@@ -96,10 +96,10 @@ def on_front(costs: Sequence[float], losses: Sequence[float]) -> list[bool]:
 
 
 def sweep_phase(report: Report) -> str | None:
-    """Return the phase over whose time a sweep is drawn: the first that all its points have; None for FLOPs."""
+    """Return the phase over whose time a sweep is drawn: `prefill`, or the first that all have; None for FLOPs."""
     points = report.sweep.points if report.sweep is not None else []
     timed = [phase for phase in report.dense.latency_ms if all(point.latency_ms.get(phase) for point in points)]
-    return timed[0] if timed else None
+    return "prefill" if "prefill" in timed else timed[0] if timed else None
 
 
 def sweep_curves(report: Report) -> list[Curve]:

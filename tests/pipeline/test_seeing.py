@@ -23,9 +23,11 @@ from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.pipeline import evaluate, inspect, plan, run
+from compressor.pipeline.judge_whole import dense_side
 from compressor.pipeline.laid_out import join, laid_out, write_config
 from compressor.pipeline.mixed import calibration_batches, seen_by
 from compressor.pipeline.prepare import prepare
+from compressor.pipeline.stated import own_sections
 from compressor.pipeline.together import PartJob, WholeJob, verify_whole
 from compressor.pipeline.towers import taken_out
 from compressor.pipeline.whole import Whole, prepare_any
@@ -121,6 +123,16 @@ def test_what_an_artifact_lacks_and_another_image_token_are_found(finished: Fini
     assert {"joint.image_token", "files.present", "files.unchanged"} <= failed and found.exit_code == 3
 
 
+def test_the_model_to_compare_with_is_exported_as_the_artifact_was(finished: Finished) -> None:
+    """Its language part too takes embeddings, in which features can stand."""
+    model, out, _ = finished
+    section, export = own_sections(out)
+    with dense_side(str(model), out, section, export, NullProgress()) as side:
+        assert side is not None and side.image_token == 320
+        assert (side.parts["language"] / "embed_tokens.onnx").is_file()
+        assert side.seeing(1).language.embed(np.asarray([[5, 9]])).shape == (1, 2, 40)
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
@@ -161,6 +173,20 @@ def test_a_plan_counts_the_image_tokens_that_are_left(pico: Pico, data: Path) ->
     assert kept["length"] == fewer["length"] == 16 + 32
     assert kept["ratios"]["flops"] == 1.0 and fewer["ratios"]["flops"] < 0.9
     assert fewer["ratios"]["parameters"] == 1.0
+
+
+def test_passes_inside_the_language_model_know_where_image_tokens_stand(pico: Pico, data: Path) -> None:
+    model = str(pico("llava"))
+    passes = [{"fastervlm": {"tokens": 6}}, {"fastv": {"layers": [1], "keep": 0.5}}]
+    bound = prepare_any(recipe_for(data, passes=passes, model={"prompt": "what <image> {question} answer :"}), model)
+    assert isinstance(bound, Whole) and bound.parts["vision"].method_names == ("fastervlm",)
+    (reduction,) = bound.parts["language"].blueprints[-1].reductions
+    asked = bound.parts["language"].load_calibration().questions[0]  # type: ignore[union-attr]
+    assert (reduction.start, reduction.count, reduction.keep) == (asked.prompt.index(320), 6, 3)
+    with pytest.raises(RecipeError, match=r"the prompts have 16 image tokens, from position 0 on; image says {'start'"):
+        prepare_any(recipe_for(data, passes=[{"fastv": {"layers": [1], "keep": 0.5, "image": {"start": 3}}}]), model)
+    with pytest.raises(RecipeError, match="fastv"):
+        prepare_any(recipe_for(data, passes=[{"fastv": {"layers": [1], "keep": 0.5, "part": "vision"}}]), model)
 
 
 def bound_to(data: Path, model: Path) -> Whole:

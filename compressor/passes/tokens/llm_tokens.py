@@ -116,6 +116,7 @@ class LlmTokens:
         """Take validated options; `name` is that of the preset."""
         self.options, self.name = options, name
         self._planned: Blueprint | None = None
+        self._known: int | None = None
 
     def plan(self, source: ModelFolder, target: Target) -> Blueprint:
         """Return the blueprint of `source` with a reduction behind each of the layers.
@@ -175,7 +176,9 @@ class LlmTokens:
     def _count(self, source: ModelFolder) -> int:
         from compressor.model.image_places import features_in_prompt
 
-        count = self.options.image.count or features_in_prompt(source)
+        # planned first on the part of the whole model, then where that lies by itself, out of sight of its image part
+        self._known = features_in_prompt(source) or self._known
+        count = self.options.image.count or self._known
         if count is None:
             raise ModelError(
                 f"{self.name}.image.count: how many image tokens a prompt of this model ({source.family.name}) has is"
