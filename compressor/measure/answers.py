@@ -44,7 +44,7 @@ class SeeingModel:
         """Return what gives the features [features, width] of one of some images, asked for by a prompt [T]."""
         if not question_width(read_config(self.vision.folder)):
             found = self.features(images)
-            return lambda row, _: found[row]
+            return lambda row, _: np.asarray(found[row])
 
         def seen_for(row: int, prompt: Ids) -> Array:
             words = self.language.embed(prompt[None, prompt != self.image_token])
