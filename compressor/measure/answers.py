@@ -49,7 +49,7 @@ class SeeingModel:
         def seen_for(row: int, prompt: Ids) -> Array:
             words = self.language.embed(prompt[None, prompt != self.image_token])
             image = {name: array[row : row + 1] for name, array in images.items()}
-            return self.features({**image, "text_features": words})[0]
+            return np.asarray(self.features({**image, "text_features": words})[0])
 
         return seen_for
 
