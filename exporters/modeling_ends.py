@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compressor.exporters.modeling_tokens import _going, _merged, _others, _reduced, _scores, _spread, _take
+from compressor.exporters.modeling_tokens import _going, _hashed, _merged, _others, _reduced, _scores, _spread, _take
 
 
 # --- from here on, a part of the modelling file ---
@@ -28,6 +28,8 @@ def _handed_on(reduction: dict[str, Any], seen: dict[str, Any], hidden: torch.Te
         }
     if reduction["select"] == "coverage":
         return _take(hidden, _covering(reduction, seen, hidden))
+    if reduction["select"] == "directions":
+        return _take(hidden, _of_directions(hidden, reduction["protect"], reduction["regions"], reduction["keep"]))
     if reduction["select"] == "regions":
         return _take(hidden, _in_regions(reduction, seen))
     if reduction["select"] == "k_center":
@@ -39,9 +41,9 @@ def _handed_on(reduction: dict[str, Any], seen: dict[str, Any], hidden: torch.Te
 
 def _covering(reduction: dict[str, Any], seen: dict[str, Any], features: torch.Tensor) -> torch.Tensor:
     """Return the features [batch, n] that cover a question's tokens and all features best, by rising place."""
-    text = features[:, :0] if seen["text"] is None else seen["text"]
+    text = (features[:, :0] if seen["text"] is None else seen["text"]).double()
     stay = features.shape[1] - seen["keys"].shape[1] + reduction["protect"]  # at the start, whatever they cover
-    unit, lengths = features[:, stay:], text.norm(dim=-1, keepdim=True)
+    unit, lengths = features[:, stay:].double(), text.norm(dim=-1, keepdim=True)
     unit, real = unit / unit.norm(dim=-1, keepdim=True), (lengths > 0).to(unit.dtype)
     words = (text / lengths.clamp(min=1e-12) @ unit.transpose(1, 2) / 0.02).softmax(-1) * real
     words = words / real.sum(1, keepdim=True).clamp(min=1)
@@ -127,6 +129,34 @@ def _in_regions(reduction: dict[str, Any], seen: dict[str, Any]) -> torch.Tensor
         weights = rooms * (1 - (alike * others).sum(-1) @ inside / (others.sum(-1) @ inside).clamp(min=1))
     keep = reduction["keep"] - protect
     kept = _in_groups(scores, inside, _allowed(weights, rooms, keep), keep) + protect
+    return torch.cat([torch.arange(protect, device=kept.device).expand(len(kept), -1), kept], dim=1)
+
+
+def _of_directions(hidden: torch.Tensor, protect: int, count: int, keep: int) -> torch.Tensor:
+    """Return the tokens [batch, keep] of every principal direction, those first that no other one stands for."""
+    patches = hidden[:, protect:]
+    centred = patches - patches.mean(1, keepdim=True)
+    centred = centred / centred.square().sum((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+    found = _hashed(patches, count)
+    for _ in range(3):
+        columns, basis = centred @ (centred.transpose(1, 2) @ found), centred[..., :0]
+        for place in range(count):
+            column = columns[..., place : place + 1]
+            column = column / column.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            for _ in range(2 if place else 0):
+                column = column - basis @ (basis.transpose(1, 2) @ column)
+            basis = torch.cat([basis, column / column.norm(dim=1, keepdim=True).clamp(min=1e-12)], dim=-1)
+        found = basis
+    own, groups = found.abs().max(-1)
+    inside = (groups[..., None] == torch.arange(count, device=hidden.device)).to(hidden.dtype)
+    unit, tokens = patches / patches.norm(dim=-1, keepdim=True), patches.shape[1]
+    cosines = unit @ unit.transpose(1, 2)
+    mean = (cosines.sum((1, 2)) - tokens) / (tokens * (tokens - 1))
+    above = (own[:, None] > own[..., None]) & (groups[:, None] == groups[..., None])
+    alone = cosines.masked_fill(~above, -2.0).amax(-1) < (1 + mean[:, None]) / 2
+    sizes = inside.sum(1)
+    scores = own + 2 * alone.to(own.dtype)
+    kept = _in_groups(scores, inside, _allowed(sizes, sizes, keep - protect), keep - protect) + protect
     return torch.cat([torch.arange(protect, device=kept.device).expand(len(kept), -1), kept], dim=1)
 
 

@@ -34,7 +34,7 @@ _KNOWN = {
     + ("cls_attn_layers", "flowcut", "hidden_state", "attention_entropy", "cls_similarity", "last_attn", "cls_sum")
     + ("unturned_attn", "transitions", "page_rank"),
     "select": ("bipartite", "topk", "topk_alike", "all", "most_distant", "rows", "neighbours", "topk_anchors")
-    + ("regions", "k_center", "clusters", "coverage"),
+    + ("regions", "k_center", "clusters", "coverage", "directions"),
     "dropped": ("merge", "drop", "fuse", "propagate", "transform", "cache", "restore", "exit", "recover"),
 }
 
@@ -251,13 +251,35 @@ def _change_prompts(base: nn.Module, section: dict[str, Any], inside: list[dict[
     blocks[-1].last = True  # type: ignore[index]
 
 
+def _loud(values: torch.Tensor, gate: dict[str, Any], threshold: Any) -> torch.Tensor:
+    """Return values with 0 in the place of those that a gate silences."""
+    size, count = values.abs(), gate.get("count", 0)
+    if count:
+        threshold = size.topk(count + 1, dim=-1).values[..., -1:] if count < size.shape[-1] else -1.0
+    return torch.where(size <= threshold, torch.zeros_like(values), values)
+
+
 class _GatedLinear(nn.Linear):
     """A linear module that takes inputs for 0 whose magnitude is at most a threshold."""
 
-    threshold: float
+    gate: dict[str, Any]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(torch.where(input.abs() > self.threshold, input, torch.zeros_like(input)))
+        return super().forward(_loud(input, self.gate, self.gate["threshold"]))
+
+
+class _GatedActivation(nn.Module):
+    """An activation function whose small values are 0."""
+
+    def __init__(self, activation: nn.Module, gate: dict[str, Any], channels: int) -> None:
+        super().__init__()
+        self.activation, self.gate = activation, gate
+        if gate.get("per_channel"):
+            self.threshold = nn.Parameter(torch.empty(channels), requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        threshold = self.threshold if self.gate.get("per_channel") else self.gate["threshold"]
+        return _loud(self.activation(input), self.gate, threshold)
 
 
 def _size_block(block: nn.Module, paths: dict[str, Any], layer: dict[str, Any], head_dim: int) -> None:
@@ -350,8 +372,13 @@ def _change_computation(model: Any, section: dict[str, Any], stack: dict[str, An
 
         base.register_forward_pre_hook(hear, with_kwargs=True)
     for name, gate in stack["gates"].items():
-        linear = model.get_submodule(name)
-        linear.__class__, linear.threshold = _GatedLinear, gate["threshold"]
+        module, (parent, _, leaf) = model.get_submodule(name), name.rpartition(".")
+        if isinstance(module, nn.Linear):
+            module.__class__, module.gate = _GatedLinear, gate
+        else:
+            index = next(int(part) for part in name.split(".") if part.isdigit())
+            channels = stack["layers"][index]["intermediate_size"]
+            setattr(model.get_submodule(parent), leaf, _GatedActivation(module, gate, channels))
 
 
 class CompressedConfig(BaseConfig):

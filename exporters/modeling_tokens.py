@@ -16,10 +16,10 @@ def _take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _hashed(keys: torch.Tensor) -> torch.Tensor:
-    """Return numbers that have nothing to do with the tokens, [batch, tokens, 8]."""
+def _hashed(keys: torch.Tensor, width: int = 8) -> torch.Tensor:
+    """Return numbers that have nothing to do with the tokens, [batch, tokens, width]."""
     batch, tokens = keys.shape[:2]
-    places = torch.arange(1, tokens * 8 + 1, device=keys.device).reshape(1, tokens, 8)
+    places = torch.arange(1, tokens * width + 1, device=keys.device).reshape(1, tokens, width)
     hashed = (places * 2654435761) % 4294967296 // 65536
     return (hashed.to(keys.dtype) / 32768 - 1).expand(batch, -1, -1)
 

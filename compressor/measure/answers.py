@@ -43,8 +43,8 @@ class SeeingModel:
     def features_of(self, images: Inputs) -> Callable[[int, Ids], Array]:
         """Return what gives the features [features, width] of one of some images, asked for by a prompt [T]."""
         if not question_width(read_config(self.vision.folder)):
-            found = self.features(images)
-            return lambda row, _: np.asarray(found[row])
+            rows: list[Array] = [*self.features(images)]
+            return lambda row, _: rows[row]
 
         def seen_for(row: int, prompt: Ids) -> Array:
             words = self.language.embed(prompt[None, prompt != self.image_token])

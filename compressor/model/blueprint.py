@@ -48,7 +48,8 @@ class Reduction:
         also: at the sites `output` and `llm_layer`: earlier blocks that it reads, too.
         anchors: how many tokens others are merged into (`topk_anchors`, `clusters`), or go on with their neighbours
             (`neighbours`).
-        regions: into how many the image is divided (`regions`), a square number.
+        regions: into how many the image is divided (`regions`), a square number; or how many principal directions there
+            are (`directions`).
         quota: what the regions' budgets come from (`compressor.model.token_regions`).
         alike: from which cosine on two tokens are alike (quota `density`).
         site: `block`, between attention and FFN; `output`, behind the last block (`compressor.model.token_output`); or
@@ -119,13 +120,18 @@ def in_order(reductions: Sequence[Reduction]) -> list[Reduction]:
 
 @dataclass(frozen=True)
 class GateSpec:
-    """Which inputs of a linear module count as silent, so that their columns of the weight need not be read.
+    """Which inputs of a linear module, or values of an activation function, count as 0.
 
     Attributes:
-        threshold: inputs of at most this magnitude count as 0.
+        threshold: those of at most this magnitude do.
+        per_channel: each channel has a threshold of its own, in the tensor `threshold` of the activation function.
+        count: only so many go on, those of the largest magnitudes; 0: the threshold says which. One that is as large as
+            the next one behind them does not go on.
     """
 
-    threshold: float
+    threshold: float = 0.0
+    per_channel: bool = False
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Blueprint:
         stacks: widths by tower; "" names the one of a model that has no more.
         grids: specs of the grids that quantized weights lie on, by module name.
         reductions: where tokens become fewer, by rising block.
-        gates: thresholds of inputs, by the name of the linear module that reads them.
+        gates: thresholds, by the name of the linear module whose inputs, or of the activation whose values they gate.
         tied: whether the head shares the embedding matrix.
     """
 

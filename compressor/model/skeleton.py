@@ -21,7 +21,7 @@ from compressor.architectures.tasks import class_of
 from compressor.errors import ModelError
 from compressor.model.blocks import ShortcutBlock
 from compressor.model.blueprint import Blueprint
-from compressor.model.gated import GatedLinear
+from compressor.model.gated import GatedActivation, GatedLinear
 from compressor.model.llm_block import LlmBlock
 from compressor.model.modules import base_of, optional_submodules, set_vector, set_weight, submodule
 from compressor.model.reduced import ReducedBlock, Tracks
@@ -102,20 +102,30 @@ def built_block(block: nn.Module, family: Family, blueprint: Blueprint, index: i
 
 
 def install_gates(root: nn.Module, blueprint: Blueprint, prefix: str = "") -> None:
-    """Put gates before the linear modules below `root`, which the model knows as `prefix`, that have any.
+    """Put gates into the modules below `root`, which the model knows as `prefix`, that have any.
 
     Raises:
-        ModelError: a gate stands before what is no linear module.
+        ModelError: a gate is for what is neither a linear module nor the activation of an FFN.
     """
     for name, gate in blueprint.gates.items():
         if not name.startswith(prefix):
             continue
         parent, _, leaf = name.removeprefix(prefix).rpartition(".")
         holder = root.get_submodule(parent)
-        linear = getattr(holder, leaf, None)
-        if not isinstance(linear, nn.Linear):
-            raise ModelError(f"config.json: {name} has a gate and is no linear module", hint="The folder was edited.")
-        setattr(holder, leaf, GatedLinear(linear, gate))
+        module = getattr(holder, leaf, None)
+        if isinstance(module, GatedLinear | GatedActivation) and module.gate == gate:
+            continue
+        if isinstance(module, nn.Linear) and not gate.per_channel:
+            setattr(holder, leaf, GatedLinear(module, gate))
+        elif isinstance(module, GatedActivation) or (module is not None and not any(True for _ in module.parameters())):
+            index = next(int(part) for part in name.split(".") if part.isdigit())
+            channels = blueprint.shapes.layers[index].intermediate_size
+            setattr(holder, leaf, GatedActivation(module, gate, channels))
+        else:
+            raise ModelError(
+                f"config.json: {name} has a gate and is neither a linear module nor an activation",
+                hint="The folder was edited.",
+            )
 
 
 def _resized(module: Any, dims: tuple[int | None, int | None]) -> None:

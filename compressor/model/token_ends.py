@@ -10,6 +10,7 @@ from torch import Tensor
 from compressor.model.blueprint import Reduction
 from compressor.model.token_clusters import with_clusters
 from compressor.model.token_coverage import most_covering
+from compressor.model.token_directions import best_of_directions
 from compressor.model.token_regions import best_in_regions
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, hidden_state, mean_key
 from compressor.model.token_select import Choice, others
@@ -58,9 +59,19 @@ def _clusters(reduction: Reduction, seen: Seen) -> Choice:
 def _coverage(reduction: Reduction, seen: Seen) -> Choice:
     features, start = hidden_state(seen), reduction.protect
     assert seen.text is not None, "behind the projector"
-    kept = most_covering(features[:, start:], seen.text, reduction.keep - start) + start
-    first = torch.arange(start, device=kept.device).expand(kept.shape[0], -1)
-    return of_kept(torch.cat([first, kept], dim=1), features.shape[1])
+    return _of_patches(most_covering(features[:, start:], seen.text, reduction.keep - start), reduction, features)
+
+
+def _directions(reduction: Reduction, seen: Seen) -> Choice:
+    features, start = hidden_state(seen), reduction.protect
+    kept = best_of_directions(features[:, start:], reduction.regions, reduction.keep - start)
+    return _of_patches(kept, reduction, features)
+
+
+def _of_patches(kept: Tensor, reduction: Reduction, features: Tensor) -> Choice:
+    """Return the choice of which the patches that stay are known, by rising place, [batch, kept patches]."""
+    first = torch.arange(reduction.protect, device=kept.device).expand(kept.shape[0], -1)
+    return of_kept(torch.cat([first, kept + reduction.protect], dim=1), features.shape[1])
 
 
 ENDS: Mapping[str, Callable[[Reduction, Seen], Choice]] = {
@@ -71,5 +82,6 @@ ENDS: Mapping[str, Callable[[Reduction, Seen], Choice]] = {
     "topk_anchors": _topk_anchors,
     "clusters": _clusters,
     "coverage": _coverage,
+    "directions": _directions,
 }
 """Names of selections, as recipes and config.json write them."""

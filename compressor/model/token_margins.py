@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from compressor.model.blueprint import Reduction
 from compressor.model.token_clusters import density_peaks, distances_and_density
 from compressor.model.token_coverage import coverage_gaps
+from compressor.model.token_directions import directions_of
 from compressor.model.token_regions import QUOTAS, budgets, regions_seen, shared_out
 from compressor.model.token_scores import FEATURES, JOINS, SCORES, Seen, hidden_state, mean_key
 from compressor.model.token_select import gathered, lowest, nearest_partners
@@ -42,6 +45,9 @@ def margins(reduction: Reduction, seen: Seen) -> Tensor:
         assert seen.text is not None, "behind the projector"
         gaps = coverage_gaps(hidden_state(seen)[:, protect:], seen.text, reduction.keep - protect)
         return _of_all(gaps, tokens, protect)
+    if reduction.select == "directions":
+        patches = hidden_state(seen)[:, protect:]
+        return _padded(_apart_of_directions(patches, reduction.regions, reduction.keep - protect), protect)
     if reduction.select == "regions":
         return _padded(_apart_in_regions(reduction, seen), protect)
     every = SCORES[reduction.score](seen, JOINS[reduction.heads])
@@ -117,15 +123,30 @@ def _apart_in_regions(reduction: Reduction, seen: Seen) -> Tensor:
     lowest_up = torch.where(rounded_up, rest, torch.inf).amin(-1)
     highest_down = torch.where(rounded_up, -torch.inf, rest).amax(-1)
     gap = (lowest_up - highest_down) / given.amax(-1)
-    found = torch.full_like(parts.scores, torch.inf)
-    for sample in range(len(found)):
-        for region in range(reduction.regions):
-            inside = parts.inside[:, region] > 0
-            mine = parts.scores[sample, inside]
-            stays = int(allowed[sample, region])
-            scale = mine.abs().amax() / parts.scores[sample].abs().amax()
-            found[sample, inside] = _apart(mine[None], len(mine) - stays)[0] * scale
-    return torch.minimum(found, gap.unsqueeze(1))
+    inside = parts.inside.expand(len(given), -1, -1)
+    return torch.minimum(_apart_in_groups(parts.scores, inside, allowed), gap.unsqueeze(1))
+
+
+def _apart_in_groups(scores: Tensor, inside: Tensor, allowed: Tensor) -> Tensor:
+    """Return the distance of each score [batch, n] from the border in its group, over the largest of all."""
+    found = torch.full_like(scores, torch.inf)
+    for sample, group in itertools.product(*map(range, allowed.shape)):
+        mine = inside[sample, :, group] > 0
+        own = scores[sample, mine]
+        if len(own):
+            share = own.abs().amax() / scores[sample].abs().amax()
+            found[sample, mine] = _apart(own[None], len(own) - int(allowed[sample, group]))[0] * share
+    return found
+
+
+def _apart_of_directions(features: Tensor, count: int, keep: int) -> Tensor:
+    """Return the distance of each token from the border in its group; a tie between groups is one for all tokens."""
+    found = directions_of(features, count)
+    first, second = found.loadings.topk(2, dim=-1).values.unbind(-1)
+    groups = ((first - second) / found.loadings.amax((1, 2)).unsqueeze(1)).amin(-1, keepdim=True)
+    alike = (found.nearest - found.threshold).abs().amin(-1, keepdim=True)
+    border = _apart_in_groups(found.scores, found.inside, found.allowed(keep))
+    return torch.minimum(border, torch.minimum(groups, alike))
 
 
 def _peak_gap(features: Tensor, rest: Tensor, gone: int) -> Tensor:

@@ -111,7 +111,7 @@ class TokenTrack:
 
 def check_known(reduction: Reduction) -> None:
     """Raise ModelError where a reduction names what there is not."""
-    by_features = reduction.select in ("bipartite", "most_distant", "coverage")
+    by_features = reduction.select in ("bipartite", "most_distant", "coverage", "directions")
     scores = FEATURES if by_features else {} if reduction.select == "all" else SCORES
     known = {"select": SELECTS, "score": scores or (reduction.score,), "dropped": COMBINATIONS, "heads": JOINS}
     known["quota"] = tuple(QUOTAS) if reduction.select == "regions" else ("",)

@@ -89,10 +89,15 @@ def random_features(seen: Seen) -> Tensor:
 
     A multiplicative hash of place and column (Knuth), so that every runtime computes the same ones.
     """
-    batch, tokens = seen.keys.shape[:2]
-    places = torch.arange(1, tokens * 8 + 1, device=seen.keys.device).reshape(1, tokens, 8)
+    return hashed_features(seen.keys, 8)
+
+
+def hashed_features(like: Tensor, width: int) -> Tensor:
+    """Return numbers for tokens [batch, tokens, …] as `random_features` does: [batch, tokens, width]."""
+    batch, tokens = like.shape[:2]
+    places = torch.arange(1, tokens * width + 1, device=like.device).reshape(1, tokens, width)
     hashed = (places * 2654435761) % 4294967296 // 65536
-    return (hashed.to(seen.keys.dtype) / 32768 - 1).expand(batch, -1, -1)
+    return (hashed.to(like.dtype) / 32768 - 1).expand(batch, -1, -1)
 
 
 def cls_attn(seen: Seen, join: Join) -> Tensor:

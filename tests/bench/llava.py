@@ -35,12 +35,14 @@ VARIABLE = "COMPRESSOR_BENCH_LLAVA"
 _NAME = "small LLaVA"
 _BEHIND = (
     *("fastervlm", "vtc-cls", "fopru", "hiprune", "flowcut", "visionzip", "divprune", "todre", "hired", "globalcom2"),
-    *("holov", "correlation", "vflowopt", "recoverable", "mmtok", "random-visual-tokens"),
+    *("holov", "correlation", "vflowopt", "recoverable", "prunesid", "mmtok", "random-visual-tokens"),
 )
+_EARLIER = {"hiprune": ", earlier: [2]"}
+"""What a method needs beside a share: the image tower runs four blocks."""
 _INSIDE = ("fastv", "feather", "transprune", "aim", "random-llm-tokens")
 SHARES = (0.5, 0.25, 0.11)
 PASSES = (
-    *(f"{name}: {{keep: {keep}}}" for keep in SHARES for name in _BEHIND),
+    *(f"{name}: {{keep: {keep}{_EARLIER.get(name, '')}}}" for keep in SHARES for name in _BEHIND),
     *(f"{name}: {{keep: {keep}, layers: [1]}}" for keep in SHARES for name in _INSIDE),
     *(
         "p-sigmoid: {layers: [1, 2], sigmoid: [10.0, 0.4]}",

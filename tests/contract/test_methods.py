@@ -54,6 +54,7 @@ OPTIONS = recipe_options()
 KINDS = {
     "structure": COVERED,
     "tokens": ["vit", "deit", "dinov2_with_registers", "clip_vision_model", "llava_vision", "llama", "bert"],
+    "activation": ["llama", "opt", "bert"],
     "quantize": ["llama", "mistral", "bert", "vit", "dinov2", "clip_vision_model", "llava_vision"],
 }
 # What each family is to lessen: parameters, operations at a fixed input, inputs that are read, bits.
@@ -73,6 +74,8 @@ def shown_elsewhere(name: str, family: str) -> bool:
     method = methods()[name]
     if method.family == "tokens":
         return name not in SHOWN or family == "bert"  # texts: tests/methods/test_text_tokens.py
+    if method.family == "activation":
+        return family != "llama" or name not in ("chess", "teal")
     if method.family == "structure":  # the mechanism itself runs on every family
         return isinstance(method, Preset) and family not in EACH_KIND
     return method.family == "quantize" and name != "gptq" and family in ("mistral", "clip_vision_model", "llava_vision")

@@ -16,7 +16,7 @@ from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.onnx_runner import OnnxRunner
 from compressor.model.folder import ModelFolder, open_model
-from compressor.model.gated import GatedLinear
+from compressor.model.gated import GatedActivation, GatedLinear
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
 from tests.core.test_loading import inputs_for, stock
@@ -42,7 +42,9 @@ def silent_share(model: ModelFolder) -> float:
     module = model.load()
     for part in module.modules():
         if isinstance(part, GatedLinear):
-            part.register_forward_pre_hook(lambda part, args: seen.append(args[0].abs() <= part.threshold))
+            part.register_forward_pre_hook(lambda part, args: seen.append(part.gated(args[0]) == 0))
+        elif isinstance(part, GatedActivation):
+            part.register_forward_hook(lambda _, args, out: seen.append(out == 0))
     output(module, model.task)
     return float(torch.cat([part.flatten() for part in seen]).double().mean())
 
@@ -100,7 +102,7 @@ def test_later_passes_keep_gates_and_see_what_they_leave(pico: Pico, tmp_path: P
 def test_a_gate_before_what_is_no_linear_module_is_refused(pico: Pico, tmp_path: Path) -> None:
     gated(open_model(pico("llama")), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["compression"]["stacks"][""]["gates"] = {"model.layers.0.mlp.act_fn": {"threshold": 0.1}}
+    config["compression"]["stacks"][""]["gates"] = {"model.layers.0.input_layernorm": {"threshold": 0.1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="has a gate and is no linear module"):
+    with pytest.raises(ModelError, match="has a gate and is neither"):
         open_model(tmp_path).skeleton()

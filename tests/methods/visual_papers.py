@@ -213,6 +213,25 @@ def mmtok(features: Array, text: Array, left: int) -> list[int]:
     return sorted(chosen)
 
 
+def prunesid(s: Image, left: int) -> Kept:
+    count, x = 3, s.hidden[1:]
+    centred = x - x.mean(0)
+    numbers = [(place * 2654435761) % 2**32 // 2**16 / 2**15 - 1 for place in range(1, 16 * count + 1)]
+    directions = np.array(numbers).reshape(16, count)
+    for _ in range(3):  # rounds of orthogonal iteration
+        directions = np.linalg.qr(centred @ centred.T @ directions)[0]
+    loadings = np.abs(directions)
+    cosines = np.array([[cosine(a, b) for b in x] for a in x])
+    limit = (1 + cosines[~np.eye(16, dtype=bool)].mean()) / 2
+    groups = [[i for i in range(16) if loadings[i].argmax() == group] for group in range(count)]
+    kept = []
+    for group, number in enumerate(shared([len(g) for g in groups], [len(g) for g in groups], left)):
+        ranked = best(loadings[:, group], groups[group], 16)
+        free = [i for n, i in enumerate(ranked) if all(cosines[i, j] < limit for j in ranked[:n])]
+        kept += [*free, *(i for i in ranked if i not in free)][:number]
+    return alone(kept)
+
+
 PRESETS: dict[str, tuple[Callable[[Image, int], Kept], str, dict[str, Any]]] = {
     "divprune": (divprune, "divprune", {}),
     "fopru": (fopru_rank, "fopru", {}),
@@ -227,6 +246,7 @@ PRESETS: dict[str, tuple[Callable[[Image, int], Kept], str, dict[str, Any]]] = {
     "correlation": (correlation, "correlation", {"regions": 4, "alike": ALIKE}),
     "todre": (todre, "todre", {}),
     "vflowopt": (vflowopt, "vflowopt", {"anchors": 0.25}),
+    "prunesid": (prunesid, "prunesid", {"directions": 3}),
     "recoverable": (recoverable, "recoverable", {"anchors": 0.375}),
 }
 """By name of the case: the formula, the preset, its options beside the number of tokens."""

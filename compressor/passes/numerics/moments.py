@@ -113,6 +113,23 @@ class Moments:
         """E‖y‖²."""
         return float(_mean(self._target_square, self.count))
 
+    def join(self, other: Moments) -> None:
+        """See what `other` has seen, too."""
+        for name in ("_gram", "_cross", "_input_sum", "_target_sum", "_target_square"):
+            getattr(self, name).add_(getattr(other, name))
+        self.count += other.count
+
+    def error_of(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
+        """Return E‖y − W·h − b‖² of a map W [outputs, inputs], b [outputs], relative to E‖y‖²; 0 if y is always 0."""
+        map_, cross, energy = weight.to(self._gram), self.cross, self.target_energy
+        if energy <= 0:
+            return 0.0
+        missed = energy - 2 * float((map_ * cross).sum()) + float(((map_ @ self.gram) * map_).sum())
+        if bias is not None:
+            shift = bias.to(self._gram)
+            missed += float(shift @ (shift - 2 * self.target_mean + 2 * map_ @ self.input_mean))
+        return missed / energy
+
     def centred(self) -> Moments:
         """Return the moments of h − E[h] and y − E[y]: what is left to explain once a bias has taken the means."""
         out = Moments(len(self._gram), len(self._cross), self._gram.device)

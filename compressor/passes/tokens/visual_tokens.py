@@ -30,8 +30,10 @@ _SELECTS = (
     "topk: the highest scores; rows: the rows of highest sums; neighbours: the highest of an earlier block and what"
     " touches them, then the highest; topk_anchors: the highest, and tokens that the rest is merged into; clusters: the"
     " same with centres of clusters; regions: the highest of each region; most_distant: those farthest from each other;"
-    " k_center: the same, from the highest score on; coverage: those that cover the image and a question best."
+    " k_center: the same, from the highest score on; coverage: those that cover the image and a question best;"
+    " directions: some of every principal direction."
 )
+_BY_FEATURES = ("most_distant", "coverage", "directions")
 _MERGING = ("topk_anchors", "clusters")
 _PLACED = ("rows", "neighbours", "regions")
 
@@ -81,7 +83,7 @@ class VisualTokenOptions(LayerOptions):
         "hidden_state",
     ] = Field(
         "cls_attn",
-        description="What tokens are told apart by; hidden_state goes with most_distant and coverage, which need it.",
+        description="What tokens are told apart by; hidden_state goes with selects that need it.",
     )
     heads: Literal["mean", "max", "rms", "informative"] = Field(
         "mean", description="What makes one score of those of all heads; informative: of heads of middling variance."
@@ -96,6 +98,7 @@ class VisualTokenOptions(LayerOptions):
         "most_distant",
         "k_center",
         "coverage",
+        "directions",
     ] = Field("topk", description=_SELECTS)
     earlier: tuple[Block, ...] | Literal["all"] = Field(
         (),
@@ -109,6 +112,7 @@ class VisualTokenOptions(LayerOptions):
         description="topk_anchors, clusters and neighbours: the share of the tokens that are anchors.",
     )
     regions: Literal[4, 9, 16, 25, 36] = Field(4, description=REGIONS)
+    directions: int = Field(8, ge=2, description="directions: how many principal directions of the image there are.")
     quota: Literal["attention", "guided", "context", "density"] | None = Field(
         None, description="regions: what budgets come from; see the page of the method."
     )
@@ -117,8 +121,8 @@ class VisualTokenOptions(LayerOptions):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        if (self.score == "hidden_state") != (self.select in ("most_distant", "coverage")):
-            raise ValueError("score hidden_state goes with select most_distant or coverage, and only these")
+        if (self.score == "hidden_state") != (self.select in _BY_FEATURES):
+            raise ValueError(f"score hidden_state goes with select {', '.join(_BY_FEATURES)}, and only these")
         if (self.select == "regions") != (self.quota is not None):
             raise ValueError("quota goes with select regions, which needs it")
         reads = self.score in ("cls_attn_layers", "flowcut") or self.select == "neighbours"
@@ -206,6 +210,13 @@ class VisualTokens:
 
     def _regional(self, rows: int, columns: int) -> dict[str, Any]:
         options = self.options
+        if options.select == "directions":
+            if options.directions >= rows * columns:
+                raise UsageError(
+                    f"{self.name}.directions: {options.directions} directions of {rows * columns} patches",
+                    hint=f"At most {rows * columns - 1}.",
+                )
+            return {"regions": options.directions}
         if options.quota is None:
             return {}
         if options.regions > min(rows, columns) ** 2:

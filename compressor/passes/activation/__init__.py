@@ -1,0 +1,1 @@
+"""Methods that leave small activations out, so that decoding reads fewer weights."""
