@@ -138,7 +138,9 @@ prompt = f"{processor.image_token} what is on the picture ?"
 batch = processor(images=Image.open("photo.jpg").convert("RGB"), text=prompt, return_tensors="np")
 ids, made = batch["input_ids"].astype(np.int64), []
 embeds = embedding.run(None, {"input_ids": ids})[0]
-features = vision.run(None, {"pixel_values": batch["pixel_values"]})[0]
+words = embedding.run(None, {"input_ids": ids[:, ids[0] != processor.image_token_id]})[0]
+given = {"pixel_values": batch["pixel_values"], "text_features": words}  # words where features depend on them
+features = vision.run(None, {entry.name: given[entry.name] for entry in vision.get_inputs()})[0]
 embeds[ids == processor.image_token_id] = features.reshape(-1, features.shape[-1])
 feeds = {"inputs_embeds": embeds, "attention_mask": np.ones_like(ids)}
 inputs, outputs = ([entry.name for entry in side] for side in (decoder.get_inputs(), decoder.get_outputs()))

@@ -24,6 +24,9 @@ QUESTIONS = (
 class Vision:
     """Gives three features for an image, from its mean."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def forward(self, inputs: dict[str, Any]) -> Any:
         means = inputs["pixel_values"].mean(axis=(1, 2, 3))
         return np.sin(means[:, None, None] + np.arange(3 * WIDTH).reshape(1, 3, WIDTH)).astype(np.float32)
@@ -54,7 +57,7 @@ class Language:
 
 def model(folder: Path, seed: int, **options: Any) -> SeeingModel:
     folder.mkdir()
-    return SeeingModel(Vision(), Language(folder, seed, **options), IMAGE)  # type: ignore[arg-type]
+    return SeeingModel(Vision(folder), Language(folder, seed, **options), IMAGE)  # type: ignore[arg-type]
 
 
 def questions(*asked: Question) -> AnswerData:
