@@ -239,7 +239,8 @@ def _check_case(
             _Rows(**{name: values[text] for name, values in vars(rows).items()}) for rows in (found, wanted)
         )
     scale = max(1.0, float(np.sqrt(np.mean(np.square(wanted.values, dtype=np.float64)))))
-    checks, error, unit = [], _max_error(found, wanted), TASKS[runner.task].output
+    checks: list[Check] = []
+    error, unit = _max_error(found, wanted), TASKS[runner.task].output
     if tolerance.absolute is not None:
         why = "the artifact does not compute what the exported model computed"
         checks.append(bounded(f"{name}.max_abs", error, most=tolerance.absolute * scale, unit=unit, why=why))
