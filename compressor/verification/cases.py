@@ -128,6 +128,23 @@ def image_span(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
+def rows_of_text(case: Case, span: tuple[int, int]) -> NDArray[np.int64] | slice:
+    """Return which rows of a probe's outputs are not of image tokens that become fewer, where any do.
+
+    Where inputs of products are rounded, an image token near a tie gives way to another, and the rows up to the next
+    one with it. Without rounding all rows are compared.
+
+    Args:
+        case: the probe.
+        span: position and number of the image tokens.
+    """
+    length, (start, count) = sum(case.chunks), span
+    if case.padding != "none" or length <= start + count:
+        return slice(None)
+    places = np.arange(case.batch * length).reshape(case.batch, length)
+    return np.delete(places, np.s_[start : start + count], axis=1).ravel()
+
+
 def _with_image(cases: tuple[Case, ...], end: int) -> tuple[Case, ...]:
     """Return probes of a model whose image tokens become fewer, which end at `end`: no padded call may hold them."""
     kept = tuple(case for case in cases if case.padding == "none" or max(case.chunks) <= end)

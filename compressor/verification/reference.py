@@ -21,12 +21,22 @@ from numpy.typing import NDArray
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
 from compressor.errors import ModelError, summary
-from compressor.measure.runner import Array, Runner
+from compressor.measure.runner import Array, Runner, read_config
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
 from compressor.storage.grids import GridSpec
 from compressor.storage.json_files import parse_json
-from compressor.verification.cases import COLUMNS, Case, Tokens, cases_of, make_probe, positions, restore
+from compressor.verification.cases import (
+    COLUMNS,
+    Case,
+    Tokens,
+    cases_of,
+    image_span,
+    make_probe,
+    positions,
+    restore,
+    rows_of_text,
+)
 from compressor.verification.choices import choices_of
 from compressor.verification.companions import companion_record
 from compressor.verification.outputs import (
@@ -223,10 +233,14 @@ def _check_case(
     found = _reduce(outputs, inputs.get("attention_mask"), columns)
     if found.values.shape != wanted.values.shape:
         return [yes(name, False, f"outputs have shape {found.values.shape}, reference {wanted.values.shape}")]
+    if tolerance.cosine is not None and (span := image_span(read_config(runner.folder))) is not None:
+        text = rows_of_text(case, span)
+        found, wanted = (
+            _Rows(**{name: values[text] for name, values in vars(rows).items()}) for rows in (found, wanted)
+        )
     scale = max(1.0, float(np.sqrt(np.mean(np.square(wanted.values, dtype=np.float64)))))
-    checks = []
-    error = _max_error(found, wanted)
-    unit = TASKS[runner.task].output
+    checks: list[Check] = []
+    error, unit = _max_error(found, wanted), TASKS[runner.task].output
     if tolerance.absolute is not None:
         why = "the artifact does not compute what the exported model computed"
         checks.append(bounded(f"{name}.max_abs", error, most=tolerance.absolute * scale, unit=unit, why=why))

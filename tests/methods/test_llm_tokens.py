@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from compressor.model.folder import ModelFolder, open_model
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
+from compressor.verification.cases import Case, cases_of, rows_of_text
 from tests.core.toy import batches_of
 from tests.methods.llm_papers import computed
 
@@ -160,7 +163,9 @@ def test_each_preset_keeps_what_its_paper_says_in_both_forms(
         assert out.past_key_values.layers[-1].keys.shape[2] == len(left)
 
 
-@pytest.mark.parametrize("name", ["feather", "transprune", "zipvl"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("feather", "transprune")), "zipvl"]
+)
 def test_graphs_of_presets_compute_what_pytorch_does(
     reduced: Callable[[str], Reduced], tmp_path: Path, name: str
 ) -> None:
@@ -299,3 +304,18 @@ def test_the_language_part_of_llava_knows_its_image_tokens_and_takes_embeddings(
     graph = OnnxRunner(tmp_path / "graph")
     np.testing.assert_allclose(run(graph, IDS, 20, 1), run(TorchRunner(model.path), IDS, 20, 1), atol=1e-4)
     assert not (tmp_path / "graph" / "genai_config.json").exists()
+
+
+def test_probes_hold_the_image_unpadded_and_rows_of_image_tokens_are_told_apart(pico: Pico, tmp_path: Path) -> None:
+    config = json.loads((pico("llama") / "config.json").read_text())
+    entry = {"site": "llm_layer", "start": START, "count": COUNT}
+    config["compression"] = {"version": 2, "stacks": {"": {"tokens": [entry]}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    runner: Any = SimpleNamespace(folder=tmp_path, inputs="tokens", task="text-generation")
+    cases = {case.name: case for case in cases_of(runner)}
+    assert cases["image"].chunks == (START + COUNT + 9, 1, 1, 3) and "padding" in cases
+    assert all(case.padding == "none" or max(case.chunks) <= START + COUNT for case in cases.values())
+    rows = rows_of_text(Case("some", 2, (20, 2)), (START, COUNT))
+    np.testing.assert_array_equal(rows, [0, 1, 18, 19, 20, 21, 22, 23, 40, 41, 42, 43])
+    assert rows_of_text(Case("short", 2, (18,)), (START, COUNT)) == slice(None)
+    assert rows_of_text(cases["padding"], (0, 2)) == slice(None)
