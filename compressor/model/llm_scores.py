@@ -92,7 +92,7 @@ def enough(seen: PromptSeen, scores: Tensor, mass: float) -> Tensor:
     """
     ranked = torch.where(_image(seen), scores, 0.0).sort(dim=-1, descending=True).values
     short = ranked.cumsum(-1) < mass * ranked.sum(-1, keepdim=True)
-    return (short.sum(-1) + 1).amax().reshape(1).clamp(max=seen.left)
+    return (short.sum(-1) + 1).amax(0, keepdim=True).clamp(max=seen.left)
 
 
 def _image(seen: PromptSeen) -> Tensor:
