@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from compressor.data.kinds import AnswerData, Batches
 from compressor.data.questions import load_answers
 from compressor.data.reading import DataRequest
+from compressor.errors import CompressorError
 from compressor.exporters.onnx import OnnxOptions, export_onnx
 from compressor.exporters.safetensors import export_safetensors
 from compressor.measure.answers import SeeingModel, measure_answers
@@ -28,7 +30,7 @@ from compressor.model.parts import image_token_of
 from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.tokens.llm_tokens import LlmTokens
-from tests.bench.harness import Context, Row, drop
+from tests.bench.harness import Context, Row, drop, write_json
 
 SUITE = "llava"
 VARIABLE = "COMPRESSOR_BENCH_LLAVA"
@@ -100,28 +102,50 @@ def run(context: Context) -> Row:
     if not (folder / "questions.jsonl").is_file():
         reason = f"{VARIABLE} names no folder of `make demo-llava`"
         return {"settings": [], "rows": [], "skipped": [{"what": _NAME, "reason": reason}], "planned": []}
-    lines = [line for line in PASSES if re.search(context.only or "", line)]
-    work = context.folder(SUITE, "models")
-    drop(work)
-    rows = [{"model": _NAME, **row} for row in measured(folder / "model", folder / "questions.jsonl", work, lines)]
-    drop(work)
+    lines = ["", *(line for line in PASSES if re.search(context.only or "", line))]
+    work = context.folder(SUITE)
+    drop(work / "models")
+    measuring = Measuring(folder / "model", folder / "questions.jsonl", work / "models")
+    rows = [{"model": _NAME, **_row(context, measuring, line)} for line in lines]
+    drop(work / "models")
     settings = [{"name": _NAME, "trained": json.loads((folder / "model" / "training.json").read_text())}]
     return {"settings": settings, "rows": rows, "skipped": [], "planned": [[_NAME, line] for line in ("", *PASSES)]}
 
 
-def measured(model: Path, file: Path, work: Path, lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the figures of the model with all tokens, then those after each pass in `lines`."""
-    language, token = open_language(model, work / "language"), image_token_of(model)
-    assert token is not None, "of a LLaVA model"
-    dense = SeeingModel(open_vision(model, work / "dense"), language, token)
-    questions = read_questions(dense, file)
-    yield {"pass": "", **figures(dense, dense, questions)}
-    for number, line in enumerate(lines):
+def _row(context: Context, measuring: Measuring, line: str) -> Mapping[str, Any]:
+    """Return the figures of a pass, as a run that was stopped has left them where it is to go on."""
+    kept = context.folder(SUITE) / f"{re.sub('[^a-z0-9.]+', '-', line) or 'dense'}.json"
+    if context.resume and kept.is_file():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    try:
+        row = measuring.row(line)
+    except CompressorError as error:
+        return {"pass": line, "error": error.message}
+    write_json(kept, row)
+    return row
+
+
+class Measuring:
+    """Measures selections on one model and its questions."""
+
+    def __init__(self, model: Path, file: Path, work: Path) -> None:
+        """Export the model with all tokens into the folder `work`."""
+        token = image_token_of(model)
+        assert token is not None, "of a LLaVA model"
+        self._model, self._work = model, work
+        vision, language = open_vision(model, work / "dense"), open_language(model, work / "language")
+        self.dense = SeeingModel(vision, language, token)
+        self.questions = read_questions(self.dense, file)
+
+    def row(self, line: str) -> dict[str, Any]:
+        """Return the figures after the pass in `line`; with all tokens where it is empty."""
+        if not line:
+            return {"pass": line, **figures(self.dense, self.dense, self.questions)}
         ((method, options),) = yaml.safe_load(line).items()
-        place = work / str(number)
-        if LlmTokens in (methods()[method], getattr(methods()[method], "of", None)):
-            ours = SeeingModel(dense.vision, open_language(model, place, method, **options), token)
-        else:
-            ours = SeeingModel(open_vision(model, place, method, **options), language, token)
-        yield {"pass": line, **figures(ours, dense, questions)}
+        place = self._work / "reduced"
         drop(place)
+        if LlmTokens in (methods()[method], getattr(methods()[method], "of", None)):
+            ours = replace(self.dense, language=open_language(self._model, place, method, **options))
+        else:
+            ours = replace(self.dense, vision=open_vision(self._model, place, method, **options))
+        return {"pass": line, **figures(ours, self.dense, self.questions)}

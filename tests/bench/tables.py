@@ -298,7 +298,8 @@ def features_table(features: Results) -> str:
 
 def llava_table(llava: Results) -> str:
     """Return what answers are worth after each selection: right ones, overall and by kind, and distance from dense."""
-    kinds = list(llava["rows"][0]["kinds"]) if llava["rows"] else []
+    measured = [row for row in llava["rows"] if "error" not in row]
+    kinds = list(measured[0]["kinds"]) if measured else []
     head = ("pass", "right answers", *kinds, "agreement", "KL, nats")
     rows = [
         (
@@ -308,9 +309,10 @@ def llava_table(llava: Results) -> str:
             f"{row['top1']:.1%}",
             f"{row['kl']:.3f}",
         )
-        for row in llava["rows"]
+        for row in measured
     ]
-    return table(head, rows)
+    failed = [(f"`{row['pass']}`", f"failed: {row['error']}") for row in llava["rows"] if "error" in row]
+    return table(head, [*rows, *((*cells, *[""] * (len(head) - 2)) for cells in failed)])
 
 
 def real_table(real: Results) -> str:

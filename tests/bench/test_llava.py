@@ -13,7 +13,7 @@ import transformers
 from compressor.demo.pictures import pictures
 from compressor.demo.train_llava import build_model, build_tokenizer, save, score, write_questions
 from compressor.measure.answers import SeeingModel
-from tests.bench.llava import measured, open_language, open_vision
+from tests.bench.llava import Measuring, open_language, open_vision
 
 Pico = Callable[..., Path]
 
@@ -38,8 +38,8 @@ def test_figures_are_those_of_the_training_and_fall_with_the_tokens(tmp_path: Pa
     batch = list(itertools.islice(pictures("valid"), 4))
     save(model, tokenizer, tmp_path / "model", {})
     write_questions(batch, tmp_path)
-    lines = ["random-visual-tokens: {keep: 0.25}"]
-    dense, fewer = measured(tmp_path / "model", tmp_path / "questions.jsonl", tmp_path / "work", lines)
+    measuring = Measuring(tmp_path / "model", tmp_path / "questions.jsonl", tmp_path / "work")
+    dense, fewer = measuring.row(""), measuring.row("random-visual-tokens: {keep: 0.25}")
     right = score(model, tokenizer, batch)
     assert dense["kl"] == 0 and dense["top1"] == dense["greedy"] == 1 and dense["accuracy"] == right.pop("all")
     assert dense["kinds"] == right
