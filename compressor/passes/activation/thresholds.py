@@ -83,7 +83,7 @@ class Thresholds:
         """
         from compressor.model.blueprint import GateSpec
         from compressor.model.modules import base_prefix, submodule
-        from compressor.passes.activation import _gates
+        from compressor.passes.activation._thresholds import silence
 
         family = source.family
         if family.residual != "pre" or family.attention.layout != "separate" or "text-generation" not in family.tasks:
@@ -97,8 +97,8 @@ class Thresholds:
         skeleton = source.skeleton()
         prefix = base_prefix(skeleton) + family.blocks
         block = submodule(skeleton, f"{prefix}.0")
-        paths = _gates.paths(block, family, self.options, self.name)
-        each = {path: GateSpec(per_channel=_gates.per_channel(path, family, self.options)) for path in paths}
+        paths = silence.paths(block, family, self.options, self.name)
+        each = {path: GateSpec(per_channel=silence.per_channel(path, family, self.options)) for path in paths}
         blocks = range(len(source.shapes.layers))
         gates = {f"{prefix}.{index}.{path}": gate for index in blocks for path, gate in each.items()}
         self._planned = replace(source.blueprint, gates=gates)
@@ -106,11 +106,11 @@ class Thresholds:
 
     def change_block(self, block: BlockView) -> Change:
         """Find the thresholds of one block, install its gates, and repair its writers."""
-        from compressor.passes.activation import _gates
+        from compressor.passes.activation._thresholds import silence
         from compressor.walk import Change
 
         assert self._planned is not None, "planned before blocks are walked"
-        gates, figures = _gates.silence(block, self.options, self._planned, self.name)
+        gates, figures = silence.silence(block, self.options, self._planned, self.name)
         return Change(block.layer, figures, gates=gates)
 
 
