@@ -60,7 +60,7 @@ def compare_whole(folder: Path) -> dict[str, Any]:
     output = "logits_per_image" if token is None else "logits"
     name, wanted = _stock(folder, probe, output)
     gc.collect()
-    ours = _scores(folder, parts, probe) if token is None else _logits(parts, probe, token)
+    ours = _scores(folder, parts) if token is None else _logits(parts, probe, token)
     difference = float(np.abs(ours - wanted).max()) / scale_of(wanted) if ours.shape == wanted.shape else np.inf
     if not difference <= TOLERANCE:
         raise ModelError(
@@ -101,11 +101,11 @@ def _read(parts: Mapping[str, ModelFolder], token: int) -> Probe:
     return Probe("joined", {"pixel_values": pixels[: len(ids)], "input_ids": ids, "attention_mask": np.ones_like(ids)})
 
 
-def _scores(folder: Path, parts: Mapping[str, ModelFolder], probe: Probe) -> Any:
+def _scores(folder: Path, parts: Mapping[str, ModelFolder]) -> Any:
     """Return the scores [images, texts] that our parts give."""
     embeddings: dict[str, Any] = {}
     for part, model in parts.items():
-        found = outputs_of(model.load(), probe, model.family.pooled)
+        found = outputs_of(model.load(), _inputs(model), model.family.pooled)
         pooled = next((found[key] for key in model.family.pooled if key in found), None)
         if pooled is None:
             raise ModelError(f"the part {part} gives no embedding of a whole sample, by which parts are joined")

@@ -84,11 +84,15 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("tome", "vit", {"r": 3}),
     ("zero-tprune", "vit", {"keep": 0.6}),
     ("token-transforming", "vit", {"keep": 0.6}),
+    ("chess", "llama", {"sparsity": 0.3}),
+    ("teal", "llama", {"sparsity": 0.25}),
+    ("topk", "opt", {"sparsity": 0.5}),
     ("fp16", "llama", {}),
     ("bf16", "bert", {}),
 ]
-# The other token methods are presets of the same mechanism, and have no defaults for how many tokens go.
-LISTED = {name for name, _, _ in VARIANTS} | {name for name, method in methods().items() if method.family == "tokens"}
+# The other methods of these families are presets of the same mechanisms, and have no defaults for how much goes.
+PRESETS = ("tokens", "activation")
+LISTED = {name for name, _, _ in VARIANTS} | {name for name, method in methods().items() if method.family in PRESETS}
 PASSES = [*VARIANTS, *((name, "llama", {}) for name in sorted(methods()) if name not in LISTED)]
 STOPPED: list[tuple[str, str, dict[str, Any]]] = [
     ("width", "llama", THIRD),

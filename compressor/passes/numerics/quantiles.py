@@ -28,7 +28,7 @@ class Magnitudes:
         """See values of any shape; their signs do not count, and zeros lie in the first bin."""
         exponents = values.detach().abs().float().flatten().clamp(2.0**_LEAST, 2.0**_MOST).log2()
         places = ((exponents - _LEAST) * _BINS_PER_OCTAVE).ceil().long()
-        self._counts += torch.bincount(places, minlength=len(self._counts)).to(self._counts)
+        self._counts += torch.bincount(places.cpu(), minlength=len(self._counts)).to(self._counts)
 
     def quantile(self, share: float) -> float:
         """Return the smallest bin's end below which at least a share in [0, 1) of all magnitudes lies; 0 for share 0.

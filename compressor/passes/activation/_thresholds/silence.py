@@ -169,9 +169,10 @@ def _outputs(block: BlockView, path: str, k: int) -> torch.Tensor:
 
 def _mean_partner(block: BlockView) -> torch.Tensor:
     """Return E|u| of what the activation's values are multiplied by, [channels]; 1 in an FFN without a gate."""
+    device = block.current_middle(0).device
     if not block.family.ffn.gated:
-        return torch.ones(block.layer.intermediate_size)
-    total, tokens = torch.zeros(block.layer.intermediate_size, dtype=torch.float64), 0
+        return torch.ones(block.layer.intermediate_size, device=device)
+    total, tokens = torch.zeros(block.layer.intermediate_size, dtype=torch.float64, device=device), 0
     for k in range(len(block)):
         values = _outputs(block, block.family.ffn.reader_paths[1], k)
         total += values.abs().sum(0)
