@@ -164,6 +164,14 @@ def results() -> dict[str, Any]:
                 {"model": "dinov2-small", "pass": "tome: {r: 99}", "error": "ModelError: no"},
             ],
         },
+        "llava": {
+            "settings": [{"name": "small LLaVA"}],
+            "rows": [
+                *({"model": "small LLaVA", "pass": line, "accuracy": share, "kinds": {"where": share}, "top1": share,
+                   "kl": 1 - share, "greedy": share} for line, share in (("", 1.0), ("fastv: {keep: 0.5}", 0.75))),
+                {"model": "small LLaVA", "pass": "fastv: {keep: 0.01}", "error": "nothing is left"},
+            ],
+        },
     }  # fmt: skip
     return {name: {**made[name], "environment": ENVIRONMENT} for name in TABLES}
 

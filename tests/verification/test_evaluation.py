@@ -251,8 +251,9 @@ def test_every_metric_can_be_measured_somewhere() -> None:
     found |= set(measure(classifier, SetData(labels().batches, np.ones((12, VOCAB), np.bool_))).ours)
     column = Column("text-classification")
     found |= set(measure(column, ValueData(labels().batches, np.arange(12.0)), column).ours)
-    # Those of two towers are measured by another function, on two models (tests/pipeline/test_whole.py).
+    # Those of several parts are measured by other functions, on all parts (tests/pipeline: test_whole, test_seeing).
     found |= set(TASKS["zero-shot-image-classification"].metrics["labels"])
+    found |= set(TASKS["image-text-to-text"].metrics["answers"])
     assert found == set(METRICS)
 
 
