@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compressor.architectures.tasks import TASKS
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -79,7 +81,7 @@ class Joined:
 
 
 _CLIP_VISION, _CLIP_TEXT = ("vision_model.", "visual_projection."), ("text_model.", "text_projection.")
-_LLAVA = "LlavaForConditionalGeneration"
+(_LLAVA,) = TASKS["image-text-to-text"].endings
 TOWERS: Mapping[str, Mapping[str, Tower]] = {
     "clip": {
         "vision": Tower(

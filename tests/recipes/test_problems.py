@@ -34,8 +34,9 @@ verify:
     allowed = "version, name, model, calibration, evaluation, passes, export, verify, sweep, report"
     options = "sparsity, importance, target, layers, symmetric, solver"
     data = (
-        "Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with labels.csv, or "
-        "demo:train (docs/data.md has the forms); looked for beside the recipe, then in the working folder."
+        "Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with labels.csv, "
+        "questions about images (.jsonl), or demo:train (docs/data.md has the forms); looked for beside the recipe, then "
+        "in the working folder."
     )
     assert problems(text) == [
         "line 1: version: expected 1, the only version there is, got 2",

@@ -43,7 +43,7 @@ class LayeredOptions(Options):
     Exactly one of keep, tokens, counts and sigmoid is given.
     """
 
-    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Which places of a prompt hold image tokens.")
+    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
     layers: Annotated[tuple[Block, ...], Field(min_length=1)] = Field(
         (2,), description="The layers behind which tokens go, counted from 1, in rising order."
     )

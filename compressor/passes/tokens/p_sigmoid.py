@@ -19,7 +19,7 @@ from compressor.passes.tokens.llm_tokens import ImageSpan, LlmTokens, Steepness
 class SigmoidOptions(Options):
     """Options of `p-sigmoid`."""
 
-    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Which places of a prompt hold image tokens.")
+    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
     layers: Annotated[tuple[Block, ...], Field(min_length=1)] = Field(
         (4, 8, 12, 16, 20, 24, 28), description="The layers behind which tokens go, counted from 1, in rising order."
     )

@@ -19,7 +19,7 @@ from compressor.passes.tokens.llm_tokens import ImageSpan, LlmTokens
 class AdaptiveOptions(Options):
     """Options of `zipvl`."""
 
-    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Which places of a prompt hold image tokens.")
+    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
     layers: Annotated[tuple[Block, ...], Field(min_length=1, max_length=1)] = Field(
         (2,), description="The layer behind which tokens go, counted from 1."
     )
