@@ -35,8 +35,8 @@ verify:
     options = "sparsity, importance, target, layers, symmetric, solver"
     data = (
         "Text (.txt, .jsonl), sentences or pairs with their labels (.csv, .tsv), an image folder with labels.csv, "
-        "questions about images (.jsonl), or demo:train (docs/data.md has the forms); looked for beside the recipe, then "
-        "in the working folder."
+        "questions about images (.jsonl), or demo:train (docs/data.md has the forms); looked for beside the recipe, "
+        "then in the working folder."
     )
     assert problems(text) == [
         "line 1: version: expected 1, the only version there is, got 2",
