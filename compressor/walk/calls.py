@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compressor.errors import ModelError
+from compressor.model.gated import GatedLinear
 from compressor.model.llm_block import LlmBlock
 from compressor.model.reduced import ReducedBlock
 from compressor.model.token_reduction import TokenTrack
@@ -69,8 +70,11 @@ def observing(
     *,
     outputs: bool = False,
     once: bool = False,
+    raw: bool = False,
 ) -> Iterator[None]:
     """While entered, call `note` with the path and the input of every submodule in `paths` whenever it is called.
+
+    The input of a linear module with a gate is what its matrix multiplies: silent inputs are 0.
 
     Args:
         module: the module that is going to run.
@@ -78,6 +82,7 @@ def observing(
         note: what it returns, if not None, takes the place of the tensor.
         outputs: note outputs instead of inputs.
         once: end the forward pass, and leave the context without an error, as soon as anything was noted.
+        raw: note the inputs of linear modules before their gates.
     """
     # Such contexts can be nested, and each ends a forward pass for itself alone.
     mine = object()
@@ -94,13 +99,24 @@ def observing(
             if outputs:
                 handle = part.register_forward_hook(lambda _, args, out, path=path: seen(path, out))
             else:
-                handle = part.register_forward_pre_hook(lambda _, args, path=path: seen(path, args[0]))
+                read = _as_given if raw else _as_multiplied
+                handle = part.register_forward_pre_hook(
+                    lambda part, args, path=path, read=read: seen(path, read(part, args[0]))
+                )
             stack.callback(handle.remove)
         try:
             yield
         except Stop as reached:
             if reached.args != (mine,):
                 raise
+
+
+def _as_given(_: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return inputs
+
+
+def _as_multiplied(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return module.gated(inputs) if isinstance(module, GatedLinear) else inputs
 
 
 @contextmanager
@@ -111,23 +127,25 @@ def recorded(module: nn.Module, *paths: str, outputs: bool = False) -> Iterator[
         yield found
 
 
-def first_input(module: nn.Module, path: str, run: Callable[[], object]) -> torch.Tensor:
+def first_input(module: nn.Module, path: str, run: Callable[[], object], *, raw: bool = False) -> torch.Tensor:
     """Call `run`, which runs `module`, until the submodule at `path` is called; return that submodule's input.
+
+    `raw` as in `observing`.
 
     Raises:
         ModelError: it is never called.
     """
     found: list[torch.Tensor] = []
-    with observing(module, [path], lambda _, tensor: found.append(tensor), once=True):
+    with observing(module, [path], lambda _, tensor: found.append(tensor), once=True, raw=raw):
         run()
     if not found:
         raise ModelError(f"the block never calls {path}: the family's table does not fit this model")
     return found[0]
 
 
-def input_of(module: nn.Module, path: str, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-    """Run a block until the submodule at `path` is called; return that submodule's input."""
-    return first_input(module, path, lambda: run_block(module, hidden, call))
+def input_of(module: nn.Module, path: str, hidden: torch.Tensor, call: Call, *, raw: bool = False) -> torch.Tensor:
+    """Run a block until the submodule at `path` is called; return that submodule's input (`raw` as in `observing`)."""
+    return first_input(module, path, lambda: run_block(module, hidden, call), raw=raw)
 
 
 class Recorder(nn.Module):

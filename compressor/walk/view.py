@@ -142,7 +142,7 @@ class BlockView:
             return hidden
         ffn = self.family.ffn
         path = ffn.norm if self.family.residual == "pre" else ffn.readers[0].path
-        seen = input_of(module, path, hidden, self.call(k))
+        seen = input_of(module, path, hidden, self.call(k), raw=True)  # the stream itself
         return seen if seen.dim() == 3 else seen.reshape(*hidden.shape[:2], -1)  # OPT joins batch and tokens
 
     def middle_of_heads(self, heads: torch.Tensor, k: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from compressor.model.folder import ModelFolder, open_model
 from compressor.model.gated import GatedActivation, GatedLinear
 from compressor.passes.apply import Setting, apply_pass
 from compressor.passes.base import Target
+from compressor.walk.calls import first_input, observing
 from tests.core.test_loading import inputs_for, stock
 from tests.core.toy import Cut, Gate, toy_batches
 
@@ -97,6 +98,15 @@ def test_later_passes_keep_gates_and_see_what_they_leave(pico: Pico, tmp_path: P
     assert cut.blueprint.gates == model.blueprint.gates
     writer = cut.skeleton().model.layers[1].mlp.down_proj
     assert isinstance(writer, GatedLinear) and writer.in_features == 90
+
+
+def test_passes_are_shown_what_a_gated_matrix_multiplies(pico: Pico, tmp_path: Path) -> None:
+    block = gated(open_model(pico("llama")), tmp_path, threshold=0.2).load().model.layers[0]
+    writer, inputs = block.mlp.down_proj, torch.linspace(-1, 1, 3 * block.mlp.down_proj.in_features).reshape(3, -1)
+    seen, given = (first_input(block, "mlp.down_proj", lambda: writer(inputs), raw=raw) for raw in (False, True))
+    assert torch.equal(seen, torch.where(inputs.abs() > 0.2, inputs, 0.0)) and torch.equal(given, inputs)
+    with observing(block, ["mlp.down_proj"], lambda _, tensor: 2 * tensor):
+        torch.testing.assert_close(writer(inputs), torch.nn.functional.linear(2 * seen, writer.weight))
 
 
 def test_a_gate_before_what_is_no_linear_module_is_refused(pico: Pico, tmp_path: Path) -> None:

@@ -64,3 +64,9 @@ def attention_half(
 def reader_signal(view: BlockView, module: nn.Module, stream: torch.Tensor, norm: str) -> torch.Tensor:
     """Return what readers see of `stream`: normed by the module at `norm`; bare where norms stand behind the sums."""
     return stream if view.family.residual == "post" else torch.as_tensor(module.get_submodule(norm)(stream))
+
+
+def relative_weights(stream: torch.Tensor) -> torch.Tensor:
+    """Return 1 / mean square of each token of a stream [tokens, width]: norms divide by that, as errors then do."""
+    energy = stream.square().mean(-1)
+    return 1 / (energy + 1e-3 * energy.mean() + 1e-30)

@@ -14,7 +14,14 @@ from compressor.model.modules import set_vector
 from compressor.passes.numerics.moments import Moments, fit
 from compressor.passes.numerics.quantiles import Magnitudes
 from compressor.passes.surgery import slots
-from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, unpadded
+from compressor.passes.surgery.observe import (
+    attention_half,
+    channel_signals,
+    ffn_half,
+    reader_signal,
+    relative_weights,
+    unpadded,
+)
 from compressor.walk.calls import input_of, observing
 
 if TYPE_CHECKING:
@@ -45,8 +52,7 @@ def activation_path(block: nn.Module, family: Family, method: str) -> str:
     found = [
         f"{family.ffn.module}.{name}"
         for name, part in block.get_submodule(str(family.ffn.module)).named_children()
-        if not isinstance(part, torch.nn.Dropout) and not any(True for _ in part.named_buffers())
-        if name == "activation" or f"{family.ffn.module}.{name}" not in (*family.ffn.reader_paths, family.ffn.writer)
+        if not isinstance(part, torch.nn.Dropout) and not list(part.parameters())
     ]
     if len(found) != 1:
         raise ModelError(f"{method}: family {family.name}: the FFN has no activation function that can be gated")
@@ -180,18 +186,6 @@ def _mean_partner(block: BlockView) -> torch.Tensor:
     return (total / max(tokens, 1)).float()
 
 
-def _token_weights(stream: torch.Tensor) -> torch.Tensor:
-    """Return 1 / mean square of each token [tokens, width]: norms divide by it, so errors count relative to it."""
-    energy = stream.square().mean(-1)
-    return 1 / (energy + 1e-3 * energy.mean() + 1e-30)
-
-
-def _gated(block: BlockView, path: str, inputs: torch.Tensor) -> torch.Tensor:
-    """Return what the matrix at `path` makes of its inputs before it multiplies them."""
-    gate = getattr(block.module.get_submodule(path), "gated", None)
-    return inputs if gate is None else torch.as_tensor(gate(inputs))
-
-
 class _Seen:
     """Moments of what a writer reads and should write, of all batches and of those that are held out."""
 
@@ -232,8 +226,7 @@ def _to_middle(block: BlockView, *, repair: bool) -> dict[str, float]:
             dense_in, mask = block.dense_in(k), block.token_mask(k)
             middle, written = attention_half(block, block.dense, dense_in, k)
             missed = unpadded(dense_in + written - block.current_in(k), mask)
-            inputs = _gated(block, path, _heads(block, k))
-            seen.add(k, inputs, missed, _token_weights(unpadded(dense_in, mask)))
+            seen.add(k, _heads(block, k), missed, relative_weights(unpadded(dense_in, mask)))
             block.put_dense_middle(k, middle)
         figures = {f"attention_{name}": value for name, value in _refit(block, path, seen).items()}
     block.seal()
@@ -251,9 +244,8 @@ def _to_end(block: BlockView, *, repair: bool) -> dict[str, float]:
             dense, current = block.dense_middle(k), block.current_middle(k)
             mask = block.token_mask(k, like=current)
             out, written = ffn_half(block, block.dense, dense, k)
-            inputs = _gated(block, path, _channels(block, k))
             wanted = unpadded(dense + written - current, mask)
-            seen.add(k, inputs, wanted, _token_weights(unpadded(dense, mask)))
+            seen.add(k, _channels(block, k), wanted, relative_weights(unpadded(dense, mask)))
             block.put_dense(k, out)
         figures = {f"ffn_{name}": value for name, value in _refit(block, path, seen).items()}
     block.seal()

@@ -17,7 +17,14 @@ from compressor.passes.structure._width.importance import channels_of, score
 from compressor.passes.structure._width.refine import Sample, moments_of, refine_readers
 from compressor.passes.surgery import slots
 from compressor.passes.surgery.channels import compose, keep_channels
-from compressor.passes.surgery.observe import attention_half, channel_signals, ffn_half, reader_signal, unpadded
+from compressor.passes.surgery.observe import (
+    attention_half,
+    channel_signals,
+    ffn_half,
+    reader_signal,
+    relative_weights,
+    unpadded,
+)
 from compressor.walk.calls import input_of
 from compressor.walk.sampling import LEAST_TOKENS
 
@@ -62,12 +69,6 @@ def _every(stream: torch.Tensor, batches: int, tokens_per_input: int, inputs: in
     return max(1, tokens // max(tokens_per_input * inputs, least))
 
 
-def _weights(stream: torch.Tensor) -> torch.Tensor:
-    """Return 1 / mean square of each token of the dense stream [tokens, width]."""
-    energy = stream.square().mean(-1)
-    return 1 / (energy + 1e-3 * energy.mean() + 1e-30)
-
-
 def _refit_readers(block: BlockView, every: int, *, attention: bool) -> None:
     """Refit readers of attention or FFN to read the dense block's input, as predicted from the current one."""
     family = block.family
@@ -106,7 +107,9 @@ def _advance_attention(block: BlockView, every: int) -> dict[str, float]:
             # In post-norm families attention writes to the sum before the norm, so the middle is of no use here.
             wanted = unpadded(dense_in + written - current, mask)
             moments.add(
-                unpadded(heads.reshape(*current.shape[:2], -1), mask), wanted, _weights(unpadded(dense_in, mask))
+                unpadded(heads.reshape(*current.shape[:2], -1), mask),
+                wanted,
+                relative_weights(unpadded(dense_in, mask)),
             )
         block.put_dense_middle(k, dense_middle)
     if every:
@@ -137,7 +140,7 @@ def _narrow_and_refit(block: BlockView, width: int, options: WidthOptions) -> di
         mask = block.token_mask(k, like=dense_middle)
         out, written = ffn_half(block, block.dense, dense_middle, k)
         targets[k] = unpadded(dense_middle + written - block.current_middle(k), mask)
-        weights[k] = _weights(unpadded(dense_middle, mask))[:, None]
+        weights[k] = relative_weights(unpadded(dense_middle, mask))[:, None]
         block.put_dense(k, out)
     sample = Sample(list(range(len(block))), targets, weights)
     narrower = width < block.layer.intermediate_size
