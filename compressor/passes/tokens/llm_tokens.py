@@ -37,13 +37,18 @@ class ImageSpan(Options):
     )
 
 
-class LayeredOptions(Options):
+class SpanOptions(Options):
+    """Where the image tokens stand."""
+
+    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
+
+
+class LayeredOptions(SpanOptions):
     """Where the image tokens stand, behind which layers they become fewer, and how many are left.
 
     Exactly one of keep, tokens, counts and sigmoid is given.
     """
 
-    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
     layers: Annotated[tuple[Block, ...], Field(min_length=1)] = Field(
         (2,), description="The layers behind which tokens go, counted from 1, in rising order."
     )

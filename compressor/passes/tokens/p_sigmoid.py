@@ -10,16 +10,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from compressor.passes.base import Options
 from compressor.passes.preset import Preset
 from compressor.passes.tokens._schedule import Block, Share
-from compressor.passes.tokens.llm_tokens import ImageSpan, LlmTokens, Steepness
+from compressor.passes.tokens.llm_tokens import LlmTokens, SpanOptions, Steepness
 
 
-class SigmoidOptions(Options):
+class SigmoidOptions(SpanOptions):
     """Options of `p-sigmoid`."""
 
-    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
     layers: Annotated[tuple[Block, ...], Field(min_length=1)] = Field(
         (4, 8, 12, 16, 20, 24, 28), description="The layers behind which tokens go, counted from 1, in rising order."
     )

@@ -10,16 +10,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from compressor.passes.base import Options
 from compressor.passes.preset import Preset
 from compressor.passes.tokens._schedule import Block
-from compressor.passes.tokens.llm_tokens import ImageSpan, LlmTokens
+from compressor.passes.tokens.llm_tokens import LlmTokens, SpanOptions
 
 
-class LateOptions(Options):
+class LateOptions(SpanOptions):
     """Options of `todre-late`."""
 
-    image: ImageSpan = Field(ImageSpan(start=0, count=None), description="Where the prompt has its image tokens.")
     layers: Annotated[tuple[Block, ...], Field(min_length=1, max_length=1)] = Field(
         description="The layer behind which all image tokens go, counted from 1."
     )
