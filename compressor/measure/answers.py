@@ -64,10 +64,6 @@ class SeeingModel:
             "inputs_embeds": np.concatenate(parts, axis=1),
         }
 
-    def logits(self, features: Array, ids: Ids) -> Array:
-        """Return the logits [features + T - 1, vocabulary] of a prompt with an image."""
-        return np.asarray(self.language.forward(self.inputs(features, ids))[0])
-
     def answered(self, features: Array, prompt: Ids, answer: Ids) -> Array:
         """Return the logits [answer, vocabulary] from which each token of an answer is predicted.
 

@@ -29,7 +29,8 @@ def test_logits_and_greedy_answers_are_those_of_the_stock_model(pico: Pico, tmp_
         wanted = whole(input_ids=spread, pixel_values=torch.from_numpy(pixels)).logits[0].numpy()
         options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
         tokens = whole.generate(input_ids=spread, pixel_values=torch.from_numpy(pixels), **options)
-    np.testing.assert_allclose(joined.logits(features, ids), wanted, atol=1e-5)
+    logits = joined.language.forward(joined.inputs(features, ids))[0]
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
     np.testing.assert_array_equal(joined.generate(features, ids, 6), tokens[0, spread.shape[1] :].numpy())
 
 
