@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from compressor.report import _format as show
 from compressor.report._plots import HEIGHT
-from compressor.report.schema import Report, Trial
+from compressor.report.pass_schema import Trial
+from compressor.report.schema import Report
 from compressor.report.sweep_schema import SweepPoint
 
 MARGIN = 0.06

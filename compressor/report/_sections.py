@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from compressor.report import _format as show
 from compressor.report._layers import Dimension, Step, dimensions, quality_chains
 from compressor.report._plots import Columns, Move, Part, columns, move, stacked
-from compressor.report.schema import PassEntry, Report, quotient
+from compressor.report.pass_schema import PassEntry
+from compressor.report.schema import Report, quotient
 
 
 @dataclass(frozen=True)

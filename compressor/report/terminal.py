@@ -16,7 +16,8 @@ from rich.text import Text
 from compressor.report import _format as show
 from compressor.report._tables import NARROW, cell, figure_table, fold, grid
 from compressor.report._views import print_dimensions, render_eval, render_inspect, render_plan, render_timing
-from compressor.report.schema import Check, PassEntry, Report, check_report
+from compressor.report.pass_schema import PassEntry
+from compressor.report.schema import Check, Report, check_report
 
 __all__ = ["render_eval", "render_inspect", "render_plan", "render_report", "render_timing"]
 

@@ -67,7 +67,8 @@ from compressor.verification.quality import (
 )
 from compressor.verification.reasons import explained
 from compressor.verification.recorded import check_beside, check_rows
-from compressor.verification.reference import check_determinism, check_reference, recorded_tensors, write_reference
+from compressor.verification.reference import check_determinism, check_reference, write_reference
+from compressor.verification.reference_file import recorded_tensors
 from compressor.verification.speed import elsewhere, without_speed
 from compressor.verification.tokens import check_tokenizer
 from compressor.verification.tolerances import TOLERANCES

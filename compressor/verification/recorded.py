@@ -10,7 +10,7 @@ from pathlib import Path
 from compressor.errors import ModelError
 from compressor.storage.artifact import runtime_model
 from compressor.verification.companions import check_companions, check_same
-from compressor.verification.reference import recorded_companions, recorded_tables
+from compressor.verification.reference_file import recorded_companions, recorded_tables
 from compressor.verification.strangers import REFERENCE
 from compressor.verification.tables import check_tables
 from compressor.verification.verdict import Check

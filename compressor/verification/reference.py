@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from compressor.architectures.tasks import TASKS
 from compressor.data.kinds import Inputs
-from compressor.errors import ModelError, summary
+from compressor.errors import ModelError
 from compressor.measure.runner import Array, Runner, read_config
 from compressor.measure.scores import log_softmax
 from compressor.measure.statistics import F64
 from compressor.storage.grids import GridSpec
-from compressor.storage.json_files import parse_json
 from compressor.verification.cases import (
     COLUMNS,
     Case,
@@ -49,13 +48,12 @@ from compressor.verification.outputs import (
     row_cosines,
     same_labels,
 )
+from compressor.verification.reference_file import VERSION, read_reference
 from compressor.verification.samples import clipping, draw
-from compressor.verification.tables import table_record, tables_in
+from compressor.verification.tables import table_record
 from compressor.verification.tolerances import TOLERANCES, Tolerance
 from compressor.verification.verdict import Check, bounded, failed, yes
 
-VERSION = 2
-"""Of the file; version 1 had fewer probes and recorded nothing of the files beside the model. Both are read."""
 NEW_TOKENS = 24
 _MUCH_OUTSIDE = 0.001
 _NO_GRIDS: Mapping[str, GridSpec] = MappingProxyType({})
@@ -148,7 +146,7 @@ def write_reference(
 def check_reference(runner: Runner, path: Path, precision: str = "float32", *, group: str = "parity") -> list[Check]:
     """Compare an artifact with its reference at the tolerance of its precision; `group` names the checks."""
     try:
-        tensors, facts = _read(path)
+        tensors, facts = read_reference(path)
         tolerance = TOLERANCES[precision]
     except ModelError as error:
         return [failed(f"{group}.reference", error)]
@@ -188,7 +186,7 @@ def check_reference(runner: Runner, path: Path, precision: str = "float32", *, g
 def check_determinism(runner: Runner, path: Path) -> Check:
     """Check that the same input gives the same bits twice."""
     try:
-        tensors, facts = _read(path)
+        tensors, facts = read_reference(path)
         entry = facts["cases"][-1]
         inputs = restore(
             {k.split(".input.")[1]: v for k, v in tensors.items() if k.startswith(f"{entry['name']}.input.")}
@@ -346,59 +344,3 @@ def _greedy(runner: Runner, prompt: NDArray[Any], tokens: int) -> tuple[NDArray[
         made.append(step)
         margins.append((top[:, 1:] - top[:, :1]).astype(np.float32))
     return np.concatenate(made, axis=1), np.concatenate(margins, axis=1)
-
-
-def recorded_companions(path: Path) -> dict[str, Any] | None:
-    """Return what the reference says of the files beside the model; None where an earlier version wrote it.
-
-    Raises:
-        ModelError: it is missing or cannot be read.
-    """
-    found = _read(path)[1].get("companions")
-    return found if isinstance(found, dict) else None
-
-
-def recorded_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Return all tensors of the reference by name.
-
-    Raises:
-        ModelError: it is missing or cannot be read.
-    """
-    return _read(path)[0]
-
-
-def recorded_tables(path: Path) -> dict[str, NDArray[Any]]:
-    """Return what the reference says of the rows of embeddings, by parameter name.
-
-    Raises:
-        ModelError: it is missing or cannot be read.
-    """
-    return tables_in(_read(path)[0])
-
-
-def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    import safetensors
-
-    if not path.is_file():
-        raise ModelError(f"{path.parent.name}/{path.name} is missing: nothing tells what the exported model computed")
-    try:
-        with safetensors.safe_open(str(path), framework="numpy") as handle:
-            facts = _checked(parse_json(handle.metadata()["reference"], "its list of probes"))
-            return {name: handle.get_tensor(name) for name in handle.keys()}, facts  # noqa: SIM118
-    except (safetensors.SafetensorError, ModelError, OSError, ValueError, LookupError, TypeError) as error:
-        raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {summary(error)}") from error
-
-
-def _checked(facts: Any) -> dict[str, Any]:
-    """Return what a reference says of its probes, in the form in which it was written.
-
-    Raises:
-        TypeError, ValueError, LookupError: it has another form.
-    """
-    if facts["version"] not in (1, VERSION):
-        raise ValueError(f"it is not of version 1 to {VERSION}")
-    cases = [Case(**{**entry, "chunks": tuple(entry["chunks"])}) for entry in facts["cases"]]
-    sizes = [size for case in cases for size in case.chunks]
-    if not isinstance(facts["task"], str) or not cases or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError("it names no task, no probe, or a probe without tokens")
-    return dict(facts)

@@ -24,7 +24,7 @@ from compressor.passes import methods
 from compressor.passes.apply import Setting, apply_pass
 from compressor.verification import REFERENCE, check_reference, write_reference
 from compressor.verification.overlap import check_overlap
-from compressor.verification.reference import recorded_tensors
+from compressor.verification.reference_file import recorded_tensors
 from compressor.verification.weights import open_weights
 from tests.methods.test_tokens import loaded, pixels, planned
 from tests.methods.visual_papers import mmtok

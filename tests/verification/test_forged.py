@@ -33,7 +33,8 @@ from compressor.verification.code import check_code
 from compressor.verification.companions import check_companions, check_same
 from compressor.verification.manifest import check_files, read_manifest
 from compressor.verification.precision import check_precision
-from compressor.verification.reference import check_reference, recorded_companions, recorded_tables
+from compressor.verification.reference import check_reference
+from compressor.verification.reference_file import recorded_companions, recorded_tables
 from compressor.verification.tables import check_tables, table_record, tables_in
 from compressor.verification.verdict import Check
 from compressor.verification.weights import open_weights

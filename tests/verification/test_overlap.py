@@ -27,7 +27,7 @@ from compressor.passes.apply import Setting, apply_pass
 from compressor.verification import REFERENCE, write_reference
 from compressor.verification.kept import kept_tokens
 from compressor.verification.overlap import check_overlap, compared, keeps_of
-from compressor.verification.reference import recorded_tensors
+from compressor.verification.reference_file import recorded_tensors
 from compressor.verification.verdict import Check
 from compressor.verification.weights import open_weights
 
